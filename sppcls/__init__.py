@@ -1,0 +1,1 @@
+"""Multi-scale image classification with spatial pyramid pooling."""

@@ -1,0 +1,38 @@
+"""The errors a user can cause; each carries the exit status that a command ends with."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SppclsError(Exception):
+    """Anything that ends a command with one line on standard error (exit status 1)."""
+
+    exit_status = 1
+
+
+class ConfigError(SppclsError):
+    """Wrong arguments or configuration (exit status 2)."""
+
+    exit_status = 2
+
+
+class DataError(SppclsError):
+    """Missing, empty or broken data (exit status 3)."""
+
+    exit_status = 3
+
+
+def did_you_mean(got: str, allowed: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest allowed word, or the allowed words where none is near.
+
+    >>> did_you_mean("resnet81", ["resnet18", "tiny"])
+    "; did you mean 'resnet18'?"
+    >>> did_you_mean("qqq", ["keep", "crop"])
+    '; allowed: crop, keep'
+    """
+    words = sorted(allowed)
+    near = difflib.get_close_matches(got, words, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    shown = ", ".join(words[:12]) + (f" and {len(words) - 12} more" if len(words) > 12 else "")
+    return f"; allowed: {shown}"
