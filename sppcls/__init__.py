@@ -1,1 +1,38 @@
-"""Multi-scale image classification with spatial pyramid pooling."""
+"""Multi-scale image classification with spatial pyramid pooling.
+
+``import sppcls`` needs torch alone; what needs more is imported when it is first named.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sppcls.checkpoint import load_model
+    from sppcls.models.classifier import SppClassifier
+    from sppcls.ops import SpatialPyramidPool2d, spatial_pyramid_pool2d
+    from sppcls.training.datamodule import MultiScaleDataModule
+    from sppcls.training.module import LitSppClassifier
+
+_HOMES = {
+    "SpatialPyramidPool2d": "sppcls.ops",
+    "spatial_pyramid_pool2d": "sppcls.ops",
+    "SppClassifier": "sppcls.models.classifier",
+    "load_model": "sppcls.checkpoint",
+    "LitSppClassifier": "sppcls.training.module",
+    "MultiScaleDataModule": "sppcls.training.datamodule",
+}
+
+__all__ = [
+    "LitSppClassifier",
+    "MultiScaleDataModule",
+    "SpatialPyramidPool2d",
+    "SppClassifier",
+    "load_model",
+    "spatial_pyramid_pool2d",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sppcls' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

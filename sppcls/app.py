@@ -1,0 +1,88 @@
+"""The Hydra application: overrides -> values -> spec -> run. ``train.py`` and ``sppcls-train`` are this."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sppcls.errors import ConfigError, SppclsError, did_you_mean
+from sppcls.spec import Spec, keys, parse
+
+
+def conf_folder() -> Path:
+    """Return the config folder: beside this file in an installed package, beside the package in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def main() -> None:
+    """Run the application; ends the process with the contract's exit status."""
+    # Lets Hydra's errors through to us, who say them in one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store("spec", Spec().model_dump(mode="json"))
+    statuses: list[int] = []
+    job = hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")(
+        lambda config: statuses.append(_job(config))
+    )
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        _end(ConfigError(_one_line(error)))
+    except SppclsError as error:
+        _end(error)
+    sys.exit(max(statuses, default=0))
+
+
+def _end(error: SppclsError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_status)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip()
+    for line in text.splitlines():
+        if line.startswith("Key '") and "is not in struct" in line:
+            full = next(
+                (part.split(":")[1].strip() for part in text.splitlines() if "full_key" in part), line.split("'")[1]
+            )
+            return f"unknown key {full}{did_you_mean(full, keys())}"
+    return " ".join(text.split())
+
+
+def _job(config: Any) -> int:
+    from omegaconf import OmegaConf
+
+    try:
+        values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        spec = _resumed(values) if values.get("resume") else parse(values)
+    except SppclsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    from sppcls.training.run import run
+
+    return run(spec)
+
+
+def _resumed(values: Mapping[str, Any]) -> Spec:
+    """Return the spec of the run that goes on; only what does not change its result may be overridden."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from sppcls.training.folder import read_config
+
+    run = str(values["resume"])
+    given = [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
+    allowed = ("trainer.", "logger", "data.num_workers", "data.root", "data.cache")
+    for override in given:
+        if not override.startswith(allowed):
+            key = override.split("=")[0]
+            raise ConfigError(f"{key} may not change on resume; allowed: {', '.join(allowed)}")
+    stored = OmegaConf.create(read_config(run).model_dump(mode="json"))
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(given)))
+    return parse(merged | {"resume": run, "run_dir": run})

@@ -1,0 +1,1 @@
+"""Our numbers against the obvious way, in one process."""

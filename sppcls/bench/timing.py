@@ -1,0 +1,35 @@
+"""Ours against the obvious way: a paired timer for shared machines, and what a bench returns."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A table of measurements and the few figures that matter; times are in seconds unless a column says otherwise."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str | float, ...]]
+    summary: dict[str, float]
+
+
+def paired(
+    ours: Callable[[], object], naive: Callable[[], object], repeats: int = 15, warmup: int = 2
+) -> tuple[float, float, float]:
+    """Run both in turn and return the median seconds of each and the median of naive / ours over the pairs.
+
+    A pair runs within moments, so a neighbour's load falls on both sides; the median drops the pairs it falls on one.
+    """
+    for _ in range(warmup):
+        ours(), naive()
+    pairs = [(_seconds(ours), _seconds(naive)) for _ in range(repeats)]
+    return median(a for a, _ in pairs), median(b for _, b in pairs), median(b / a for a, b in pairs)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

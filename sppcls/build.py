@@ -1,0 +1,52 @@
+"""Names and numbers of a spec -> objects."""
+
+from collections.abc import Sequence
+
+from sppcls.data.augment import Augment
+from sppcls.data.schedule import Schedule
+from sppcls.data.sources import Splits, load_splits
+from sppcls.models.classifier import SppClassifier
+from sppcls.spec import AugmentSpec, DataSpec, ModelSpec, Spec
+
+
+def build_schedule(spec: Spec) -> Schedule:
+    """Return the schedule of a run."""
+    values = spec.schedule
+    return Schedule(values.kind, values.scales, values.every, values.step, spec.trainer.max_epochs, spec.seed)
+
+
+def build_augment(spec: AugmentSpec, seed: int) -> Augment:
+    """Return the per-sample augmentation; mixup and cutmix are the training step's."""
+    return Augment(**spec.model_dump(exclude={"mixup", "cutmix"}), seed=seed)
+
+
+def build_splits(spec: DataSpec) -> Splits:
+    """Return the training, validation and test sources."""
+    chosen = spec.model_dump(
+        include={"train_per_class", "val_per_class", "train_size", "val_size", "test_size", "on_error", "download"}
+    )
+    return load_splits(spec.name, spec.root, seed=spec.split_seed, classes=spec.classes, **chosen)
+
+
+def build_classifier(
+    spec: ModelSpec, classes: Sequence[str], scales: Sequence[int], *, pretrained: bool = True
+) -> SppClassifier:
+    """Return the network; ``pretrained=False`` leaves ``spec.weights`` alone, as a checkpoint brings its own."""
+    from sppcls.models.backbones import build_trunk
+
+    weights = spec.weights if pretrained else None
+    network = SppClassifier(
+        build_trunk(spec.backbone, width=spec.width, norm=spec.norm, weights=weights),
+        classes,
+        pool=spec.pool,
+        levels=spec.levels,
+        mode=spec.mode,
+        head=spec.head,
+        hidden=spec.hidden,
+        dropout=spec.dropout,
+        input_size=scales[0] if spec.pool == "fixed" else None,
+        scales=tuple(scales),
+    )
+    if spec.freeze == "backbone":
+        network.freeze_trunk()
+    return network

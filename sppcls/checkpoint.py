@@ -1,0 +1,87 @@
+"""A checkpoint as data: tensors and plain values, rebuilt from names, safe to load from a stranger."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sppcls.errors import ConfigError, SppclsError
+from sppcls.models.classifier import SppClassifier
+from sppcls.spec import Spec, parse
+
+KEY = "sppcls"
+SCHEMA = 1
+
+
+def describe(spec: Spec, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the plain values that a checkpoint carries beside its tensors."""
+    return {"schema": SCHEMA, "version": _version(), "classes": list(classes), "spec": spec.model_dump(mode="json")}
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("sppcls")
+
+
+def checkpoint_path(path: str | Path) -> Path:
+    """Return the checkpoint that a run folder or a file name means; a run means its last one."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    if not given.exists():
+        raise ConfigError(f"no run or checkpoint at {given}; name a run folder or a .ckpt file")
+    last = given / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        raise ConfigError(f"{given} has no checkpoints/last.ckpt; it is not a run folder, or has saved nothing yet")
+    return last
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint's tensors and plain values, running no code that came with it."""
+    file = checkpoint_path(path)
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        line = str(error).splitlines()[0]
+        raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({line})") from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise SppclsError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    if not isinstance(loaded, dict) or KEY not in loaded or "state_dict" not in loaded:
+        raise SppclsError(f"{file} is no checkpoint of this package: it has no {KEY!r} entry")
+    if loaded[KEY].get("schema") != SCHEMA:
+        got = loaded[KEY].get("schema")
+        raise SppclsError(
+            f"{file} has schema {got}, this version reads {SCHEMA}; load it with the version that wrote it"
+        )
+    return loaded
+
+
+def load_model(path: str | Path) -> SppClassifier:
+    """Return the classifier of a run folder or a checkpoint, in eval mode.
+
+    The network is rebuilt from names and its weights are loaded with ``weights_only=True``.
+
+    Raises:
+        ConfigError: There is nothing at ``path``.
+        SppclsError: The file is no checkpoint of this package, or its weights contradict its description.
+    """
+    from sppcls.build import build_classifier
+
+    loaded = read_checkpoint(path)
+    described = loaded[KEY]
+    spec = parse(described["spec"])
+    network = build_classifier(spec.model, described["classes"], spec.schedule.scales, pretrained=False)
+    prefix = "network."
+    weights = {
+        name.replace("_orig_mod.", "").removeprefix(prefix): tensor
+        for name, tensor in loaded["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SppclsError(f"{path}: weights contradict the description: {' '.join(str(error).split())[:300]}") from None
+    return network.eval()

@@ -1,0 +1,1 @@
+"""Files to batches: sources, images, schedule, plan, loader."""

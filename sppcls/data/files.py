@@ -1,0 +1,187 @@
+"""Folders of image files: listing them, their sizes from headers (cached between runs), the source they make."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sppcls.data.cache import cache_dir
+from sppcls.data.images import decode, quiet, read_size_unguarded, shown
+from sppcls.errors import ConfigError, DataError, did_you_mean
+
+Skipped = list[tuple[str, str]]
+_Entry = list[int]  # bytes, mtime_ns, H, W
+
+# Not hidden (.DS_Store, ._a.jpg), and with the suffix of a format that `decode` reads.
+_IMAGE_NAME = re.compile(r"[^.].*\.(jpe?g|jpe|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?|p[pgbn]m|avif|jp2|j2k)", re.I | re.S)
+ON_ERROR = ("fail", "skip")
+_THREADS = 16  # they wait for the disk, which may be a network's
+_CHUNK = 128
+_WORTH_A_BAR = 3000
+
+
+class FileSource:
+    """Image files with known sizes (see `sppcls.data.source.Source`); ``names`` are their paths."""
+
+    def __init__(
+        self, paths: Iterable[Path], targets: Sequence[int], classes: Sequence[str], sizes: npt.NDArray[np.int64]
+    ) -> None:
+        self.names = [str(path) for path in paths]
+        self.targets = np.asarray(targets, np.int64)
+        self.classes = tuple(classes)
+        self.sizes = sizes
+
+    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+        """Return image ``index`` as [3, H, W] uint8 RGB; a JPEG may be smaller, down to ``min_short``."""
+        return decode(self.names[index], min_short)
+
+
+def class_folders(root: Path) -> dict[str, list[Path]]:
+    """Return the image files of each folder in ``root``, classes and files in sorted order, hidden ones left out."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return {folder.name: image_files(folder) for folder in folders}
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the files at any depth whose suffix is an image's, sorted; hidden files and folders are left out.
+
+    Links are followed; a folder that was seen already is not entered again.
+
+    Raises:
+        DataError: A folder that may not be read.
+    """
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent, name) for name in names if _IMAGE_NAME.fullmatch(name)]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{shown(error.filename)}: {error.strerror}; let it be read or move it away") from error
+
+
+def read_groups(
+    groups: Mapping[str, list[Path]], on_error: str = "fail", cache: Path | None = None
+) -> tuple[FileSource, Skipped]:
+    """Scan the files of each class and return them as a source, with the files that were skipped.
+
+    Raises:
+        DataError: What `scan` raises, and a class of which no readable file is left.
+    """
+    targets = {path: target for target, files in enumerate(groups.values()) for path in files}
+    kept, sizes, skipped = scan(list(targets), on_error, cache)
+    source = FileSource(kept, [targets[path] for path in kept], tuple(groups), sizes)
+    counts = np.bincount(source.targets, minlength=len(groups))
+    bare = [name for name, count in zip(groups, counts, strict=True) if count == 0]
+    if bare:
+        raise DataError(f"class {shown(bare[0])!r}: none of its files is a readable image; add some or remove it")
+    return source, skipped
+
+
+def scan(
+    paths: Sequence[Path], on_error: str = "fail", cache: Path | None = None
+) -> tuple[list[Path], npt.NDArray[np.int64], Skipped]:
+    """Read the sizes of image files from their headers, in threads.
+
+    Args:
+        paths: The files.
+        on_error: ``fail`` raises at unreadable files; ``skip`` leaves them out and lists them.
+        cache: A file that keeps sizes between runs, by path, length and time of change (see `size_cache`).
+
+    Returns:
+        The readable paths, their sizes [N, 2] int64 as (H, W), and (path, reason) of the others.
+
+    Raises:
+        DataError: Naming the first unreadable file and how many more there are.
+    """
+    if on_error not in ON_ERROR:
+        raise ConfigError(f"data.on_error: got {on_error!r}{did_you_mean(on_error, ON_ERROR)}")
+    known = _load(cache)
+    entries = list(_probe_all(paths, known))
+    fresh = {str(path): entry for path, entry in zip(paths, entries, strict=True) if isinstance(entry, list)}
+    if any(known.get(name) != entry for name, entry in fresh.items()):
+        _save(cache, known | fresh)
+    skipped = [(str(path), entry) for path, entry in zip(paths, entries, strict=True) if isinstance(entry, str)]
+    if skipped and on_error == "fail":
+        more = f" ({len(skipped) - 1} more such files)" if len(skipped) > 1 else ""
+        path, reason = skipped[0]
+        raise DataError(f"{shown(path)}: {reason}{more}; data.on_error=skip leaves such files out")
+    sizes = np.array([entry[2:] for entry in entries if isinstance(entry, list)], np.int64).reshape(-1, 2)
+    return [path for path in paths if str(path) in fresh], sizes, skipped
+
+
+def _probe_all(paths: Sequence[Path], known: Mapping[str, _Entry]) -> Iterator[_Entry | str]:
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    with quiet(), ThreadPoolExecutor(_THREADS) as pool:
+        results: Iterable[list[_Entry | str]] = pool.map(lambda chunk: [_probe(path, known) for path in chunk], chunks)
+        if sys.stderr.isatty() and len(paths) - len(known) > _WORTH_A_BAR:
+            from rich.console import Console
+            from rich.progress import track
+
+            results = track(results, "Reading image sizes", len(chunks), console=Console(stderr=True))
+        for chunk in results:
+            yield from chunk
+
+
+def _probe(path: Path, known: Mapping[str, _Entry]) -> _Entry | str:
+    """Return the entry of one file, or why it has none."""
+    try:
+        status = path.stat()
+        entry = known.get(str(path))
+        if entry is not None and entry[:2] == [status.st_size, status.st_mtime_ns]:
+            return entry
+        return [status.st_size, status.st_mtime_ns, *read_size_unguarded(path)]
+    except DataError as error:
+        return str(error).removeprefix(f"{shown(path)}: ")
+    except OSError as error:
+        return error.strerror or "cannot be read"
+
+
+def size_cache(root: Path) -> Path | None:
+    """Return the file that keeps the sizes of the images under ``root``, in the user's cache folder."""
+    resolved = root.resolve()
+    digest = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
+    try:
+        return cache_dir() / "sizes" / f"{digest}.json"
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def _load(cache: Path | None) -> dict[str, _Entry]:
+    """Return what a cache file holds; a missing or damaged one holds nothing."""
+    if cache is None:
+        return {}
+    try:
+        entries = json.loads(cache.read_bytes())
+        whole = all(len(entry) == 4 and all(type(value) is int for value in entry) for entry in entries.values())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return entries if whole else {}
+
+
+def _save(cache: Path | None, entries: Mapping[str, _Entry]) -> None:
+    if cache is None:
+        return
+    beside = cache.with_name(f"{cache.name}.{os.getpid()}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(entries))
+        beside.replace(cache)
+    except OSError:  # no room or no right to write: the next run reads the headers again
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sppcls.data.augment import Augment
+from sppcls.data.cache import PixelCache
+from sppcls.data.images import fit_image, fitted_size
+from sppcls.data.plan import Batch, EpochPlan, Fit
+from sppcls.data.source import Source
+from sppcls.errors import DataError
+
+ImageBatch = dict[str, Any]
+IGNORED = -1
+
+
+class BatchDataset(Dataset[ImageBatch]):
+    """Turns a ``Batch`` of the plan into tensors; the batch carries all that changes from epoch to epoch.
+
+    Returns a dict: ``images`` [B, 3, H, W] uint8 with channels-last strides, ``targets`` [B] int64 (-1 where the
+    image could not be read), ``indices`` [B] int64, ``broken``: (index, reason) of the unreadable ones.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        fit: Fit = "keep",
+        pad: tuple[int, int, int] = (0, 0, 0),
+        augment: Augment | None = None,
+        cache: PixelCache | None = None,
+    ) -> None:
+        self.source = source
+        self.fit: Fit = fit
+        self.pad = pad
+        self.augment = augment
+        self.cache = cache
+
+    def __getitem__(self, batch: Batch) -> ImageBatch:
+        height, width = batch.size
+        images = torch.empty(len(batch.indices), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        targets = torch.from_numpy(self.source.targets[list(batch.indices)])
+        broken: list[tuple[int, str]] = []
+        for place, index in enumerate(batch.indices):
+            try:
+                self._fill(images[place], index, batch)
+            except DataError as error:
+                images[place] = torch.tensor(self.pad, dtype=torch.uint8)[:, None, None]
+                targets[place] = IGNORED
+                broken.append((index, str(error)))
+        return {"images": images, "targets": targets, "indices": torch.tensor(batch.indices), "broken": broken}
+
+    def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
+        image = self._read(index, min(batch.size))
+        augment = self.augment if batch.epoch >= 0 else None
+        draw = augment.draw(batch.epoch, index) if augment else None
+        offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
+        fit_image(image, batch.size, self.fit, self.pad, offset=offset, out=out)
+        if augment and draw:
+            h, w = fitted_size(image.shape[1], image.shape[2], batch.size) if self.fit == "keep" else batch.size
+            shown = out[:, :h, :w]
+            shown.copy_(augment(shown, draw))
+
+    def _read(self, index: int, short: int) -> torch.Tensor:
+        if self.cache is None:
+            return self.source.read(index, short)
+        kept = self.cache.get(index)
+        if kept is None:
+            kept = self.cache.slot(index)
+            height, width = int(kept.shape[1]), int(kept.shape[2])
+            fit_image(self.source.read(index, min(height, width)), (height, width), "warp", out=kept)
+            self.cache.mark(index)
+        return kept
+
+
+class PlannedLoader:
+    """Iterates over an epoch's batches; each new iteration is the next epoch, at that epoch's scale.
+
+    Workers persist: all that changes travels inside the batch that they are handed. ``state_dict`` counts batches
+    handed out, not batches prefetched, so a loader that loads it goes on with the very next batch.
+
+    Args:
+        dataset: What makes tensors of a batch.
+        plan: Epoch -> plan; the same length every epoch.
+        rank: Whose share of the plan this loader hands out.
+        on_error: ``fail`` raises ``DataError`` at the first unreadable image; ``skip`` goes on, the image's target
+            is -1 and ``skipped`` names it.
+    """
+
+    def __init__(
+        self,
+        dataset: BatchDataset,
+        plan: Callable[[int], EpochPlan],
+        *,
+        rank: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        on_error: str = "fail",
+    ) -> None:
+        self.dataset = dataset
+        self.plan = plan
+        self.rank = rank
+        self.epoch = 0
+        self.position = 0
+        self.skipped: dict[str, str] = {}
+        self._on_error = on_error
+        self._length = len(plan(0).of_rank(rank))
+        self._batches: list[Batch] = []
+        self._resumed = False
+        self._workers = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=_Handover(self._batches),
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            # Its own generator: the default one is the network's (dropout), and a resumed run must find it unmoved.
+            generator=torch.Generator(),
+        )
+
+    @property
+    def sampler(self) -> "PlannedLoader":
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` the next one to iterate; the epoch under way stays where it is."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        # A generator's body runs at the first batch, so an epoch set after iter() still counts.
+        if self.position and not self._resumed:
+            self.epoch, self.position = self.epoch + 1, 0
+        self._resumed = False
+        self._batches[:] = self.plan(self.epoch).of_rank(self.rank)[self.position :]
+        for batch in self._workers:
+            self.position += 1
+            yield self._checked(batch)
+
+    def _checked(self, batch: ImageBatch) -> ImageBatch:
+        for index, reason in batch.pop("broken"):
+            if self._on_error == "fail":
+                raise DataError(f"{reason}; data.on_error=skip leaves such files out")
+            self.skipped[str(self.dataset.source.names[index])] = reason
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches were handed out."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches that ``state`` has counted."""
+        done = state["position"] >= self._length
+        self.epoch, self.position = (state["epoch"] + 1, 0) if done else (state["epoch"], state["position"])
+        self._resumed = True
+
+
+class _Handover:
+    """Gives a loader the batches that lie in a list at the time it starts to iterate."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(list(self.batches))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

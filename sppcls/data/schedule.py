@@ -1,0 +1,50 @@
+"""Which scale is trained when: a pure function of the epoch, the step and the seed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["single", "alternate", "random", "progressive"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The scales of a training run.
+
+    Attributes:
+        kind: ``single``: the one scale. ``alternate``: epoch e uses ``scales[e mod k]`` (paper, section 2.3).
+            ``random``: one draw an epoch (or a step, with ``every="batch"``) from the smallest to the largest
+            scale by ``step`` pixels. ``progressive``: the scales in turn, each for an equal part of the epochs.
+        scales: Shorter sides in pixels.
+        epochs: Length of the run, which ``progressive`` divides.
+
+    >>> [Schedule("alternate", (64, 96)).scales_of(epoch, 1) for epoch in range(3)]
+    [[64], [96], [64]]
+    """
+
+    kind: Kind
+    scales: tuple[int, ...]
+    every: Literal["epoch", "batch"] = "epoch"
+    step: int = 8
+    epochs: int = 1
+    seed: int = 0
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Every scale that can be trained, ascending."""
+        if self.kind == "random":
+            return tuple(range(min(self.scales), max(self.scales) + 1, self.step))
+        return tuple(sorted(set(self.scales)))
+
+    def scales_of(self, epoch: int, steps: int) -> list[int]:
+        """Return the scale of each of the ``steps`` steps of an epoch (counted from 0)."""
+        if self.kind == "random":
+            rng = np.random.default_rng([self.seed, epoch, 1])
+            draws = steps if self.every == "batch" else 1
+            drawn = [int(s) for s in rng.choice(self.choices, size=draws)]
+            return drawn if self.every == "batch" else drawn * steps
+        if self.kind == "progressive":
+            part = min(epoch * len(self.scales) // max(self.epochs, 1), len(self.scales) - 1)
+            return [self.scales[part]] * steps
+        return [self.scales[epoch % len(self.scales)]] * steps

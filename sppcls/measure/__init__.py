@@ -1,0 +1,1 @@
+"""Accuracy, calibration, scale spread and generalization gap of a trained network."""

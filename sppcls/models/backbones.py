@@ -1,0 +1,247 @@
+"""Trunks by name: from normalised images [N, 3, H, W] to a feature map [N, C, h, w] of any size."""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sppcls.errors import ConfigError, did_you_mean
+from sppcls.models.lite import EfficientNetLite0, lite0_weights
+from sppcls.models.paper import TABLE, paper_trunk
+from sppcls.models.tiny import tiny
+from sppcls.models.weights import load_weights
+
+Triple = tuple[float, float, float]
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+_SIZED: dict[str, Callable[..., nn.Module]] = {"tiny": tiny, **{name: partial(paper_trunk, name) for name in TABLE}}
+_LITE = "efficientnet_lite0"
+_TRANSFORMERS = ("vit_", "swin_", "maxvit_")
+_TAIL = ("avgpool", "classifier", "fc")
+# A multiple of every usual total stride (12, 16, 20, 24, 32, 64), so that a map grows by exactly _STEP / stride.
+_STEP = 960
+
+
+class Trunk(nn.Module):
+    """A network without its classifier: normalised float images [N, 3, H, W] -> feature map [N, C, h, w].
+
+    Attributes:
+        channels: C.
+        stride: input pixels from one map cell to the next.
+        smallest: the smallest side, in pixels, of a square input that gives a map of at least one cell.
+        mean, std: per colour, in units of 0..1, what the images are normalised with: those of ``net`` where it has
+            them, otherwise ImageNet's.
+
+    Raises:
+        ValueError: ``net`` gives no map that grows with its input.
+
+    >>> trunk = Trunk(nn.Conv2d(3, 8, 3, stride=2))
+    >>> trunk.channels, trunk.stride, trunk.smallest
+    (8, 2, 3)
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.mean: Triple = tuple(getattr(net, "mean", IMAGENET_MEAN))
+        self.std: Triple = tuple(getattr(net, "std", IMAGENET_STD))
+        self.smallest = _smallest(net)
+        self.channels, self.stride = _channels_and_stride(net, self.smallest)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the feature map."""
+        features: Tensor = self.net(images)
+        return features
+
+
+def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weights: str | None = None) -> Trunk:
+    """Build a trunk by its name.
+
+    Names: ``tiny``; the paper's ``zf5``, ``convnet5``, ``overfeat5``, ``overfeat7``; ``efficientnet_lite0``; every
+    convolutional network of torchvision; ``timm:NAME`` with the extra ``timm``; and what other packages register in the
+    entry point group ``sppcls.backbones``: a name for a ``callable(width: float) -> nn.Module`` that maps [N, 3, H, W]
+    to [N, C, h, w] and may have ``mean`` and ``std``. A name of this package comes before a registered one.
+
+    Args:
+        name: one of the above.
+        width: factor on the number of channels; ``tiny``, the paper's and registered networks only.
+        norm: ``lrn`` or ``batch``; ``tiny`` and the paper's networks only. None is the network's own.
+        weights: None, ``pretrained`` (ImageNet, from the library that has the network) or a local file, see
+            `load_weights`.
+
+    Raises:
+        ConfigError: unknown name, a setting that the network does not take, no feature map, or weights that cannot be
+            had or do not fit.
+    """
+    options: dict[str, Any] = ({} if width == 1.0 else {"width": width}) | ({} if norm is None else {"norm": norm})
+    if not width > 0:
+        raise ConfigError(f"model.width is {width}; it is a factor above 0, such as 0.5")
+    net = _network(name, options, weights == "pretrained")
+    try:
+        trunk = Trunk(net)
+    except ValueError as error:
+        raise ConfigError(f"model.backbone={name}: {error}; choose a convolutional network such as resnet18") from error
+    if weights is not None and weights != "pretrained":
+        load_weights(net, weights)
+    return trunk
+
+
+def backbone_names() -> list[str]:
+    """Return every name that `build_trunk` takes, without those of timm."""
+    return sorted({*_SIZED, _LITE, *_torchvision_names(), *_registered()})
+
+
+def _network(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
+    build, settings = _find(name)
+    for key, value in (options | ({"weights": "pretrained"} if pretrained else {})).items():
+        if key not in settings:
+            raise ConfigError(f"model.{key} is {value!r}, but {name} cannot take it; leave it out")
+    return build(**options, **({"pretrained": pretrained} if "weights" in settings else {}))
+
+
+def _find(name: str) -> tuple[Callable[..., nn.Module], tuple[str, ...]]:
+    """Return what builds the network, and the settings that it takes."""
+    if name in _SIZED:
+        return _SIZED[name], ("width", "norm")
+    if name == _LITE:
+        return _lite0, ("weights",)
+    if name.startswith("timm:"):
+        return partial(_timm, name.removeprefix("timm:")), ("weights",)
+    if name in _torchvision_names():
+        return partial(_torchvision, name), ("weights",)
+    if name in (registered := _registered()):
+        return partial(_from_package, registered[name]), ("width",)
+    if name.startswith(_TRANSFORMERS):
+        raise ConfigError(
+            f"model.backbone={name} is a transformer, not a convolutional network, and gives no feature map "
+            "at every input size; choose a convolutional network such as resnet18"
+        )
+    raise ConfigError(f"model.backbone is {name!r}, which is unknown{did_you_mean(name, backbone_names())}")
+
+
+def _lite0(pretrained: bool) -> nn.Module:
+    net = EfficientNetLite0()
+    if pretrained:
+        load_weights(net, lite0_weights())
+    return net
+
+
+def _from_package(point: EntryPoint, width: float = 1.0) -> nn.Module:
+    net = point.load()(width=width)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"model.backbone={point.name}: {point.value} returned {type(net).__name__}, not an nn.Module")
+    return net
+
+
+def _registered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="sppcls.backbones")}
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    return [name for name in models.list_models(module=models) if not name.startswith(_TRANSFORMERS)]
+
+
+class _Cut(nn.Sequential):
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+
+
+def _torchvision(name: str, pretrained: bool) -> nn.Module:
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    inception = name in ("googlenet", "inception_v3")
+    options = {"init_weights": True, "aux_logits": False} if inception and not pretrained else {}
+    try:
+        net = models.get_model(name, weights=weights if pretrained else None, **options)
+    except (OSError, RuntimeError) as error:
+        file, folder = weights.url.rsplit("/", 1)[-1], f"{torch.hub.get_dir()}/checkpoints"
+        raise ConfigError(
+            f"model.weights=pretrained: the download for {name} failed ({_reason(error)}); "
+            f"put {file} into {folder}, or give model.weights a local file"
+        ) from error
+    cut = _before_pooling(net)
+    # These two networks' forward turns ImageNet's normalisation into this one first, which is not part of the cut.
+    preset = None if inception else weights.transforms()
+    cut.mean, cut.std = (preset.mean, preset.std) if preset else ((0.5,) * 3, (0.5,) * 3)
+    return cut
+
+
+def _before_pooling(net: nn.Module) -> _Cut:
+    """Chain the children of a torchvision network up to its pooling, under their own names."""
+    cut = _Cut()
+    for name, child in net.named_children():
+        if name in _TAIL:
+            break
+        if not name.lower().startswith("aux"):
+            cut.add_module(name, child)
+    if type(net).__name__ == "DenseNet":  # the only one with a function between its layers and its pooling
+        cut.add_module("relu", nn.ReLU(inplace=True))
+    return cut
+
+
+def _timm(name: str, pretrained: bool) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(f'model.backbone=timm:{name} needs timm; run pip install "sppcls[timm]"') from error
+    if not timm.is_model(name):
+        raise ConfigError(f"model.backbone=timm:{name} is unknown to timm{did_you_mean(name, timm.list_models())}")
+    try:
+        net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+    except Exception as error:  # timm and its hub raise errors of their own kinds, and not all networks take no pooling
+        what = "its pretrained weights cannot be had; give model.weights a local file" if pretrained else "not a trunk"
+        raise ConfigError(f"model.backbone=timm:{name}: {what} ({_reason(error)})") from error
+    net.mean, net.std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+    return net  # type: ignore[no-any-return]
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _map_shape(net: nn.Module, height: int, width: int) -> torch.Size:
+    # Real images of a few pixels: the meta device costs four seconds of imports, and refuses tensors made in forward.
+    like = next(net.parameters(), torch.empty(0))
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        net.eval()
+        with torch.no_grad():
+            out = net(like.new_zeros(1, 3, height, width))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(out, Tensor) or out.ndim != 4 or 0 in out.shape:
+        raise ValueError(f"it returns {list(out.shape) if isinstance(out, Tensor) else type(out).__name__}")
+    return out.shape
+
+
+def _smallest(net: nn.Module) -> int:
+    def gives_map(side: int) -> bool:
+        try:
+            _map_shape(net, side, side)
+        except Exception:  # a network that fails at every size fails again below, where its reason is told
+            return False
+        return True
+
+    top = next((side for side in (1, 2, 4, 8, 16, 32, 64, 128) if gives_map(side)), 256)
+    sides = range(top // 2 + 1, top)
+    return sides.start + bisect_left(sides, True, key=gives_map)
+
+
+def _channels_and_stride(net: nn.Module, smallest: int) -> tuple[int, int]:
+    width = 257  # one more than a multiple of 32, which networks that need such a multiple refuse
+    try:
+        near, far = (_map_shape(net, smallest, side) for side in (width, width + _STEP))
+    except Exception as error:  # a network may raise anything
+        raise ValueError(f"no feature map [N, C, h, w] from {smallest}x{width} pixels: {_reason(error)}") from error
+    if near[:3] != far[:3] or near[3] == far[3]:
+        raise ValueError(f"no feature map [N, C, h, w]: it returns {list(near)}, and {list(far)} for wider images")
+    return near[1], round(_STEP / (far[3] - near[3]))

@@ -1,0 +1,134 @@
+"""The classifier: a trunk, a pooling that takes maps of any size, and a head."""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from sppcls.errors import did_you_mean
+from sppcls.models.backbones import Trunk, build_trunk
+from sppcls.models.heads import LevelsHead, StackHead
+from sppcls.ops import spatial_pyramid_levels2d
+
+_HEADS: dict[str, type[LevelsHead | StackHead]] = {"levels": LevelsHead, "stack": StackHead}
+_POOLS = ("spp", "gap", "fixed")
+
+
+class SppClassifier(nn.Module):
+    """Classify images of any size: trunk -> spatial pyramid pooling -> head.
+
+    Args:
+        trunk: a name for `build_trunk`, or any module that maps [N, 3, H, W] to [N, C, h, w].
+        classes: the names of the K classes, in the order of the logits.
+        pool: ``spp``, a pyramid; ``gap``, the average over the map; ``fixed``, the paper's baseline without SPP: one
+            input size, its map max-pooled to 6x6.
+        levels: the pyramid's grid sizes; ``spp`` only.
+        mode: ``max`` or ``avg``; ``spp`` only.
+        head: ``levels``, a normalised classifier a level with averaged logits, or ``stack``, the paper's layers on all
+            bins together. Either serves all pools, so that comparing pools compares nothing else.
+        hidden: widths of hidden layers in the head.
+        dropout: probability, before (``levels``) and after (both) the hidden layers.
+        input_size: (H, W) or a side, in pixels; ``fixed`` only.
+        scales: the scales it is trained at, kept for its users.
+
+    Attributes:
+        classes, scales: as given, as tuples.
+        levels: the grid sizes in use: (1,) for ``gap``, (6,) for ``fixed``.
+        mean, std, smallest: of the trunk: what images are normalised with, in units of 0..1, and their smallest side.
+        frozen: whether `freeze_trunk` was called.
+
+    Raises:
+        ValueError: an argument that is none of the above.
+        ConfigError: a trunk's name that is unknown.
+
+    >>> model = SppClassifier(nn.Conv2d(3, 8, 3, stride=2), ["cat", "dog"], levels=(2, 1))
+    >>> model(torch.zeros(5, 3, 20, 31)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        trunk: str | nn.Module,
+        classes: Sequence[str],
+        *,
+        pool: Literal["spp", "gap", "fixed"] = "spp",
+        levels: Sequence[int] = (4, 2, 1),
+        mode: Literal["max", "avg"] = "max",
+        head: Literal["levels", "stack"] = "levels",
+        hidden: Sequence[int] = (),
+        dropout: float = 0.2,
+        input_size: int | tuple[int, int] | None = None,
+        scales: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.classes = _checked_classes(classes)
+        self.input_size = _checked_size(pool, input_size)
+        if head not in _HEADS:
+            raise ValueError(f"head is {head!r}{did_you_mean(head, _HEADS)}")
+        self.pool, self.scales, self.frozen = pool, tuple(scales), False
+        self.levels = {"spp": tuple(levels), "gap": (1,), "fixed": (6,)}[pool]
+        self.mode = {"spp": mode, "gap": "avg", "fixed": "max"}[pool]
+        spatial_pyramid_levels2d(torch.zeros(1, 1, 1, 1), self.levels, self.mode)  # refuses wrong levels and modes now
+        net = build_trunk(trunk) if isinstance(trunk, str) else trunk
+        self.trunk = net if isinstance(net, Trunk) else Trunk(net)
+        self.mean, self.std, self.smallest = self.trunk.mean, self.trunk.std, self.trunk.smallest
+        self.head = _HEADS[head](self.trunk.channels, self.levels, len(self.classes), hidden, dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [N, K] of images as `features` takes them."""
+        logits: Tensor = self.head(spatial_pyramid_levels2d(self.features(images), self.levels, self.mode))
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the feature map [N, C, h, w] of images [N, 3, H, W], float, normalised with ``mean`` and ``std``.
+
+        Raises:
+            TypeError: images that are not of a float type.
+            ValueError: another shape, a side below ``smallest``, or with ``pool="fixed"`` another size.
+        """
+        if not images.is_floating_point():
+            raise TypeError(f"images are {images.dtype}; scale them to 0..1 and normalise them with .mean and .std")
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images are {list(images.shape)}; expected [N, 3, H, W]")
+        height, width = images.shape[2:]
+        if height < self.smallest or width < self.smallest:
+            raise ValueError(
+                f"images are {height}x{width} pixels (H x W); the smallest side for this trunk is {self.smallest}"
+            )
+        if self.input_size is not None and (height, width) != self.input_size:
+            fixed = "{}x{}".format(*self.input_size)
+            raise ValueError(f"pool='fixed' takes images of {fixed} pixels (H x W) only, got {height}x{width}")
+        features: Tensor = self.trunk(images)
+        return features
+
+    def freeze_trunk(self) -> None:
+        """Train the head alone: no gradients for the trunk, and its batch-norm stays in eval mode after `train`."""
+        self.trunk.requires_grad_(False)
+        self.frozen = True
+        self.trunk.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of what is not frozen."""
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
+
+def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    names = () if isinstance(classes, str) else tuple(classes)
+    if len(names) < 2 or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"classes are {classes!r}; expected at least two names, none of them empty")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"class {twice!r} occurs {names.count(twice)} times; names must differ")
+    return names
+
+
+def _checked_size(pool: str, size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if pool not in _POOLS:
+        raise ValueError(f"pool is {pool!r}{did_you_mean(pool, _POOLS)}")
+    if (size is None) == (pool == "fixed"):
+        raise ValueError(f"input_size is {size} with pool={pool!r}; pool='fixed' needs one, no other pool takes it")
+    return (size, size) if isinstance(size, int) else size

@@ -1,0 +1,49 @@
+"""Heads: from the pooled bins of each pyramid level to class logits."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class LevelsHead(nn.Module):
+    """A classifier for each level; their logits are averaged.
+
+    It is one classifier over all bins, whose levels are normalised apart so that none drowns another.
+    """
+
+    def __init__(
+        self, channels: int, levels: Sequence[int], classes: int, hidden: Sequence[int] = (), dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        lengths = [channels * level * level for level in levels]
+        self.levels = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(n), nn.Dropout(dropout), _layers(n, classes, hidden, dropout)) for n in lengths
+        )
+
+    def forward(self, bins: Sequence[Tensor]) -> Tensor:
+        """Return logits [N, K] of one [N, C * n * n] a level."""
+        return torch.stack([level(x) for level, x in zip(self.levels, bins, strict=True)]).mean(0)
+
+
+class StackHead(nn.Module):
+    """One stack of layers on all bins together, as in the paper (there ``hidden=(4096, 4096), dropout=0.5``)."""
+
+    def __init__(
+        self, channels: int, levels: Sequence[int], classes: int, hidden: Sequence[int] = (), dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.layers = _layers(channels * sum(level * level for level in levels), classes, hidden, dropout)
+
+    def forward(self, bins: Sequence[Tensor]) -> Tensor:
+        """Return logits [N, K] of one [N, C * n * n] a level."""
+        logits: Tensor = self.layers(torch.cat(list(bins), 1))
+        return logits
+
+
+def _layers(inputs: int, outputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))

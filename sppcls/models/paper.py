@@ -1,0 +1,56 @@
+"""The four networks of the SPP paper (table 1), up to their last convolution."""
+
+from torch import nn
+
+from sppcls.errors import ConfigError
+
+_NORM = "norm"
+# (channels, kernel, stride) is a convolution padded by floor(kernel / 2), (kernel, stride) a max pool. Only pools that
+# are neither padded nor rounded up give the maps that the paper states: 13x13 (ZF-5) and 18x18 (Overfeat) at 224.
+_Layer = tuple[int, int, int] | tuple[int, int] | str
+TABLE: dict[str, tuple[_Layer, ...]] = {
+    "zf5": ((96, 7, 2), _NORM, (3, 2), (256, 5, 2), _NORM, (3, 2), (384, 3, 1), (384, 3, 1), (256, 3, 1)),
+    "convnet5": ((96, 11, 4), _NORM, (256, 5, 1), _NORM, (3, 2), (384, 3, 1), (3, 2), (384, 3, 1), (256, 3, 1)),
+    "overfeat5": ((96, 7, 2), (3, 3), _NORM, (256, 5, 1), (2, 2), *((512, 3, 1),) * 3),
+    "overfeat7": ((96, 7, 2), (3, 3), _NORM, (256, 5, 1), (2, 2), *((512, 3, 1),) * 5),
+}
+
+
+def paper_trunk(name: str, width: float = 1.0, norm: str = "lrn") -> nn.Sequential:
+    """Build one of the paper's networks without its classifier: [N, 3, H, W] -> [N, C, h, w].
+
+    Args:
+        name: ``zf5``, ``convnet5`` (total stride 16), ``overfeat5`` or ``overfeat7`` (total stride 12).
+        width: factor on every layer's number of channels.
+        norm: ``lrn`` as in the paper, or ``batch`` for batch-norm in its place.
+
+    Raises:
+        ConfigError: the norm is neither.
+
+    Source: He et al., "Spatial Pyramid Pooling in Deep Convolutional Networks", table 1. The weights are drawn as by
+    He et al. 2015, without which seven layers do not start to learn.
+
+    >>> paper_trunk("zf5", width=0.1)[0]
+    Conv2d(3, 10, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3))
+    """
+    if norm not in ("lrn", "batch"):
+        raise ConfigError(f"model.norm is {norm!r}; {name} takes 'lrn' or 'batch'")
+    channels, layers = 3, list[nn.Module]()
+    for layer in TABLE[name]:
+        match layer:
+            case (int(wide), int(kernel), int(stride)):
+                wide = max(1, round(wide * width))
+                layers += [nn.Conv2d(channels, wide, kernel, stride, kernel // 2), nn.ReLU(inplace=True)]
+                channels = wide
+            case (int(kernel), int(stride)):
+                layers.append(nn.MaxPool2d(kernel, stride))
+            case _:
+                layers.append(nn.BatchNorm2d(channels) if norm == "batch" else nn.LocalResponseNorm(5))
+    return nn.Sequential(*layers).apply(_initialise)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,118 @@
+"""Weights from a local file into a network, by name, without running any code of the file."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sppcls.errors import ConfigError
+
+_PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+
+
+def load_weights(net: nn.Module, path: str | Path) -> None:
+    """Copy every tensor of ``net`` from a local file, in place.
+
+    The file (.safetensors, or a torch pickle of tensors: .pth, .pt, .ckpt, .bin) holds a state dict, bare or under
+    ``state_dict`` or ``model``. Its names may bear a prefix such as ``module.`` or ``_orig_mod.backbone.``: the one
+    that most of the names of ``net`` have there. What ``net`` has no place for, such as a classifier, is left out.
+
+    Raises:
+        ConfigError: no such file, not a file of weights, code in it, or a tensor of ``net`` that is missing or has
+            another shape; ``net`` is then as it was.
+    """
+    path = Path(path)
+    wanted = net.state_dict()
+    found = _match(wanted, read_weights(path))
+    # Files from before torch 0.4.1 do not count batches, and nothing here reads that count.
+    missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
+    wrong = [
+        f"{name} {list(found[name].shape)} for {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if missing or wrong:
+        problems = [f"{what}: {_few(names)}" for what, names in (("missing", missing), ("shape", wrong)) if names]
+        raise ConfigError(
+            f"model.weights={path} does not fit: {len(missing) + len(wrong)} of {len(wanted)} tensors of the trunk; "
+            f"{'; '.join(problems)}; use the weights of the same model.backbone and model.width"
+        )
+    net.load_state_dict(found, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a state dict by name, on the CPU.
+
+    Raises:
+        ConfigError: no such file, an unknown kind of file, code in it, or no tensors.
+    """
+    if not path.is_file():
+        raise ConfigError(f"model.weights={path} is no file; give null, pretrained or a path of {_kinds()}")
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)
+    elif path.suffix in _PICKLES:
+        state = _read_pickle(path)
+    else:
+        raise ConfigError(f"model.weights={path} ends in {path.suffix!r}; allowed: {_kinds()}")
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    if not tensors:
+        raise ConfigError(f"model.weights={path} holds no tensors by name, bare or under 'state_dict' or 'model'")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> Any:
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f"model.weights={path} is not a whole safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ConfigError(
+            f"model.weights={path} is no file of plain tensors and may run code, so it is refused; "
+            "save its state_dict() as .safetensors"
+        ) from error
+    except Exception as error:  # torch.load fails in many ways on a file that is cut short or of another kind
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"model.weights={path} cannot be read as a torch file: {reason}") from error
+
+
+def _match(wanted: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the file's tensors as the network does, where they have a name in common."""
+    names = {_plain(name): name for name in wanted}
+    plain = {_plain(key): tensor for key, tensor in tensors.items()}
+    prefixes = Counter(head for key in plain for head, tail in _splits(key) if tail in names)
+    prefix = prefixes.most_common(1)[0][0] if prefixes else ""
+    return {name: plain[prefix + tail] for tail, name in names.items() if prefix + tail in plain}
+
+
+def _plain(key: str) -> str:
+    """Drop leading underscores, which efficientnet-lite-pytorch puts before every module's name."""
+    return ".".join(part.lstrip("_") for part in key.split("."))
+
+
+def _splits(key: str) -> Iterable[tuple[str, str]]:
+    parts = key.split(".")
+    for at in range(len(parts)):
+        tail = ".".join(parts[at:])
+        yield key[: len(key) - len(tail)], tail
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _kinds() -> str:
+    return ", ".join((".safetensors", *_PICKLES))

@@ -1,0 +1,14 @@
+"""Pooling operations on torch tensors; needs torch alone."""
+
+from sppcls.ops.bins import bin_edges, bins, check_levels, sliding_window
+from sppcls.ops.pyramid import SpatialPyramidPool2d, spatial_pyramid_levels2d, spatial_pyramid_pool2d
+
+__all__ = [
+    "SpatialPyramidPool2d",
+    "bin_edges",
+    "bins",
+    "check_levels",
+    "sliding_window",
+    "spatial_pyramid_levels2d",
+    "spatial_pyramid_pool2d",
+]

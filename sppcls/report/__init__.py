@@ -1,0 +1,1 @@
+"""Run folders to rows, plots and one page; reads files only."""

@@ -1,0 +1,1 @@
+"""Training with Lightning: module, datamodule, callbacks and the run."""

@@ -1,0 +1,149 @@
+"""What happens around training: the curves on disk, the lines on the terminal, the largest shape first."""
+
+import csv
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+
+from sppcls.data.loader import ImageBatch
+from sppcls.errors import ConfigError
+from sppcls.training.datamodule import MultiScaleDataModule
+from sppcls.training.module import LitSppClassifier
+
+log = logging.getLogger("sppcls")
+
+COLUMNS = (
+    "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_loss", "val_acc1", "val_acc5",
+    "val_class_acc", "val_ece", "images", "seconds", "images_per_s",
+)  # fmt: skip
+
+
+class Curves(Callback):
+    """Writes a row an epoch to metrics.csv and a line an epoch to the log.
+
+    ``scale`` is the shorter side of the last batch as the network saw it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._images = 0
+        self._started = 0.0
+        self._seconds = 0.0
+        self._scale = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting."""
+        self._images, self._started = 0, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        """Count the images that the network saw, and show scale and rate on the progress bar."""
+        self._images += len(batch["targets"])
+        self._scale = min(batch["images"].shape[2:])
+        self._seconds = time.monotonic() - self._started
+        shown = {"scale": float(self._scale), "images/s": self._images / self._seconds}
+        pl_module.log_dict(shown, prog_bar=True, logger=False, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the row and the line."""
+        if not trainer.is_global_zero:
+            return
+        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row: dict[str, float] = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "scale": self._scale,
+            "lr": trainer.optimizers[0].param_groups[-1]["lr"],
+            "images": self._images,
+            "seconds": round(self._seconds, 3),
+            "images_per_s": round(self._images / self._seconds, 1),
+        } | {name: seen[name] for name in COLUMNS if name in seen and name != "scale"}
+        self._append(row)
+        log.info(_line(row, trainer.max_epochs or 0))
+
+    def _append(self, row: dict[str, float]) -> None:
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow({name: _short(value) for name, value in row.items()})
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def _line(row: dict[str, float], epochs: int) -> str:
+    parts = [
+        f"epoch {row['epoch'] + 1:>3}/{epochs}",
+        f"scale {row['scale']:>4}",
+        f"loss {row['train_loss']:.3f}",
+        f"train {row['train_acc1']:6.1%}",
+    ]
+    if "val_acc1" in row:
+        parts.append(f"val {row['val_acc1']:6.1%}")
+    return "  ".join([*parts, f"{row['images_per_s']:.0f} images/s"])
+
+
+class ScaleBar(TQDMProgressBar):
+    """A progress bar without the version number, for terminals."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return what stands beside the bar."""
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return shown
+
+
+class LargestShapeFirst(Callback):
+    """Trains the largest batch once before epoch 1, so that what does not fit in memory fails then.
+
+    Weights, batch-norm statistics and random numbers are left as they were.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Try the largest batch; raises ``ConfigError`` with the batch size to try."""
+        data: MultiScaleDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        largest = data.largest_batch()
+        images = len(largest.indices)
+        height, width = largest.size
+        if not _fits(trainer, pl_module, images, height, width):
+            fitting = images // 2
+            while fitting > 1 and not _fits(trainer, pl_module, fitting, height, width):
+                fitting //= 2
+            advice = (
+                f"try data.batch_size={fitting}" if fitting > 1 else "no batch fits; use a smaller scale or network"
+            )
+            raise ConfigError(f"a batch of {images} images at {height}x{width} does not fit in memory: {advice}")
+
+
+def _fits(trainer: pl.Trainer, module: pl.LightningModule, images: int, height: int, width: int) -> bool:
+    if not isinstance(module, LitSppClassifier):
+        raise TypeError(f"LargestShapeFirst goes with LitSppClassifier, got {type(module).__name__}")
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.random.fork_rng():
+        try:
+            batch = torch.zeros(images, 3, height, width, dtype=torch.uint8, device=module.device)
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            with trainer.precision_plugin.train_step_context():
+                _, loss = module.loss(batch, torch.zeros(images, dtype=torch.long, device=module.device))
+            loss.backward()  # type: ignore[no-untyped-call]
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
+                raise
+            return False
+        finally:
+            module.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    buffer.copy_(buffers[name])
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return True

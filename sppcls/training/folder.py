@@ -1,0 +1,88 @@
+"""The run folder: who holds it, what state it is in, and its log."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sppcls.errors import ConfigError
+from sppcls.spec import Spec, parse
+
+log = logging.getLogger("sppcls")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename: ``path`` holds the old text or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write JSON beside, then rename."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+class RunFolder:
+    """One run's folder: config.yaml, status.json, train.log, and what training puts there.
+
+    Args:
+        path: The folder; must not hold a run already unless ``resume``.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+        self.path = Path(path)
+        if not resume and (self.path / "status.json").exists():
+            raise ConfigError(f"run_dir={path} already holds a run; name another, or resume={path} to go on with it")
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run_dir={path} cannot be made: {error.strerror}") from None
+        self._started = time.time()
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Send the package's log to train.log, and plain lines to standard output."""
+        to_file = logging.FileHandler(self.path / "train.log")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_screen = logging.StreamHandler(sys.stdout)
+        before = log.level, log.propagate
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        for handler in (to_file, to_screen):
+            log.addHandler(handler)
+        try:
+            yield
+        finally:
+            for handler in (to_file, to_screen):
+                log.removeHandler(handler)
+            to_file.close()
+            log.level, log.propagate = before
+
+    def write_config(self, spec: Spec) -> None:
+        """Write config.yaml."""
+        write_text(self.path / "config.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+
+    def write_status(self, state: str, error: str | None = None, **more: Any) -> None:
+        """Write status.json: running, finished, failed or interrupted, and the error."""
+        status = {"state": state, "pid": os.getpid(), "started": self._started, "updated": time.time(), **more}
+        write_json(self.path / "status.json", status | ({"error": error} if error else {}))
+
+
+def read_config(run: str | Path) -> Spec:
+    """Return the spec of a run folder; raises ``ConfigError`` where it is none."""
+    path = Path(run) / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{run} is not a run folder: {path.name}: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{run} is not a run folder: config.yaml holds no mapping")
+    return parse(values)

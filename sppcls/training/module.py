@@ -1,0 +1,136 @@
+"""The Lightning module: a classifier, its loss, its metrics and its optimiser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.nn import functional
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from sppcls.data.loader import IGNORED, ImageBatch
+from sppcls.models.classifier import SppClassifier
+from sppcls.spec import OptimSpec
+from sppcls.training.optim import build_optimizer, build_scheduler
+
+
+class LitSppClassifier(pl.LightningModule):
+    """Trains an ``SppClassifier`` on the uint8 batches of ``MultiScaleDataModule``.
+
+    Args:
+        network: The classifier; its mean and std normalise the batches, on the device.
+        mixup: Alpha of mixup; 0 is none. ``cutmix`` likewise.
+        class_weights: [K] weights of the loss.
+        compile: Compile the network for training.
+        describe: Plain values written into each checkpoint, from which ``load_model`` rebuilds the network.
+        **optim: Values of ``sppcls.spec.OptimSpec``: ``lr=1e-3, weight_decay=0.05, label_smoothing=0.1`` ...
+    """
+
+    def __init__(
+        self,
+        network: SppClassifier,
+        *,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        class_weights: torch.Tensor | None = None,
+        compile: bool = False,
+        describe: dict[str, Any] | None = None,
+        **optim: Any,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optim = OptimSpec(**optim)
+        self._describe = describe
+        self._mixers = _mixers(mixup, cutmix, len(network.classes))
+        self.class_weights: torch.Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        # Kept out of the module tree: the compiled form shares the network's weights and must not save them twice.
+        self._forward: list[Callable[[torch.Tensor], torch.Tensor]] = [
+            torch.compile(network, dynamic=True) if compile else network
+        ]
+        classes = len(network.classes)
+        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.val_loss = MeanMetric()
+        self.val_metrics = MetricCollection(
+            {
+                "val_acc1": MulticlassAccuracy(classes, average="micro"),
+                "val_acc5": MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)),
+                "val_class_acc": MulticlassAccuracy(classes, average="macro"),
+                "val_ece": MulticlassCalibrationError(classes, n_bins=15),
+            }
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [N, K] of uint8 images [N, 3, H, W]."""
+        return self._forward[0](self.network.normalize(images))
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor:
+        """Return the loss of one batch; images that could not be read have no part in it."""
+        images, targets = _readable(batch)
+        logits, loss = self.loss(images, targets)
+        self.train_accuracy(logits.detach(), targets)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(targets))
+        self.log("train_acc1", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(targets))
+        return loss
+
+    def loss(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits, loss) of uint8 images and class targets, mixed where mixup or cutmix is on."""
+        images, wanted = self.network.normalize(images), targets
+        for mixer in self._mixers:
+            images, wanted = mixer(images, wanted)
+        logits = self._forward[0](images)
+        smoothing = self.optim.label_smoothing
+        return logits, functional.cross_entropy(logits, wanted, weight=self.class_weights, label_smoothing=smoothing)
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Update the validation metrics."""
+        images, targets = _readable(batch)
+        if not len(targets):
+            return
+        logits = self.network(self.network.normalize(images)).float()
+        self.val_metrics.update(logits, targets)
+        self.val_loss.update(functional.cross_entropy(logits, targets), len(targets))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics, reduced over ranks by torchmetrics."""
+        self.log_dict({"val_loss": self.val_loss.compute(), **self.val_metrics.compute()})
+        self.val_metrics.reset()
+        self.val_loss.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and its per-step rate."""
+        optimizer = build_optimizer(self.network, self.optim)
+        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
+        scheduler = build_scheduler(optimizer, self.optim, steps, epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the network, and the state of the random numbers that the network draws."""
+        if self._describe is not None:
+            checkpoint["sppcls"] = self._describe
+        checkpoint["rng"] = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the random numbers where the checkpoint left them."""
+        if "rng" in checkpoint:
+            torch.set_rng_state(checkpoint["rng"]["torch"])
+            if len(checkpoint["rng"]["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+
+
+def _readable(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    images, targets = batch["images"], batch["targets"]
+    kept = targets != IGNORED
+    return (images, targets) if bool(kept.all()) else (images[kept], targets[kept])
+
+
+def _mixers(mixup: float, cutmix: float, classes: int) -> list[nn.Module]:
+    if not mixup and not cutmix:
+        return []
+    from torchvision.transforms import v2
+
+    chosen = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
+    chosen += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
+    return chosen if len(chosen) == 1 else [v2.RandomChoice(chosen)]

@@ -1,0 +1,75 @@
+"""The Lightning trainer of a spec."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+
+from sppcls.errors import ConfigError
+from sppcls.spec import LoggerSpec, Spec
+from sppcls.training.callbacks import Curves, LargestShapeFirst, ScaleBar
+from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
+
+
+def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
+    """Return a trainer that writes into ``folder`` and shows a bar on a terminal."""
+    values = spec.trainer
+    bar = sys.stderr.isatty()
+    callbacks: list[Callback] = [
+        LargestShapeFirst(),
+        Curves(folder / "metrics.csv"),
+        SaveLastAndBest(folder / "checkpoints", values.checkpoint_every_steps),
+    ]
+    callbacks += [ScaleBar(leave=False)] if bar else []
+    callbacks += [EMAWeightAveraging(decay=spec.optim.ema)] if spec.optim.ema else []
+    _quiet()
+    try:
+        return pl.Trainer(
+            max_epochs=values.max_epochs,
+            accelerator=values.accelerator,
+            devices=values.devices,
+            num_nodes=values.num_nodes,
+            strategy=values.strategy,
+            precision=values.precision,
+            deterministic=values.deterministic,
+            gradient_clip_val=spec.optim.clip_norm or None,
+            check_val_every_n_epoch=values.check_val_every,
+            callbacks=callbacks,
+            logger=_logger(spec.logger, folder),
+            plugins=[DurableCheckpointIO()],
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1 if spec.logger.name == "none" else 10,
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+        )
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        # Lightning checks accelerator, devices and strategy itself, in several exception classes.
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def _logger(spec: LoggerSpec, folder: Path) -> Any:
+    if spec.name == "none":
+        return False
+    from pytorch_lightning import loggers
+
+    try:
+        if spec.name == "tensorboard":
+            return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
+        if spec.name == "wandb":
+            return loggers.WandbLogger(project=spec.project, save_dir=folder, name=folder.name)
+        return loggers.MLFlowLogger(experiment_name=spec.project, run_name=folder.name, save_dir=str(folder / "mlflow"))
+    except ImportError:
+        raise ConfigError(f"logger={spec.name} needs an extra: pip install 'sppcls[{spec.name}]'") from None
+
+
+def _quiet() -> None:
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    # Advice on workers, logging intervals and checkpoint folders, which the plan and the run folder settle on purpose.
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)

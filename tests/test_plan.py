@@ -1,0 +1,145 @@
+"""The epoch plan: what every rank, worker and epoch must agree on."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sppcls.data.plan import aspect_buckets, bucket_size, cut_into_steps, padding_share, plan_epoch, plan_evaluation
+from sppcls.data.schedule import Schedule
+
+sides = st.integers(1, 3000)
+image_sizes = st.lists(st.tuples(sides, sides), min_size=1, max_size=150).map(lambda s: np.array(s, np.int64))
+batch_sizes = st.integers(2, 17)
+worlds = st.integers(1, 5)
+
+
+def photographs(count: int, seed: int = 0) -> np.ndarray:
+    """Sizes as cameras and crops make them: common aspects, both ways up, and a tail."""
+    rng = np.random.default_rng(seed)
+    aspect = np.where(rng.random(count) < 0.6, rng.choice([1, 4 / 3, 3 / 2, 16 / 9], count), rng.uniform(0.6, 2, count))
+    width = rng.integers(200, 800, count)
+    return np.stack([np.rint(width / aspect), width], 1).astype(np.int64)
+
+
+@given(image_sizes, batch_sizes, worlds, st.integers(0, 5), st.sampled_from(["keep", "crop", "warp"]))
+@settings(max_examples=150, deadline=None)
+def test_every_image_once_and_ranks_agree(sizes, batch_size, world, epoch, fit):
+    schedule = Schedule("alternate", (32, 48))
+    plan = plan_epoch(sizes, schedule, epoch, seed=3, batch_size=batch_size, world=world, fit=fit)
+    images = [i for batch in plan.batches for i in batch.indices]
+    assert len(images) == len(sizes) + plan.repeats
+    assert set(images) == set(range(len(sizes)))
+    shares = [plan.of_rank(rank) for rank in range(world)]
+    assert {len(share) for share in shares} == {plan.steps}
+    for step in zip(*shares, strict=True):
+        assert len({batch.size for batch in step}) == 1
+        assert min(step[0].size) >= schedule.scales_of(epoch, 1)[0]
+    if len(sizes) >= world:
+        assert plan.repeats == 0 or len(sizes) < (batch_size // 2) * world
+    if len(sizes) >= batch_size * world:
+        assert min(len(b.indices) for b in plan.batches) >= batch_size // 2
+    assert max(len(b.indices) for b in plan.batches) <= batch_size
+
+
+@given(image_sizes, batch_sizes, worlds)
+@settings(max_examples=60, deadline=None)
+def test_as_many_batches_at_every_scale_and_epoch(sizes, batch_size, world):
+    schedule = Schedule("random", (16, 160), step=8)
+    lengths = {
+        len(plan_epoch(sizes, schedule, epoch, seed=0, batch_size=batch_size, world=world).batches)
+        for epoch in range(6)
+    }
+    assert len(lengths) == 1
+
+
+def test_the_plan_is_pure_and_shuffles():
+    sizes = photographs(300)
+    one, again = (plan_epoch(sizes, Schedule("single", (64,)), 2, seed=5, batch_size=16) for _ in range(2))
+    assert one == again
+    for other in ({"seed": 6, "epoch": 2}, {"seed": 5, "epoch": 3}):
+        different = plan_epoch(sizes, Schedule("single", (64,)), other["epoch"], seed=other["seed"], batch_size=16)
+        assert {b.indices for b in different.batches}.isdisjoint({b.indices for b in one.batches})
+
+
+@given(st.lists(st.integers(-6, 6), min_size=2, max_size=14).map(sorted), st.integers(2, 5))
+@settings(max_examples=200, deadline=None)
+def test_the_cuts_are_the_cheapest(buckets, batch_size):
+    buckets = np.array(buckets)
+
+    def cost(members) -> float:
+        low, high = buckets[members[0]], buckets[members[-1]]
+        return len(members) * 2 ** ((max(-low, 0) + max(high, 0)) / 24) + 1
+
+    def best(start: int) -> float:
+        if start == len(buckets):
+            return 0.0
+        ends = range(start + max(batch_size // 2, 1), min(start + batch_size, len(buckets)) + 1)
+        return min((cost(range(start, end)) + best(end) for end in ends), default=np.inf)
+
+    got = cut_into_steps(buckets, batch_size)
+    expected = best(0)
+    if np.isfinite(expected) and max(np.unique(buckets, return_counts=True)[1]) <= 3 * batch_size:
+        assert sum(cost(part) for part in got) == pytest.approx(expected)
+
+
+def test_padding_is_small_on_photographs():
+    sizes = photographs(3000)
+    for scale in (96, 128, 224):
+        plan = plan_epoch(sizes, Schedule("single", (scale,)), 0, seed=0, batch_size=32)
+        assert padding_share(plan.batches, sizes) < 0.03
+        assert padding_share(plan_evaluation(sizes, scale, batch_size=32), sizes) < 0.02
+
+
+def test_common_aspects_need_no_padding():
+    sizes = np.array([[300, 400], [400, 600], [1080, 1920], [500, 500], [600, 400]])
+    for scale in (48, 64, 96, 224):
+        assert padding_share(plan_evaluation(sizes, scale, batch_size=1), sizes) < 0.01
+
+
+@given(image_sizes, st.integers(8, 256), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_evaluation_sees_each_image_once_in_a_size_of_its_own(sizes, scale, batch_size):
+    whole = plan_evaluation(sizes, scale, batch_size=batch_size)
+    assert sorted(i for b in whole for i in b.indices) == list(range(len(sizes)))
+    size_of = {i: b.size for b in whole for i in b.indices}
+    for index in range(min(len(sizes), 10)):
+        alone = plan_evaluation(sizes[index : index + 1], scale, batch_size=1)
+        assert alone[0].size == size_of[index]
+        assert min(alone[0].size) == scale
+
+
+def test_the_bucket_of_an_image_does_not_depend_on_the_scale():
+    sizes = photographs(200)
+    assert (aspect_buckets(sizes, 4.0) == aspect_buckets(sizes * 3, 4.0)).all()
+
+
+def test_extreme_aspects_share_the_outermost_bucket():
+    sizes = np.array([[10, 10_000], [60_000, 1], [100, 400]])
+    assert aspect_buckets(sizes, 4.0).tolist() == [48, -48, 48]
+    assert bucket_size(48, 48, 100) == (100, 401)  # the edge sits 0.15 % above 4:1
+
+
+def test_crop_and_warp_take_square_tensors_in_full_batches():
+    plan = plan_epoch(photographs(100), Schedule("single", (64,)), 0, seed=0, batch_size=10, fit="warp")
+    assert {b.size for b in plan.batches} == {(64, 64)}
+    assert [len(b.indices) for b in plan.batches] == [10] * 10
+
+
+def test_repeats_are_counted_where_ranks_outnumber_images():
+    plan = plan_epoch(np.full((3, 2), 50), Schedule("single", (32,)), 0, seed=0, batch_size=4, world=5)
+    assert plan.repeats == 2
+    assert [len(b.indices) for b in plan.batches] == [1] * 5
+
+
+def test_schedules():
+    assert [Schedule("alternate", (180, 224)).scales_of(e, 2)[0] for e in range(4)] == [180, 224, 180, 224]
+    steps = [Schedule("progressive", (32, 48, 64), epochs=6).scales_of(e, 1)[0] for e in range(8)]
+    assert steps == [32, 32, 48, 48, 64, 64, 64, 64]
+    per_epoch = Schedule("random", (180, 224), step=4, seed=1)
+    drawn = [per_epoch.scales_of(e, 3) for e in range(40)]
+    assert all(len(set(scales)) == 1 for scales in drawn)
+    assert {scales[0] for scales in drawn} <= set(range(180, 225, 4))
+    assert len({scales[0] for scales in drawn}) > 6
+    per_batch = Schedule("random", (180, 224), every="batch", step=4).scales_of(0, 30)
+    assert len(set(per_batch)) > 4
