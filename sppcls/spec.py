@@ -60,7 +60,7 @@ class ModelSpec(_Values):
 
     backbone: str = "tiny"
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
-    norm: Literal["batch", "lrn"] | None = None
+    norm: Literal["batch", "lrn", "group"] | None = None
     weights: str | None = None
     freeze: Literal["none", "backbone"] = "none"
     pool: Literal["spp", "gap", "fixed"] = "spp"

@@ -1,4 +1,4 @@
-"""Folders of image files: listing them, their sizes from headers (cached between runs), the source they make."""
+"""Folders of image files, their sizes from headers (cached between runs), and sources of files, arrays and parts."""
 
 import contextlib
 import hashlib
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,17 @@ import torch
 
 from sppcls.data.cache import cache_dir
 from sppcls.data.images import decode, quiet, read_size_unguarded, shown
+from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
 
 Skipped = list[tuple[str, str]]
+Groups = dict[str, list[Path]]  # class -> its files
 _Entry = list[int]  # bytes, mtime_ns, H, W
 
 # Not hidden (.DS_Store, ._a.jpg), and with the suffix of a format that `decode` reads.
-_IMAGE_NAME = re.compile(r"[^.].*\.(jpe?g|jpe|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?|p[pgbn]m|avif|jp2|j2k)", re.I | re.S)
+_IMAGE_NAME = re.compile(
+    r"[^.].*\.(jpe?g|jpe|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?|p[pgbn]m|avif|jp2|j2k)", re.I | re.S
+)
 ON_ERROR = ("fail", "skip")
 _THREADS = 16  # they wait for the disk, which may be a network's
 _CHUNK = 128
@@ -35,7 +40,7 @@ class FileSource:
     def __init__(
         self, paths: Iterable[Path], targets: Sequence[int], classes: Sequence[str], sizes: npt.NDArray[np.int64]
     ) -> None:
-        self.names = [str(path) for path in paths]
+        self.names: Sequence[str] = [str(path) for path in paths]
         self.targets = np.asarray(targets, np.int64)
         self.classes = tuple(classes)
         self.sizes = sizes
@@ -45,10 +50,63 @@ class FileSource:
         return decode(self.names[index], min_short)
 
 
-def class_folders(root: Path) -> dict[str, list[Path]]:
-    """Return the image files of each folder in ``root``, classes and files in sorted order, hidden ones left out."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {folder.name: image_files(folder) for folder in folders}
+class ArraySource:
+    """Images of one size held in memory, [N, H, W, 3] uint8 (see `sppcls.data.source.Source`)."""
+
+    def __init__(
+        self, images: npt.NDArray[np.uint8], targets: Sequence[int], classes: Sequence[str], prefix: str
+    ) -> None:
+        self.images = images
+        self.targets = np.asarray(targets, np.int64)
+        self.classes = tuple(classes)
+        self.sizes = np.tile(np.array(images.shape[1:3], np.int64), (len(images), 1))
+        self.names: Sequence[str] = [f"{prefix}/{index}" for index in range(len(images))]
+
+    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+        """Return a copy of image ``index`` as [3, H, W] uint8."""
+        return torch.from_numpy(self.images[index].copy()).permute(2, 0, 1)
+
+
+class Subset:
+    """Some images of a source, in the order of ``indices``; with ``classes``, its targets are positions in these."""
+
+    def __init__(self, source: Source, indices: Iterable[int], classes: Sequence[str] | None = None) -> None:
+        self.source = source
+        self.indices = np.asarray(list(indices), np.int64)
+        self.classes = source.classes if classes is None else tuple(classes)
+        self.targets = source.targets[self.indices]
+        if classes is not None:
+            self.targets = np.array([self.classes.index(source.classes[t]) for t in self.targets], np.int64)
+        self.sizes = source.sizes[self.indices]
+        self.names: Sequence[str] = [source.names[i] for i in self.indices]
+
+    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+        """Return image ``index`` of the subset as the source reads it."""
+        return self.source.read(int(self.indices[index]), min_short)
+
+
+def part_folders(root: Path) -> list[Path]:
+    """Return the folders of a set's parts, in the order train, val, test; or ``root`` where it has no parts."""
+    folders = {path.name: path for path in _folders(root)}
+    val = next((folders[name] for name in ("val", "validation", "test") if name in folders), None)
+    if "train" not in folders or (val is None and len(folders) > 1):
+        return [root]
+    test = folders.get("test")
+    # Competitions hand out a test folder of loose, unlabelled images.
+    labelled = test is not None and test != val and len(_folders(test)) > 0
+    return [folder for folder in (folders["train"], val, test if labelled else None) if folder]
+
+
+def class_folders(root: Path) -> Groups:
+    """Return the image files of each folder in ``root``, classes and files in sorted order."""
+    return {shown(folder.name): image_files(folder) for folder in _folders(root)}
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        _refuse(error)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -71,25 +129,23 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     raise DataError(f"{shown(error.filename)}: {error.strerror}; let it be read or move it away") from error
 
 
-def read_groups(
-    groups: Mapping[str, list[Path]], on_error: str = "fail", cache: Path | None = None
-) -> tuple[FileSource, Skipped]:
+def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[FileSource, Skipped]:
     """Scan the files of each class and return them as a source, with the files that were skipped.
 
     Raises:
-        DataError: What `scan` raises, and a class of which no readable file is left.
+        DataError: A class without a readable image, and what `scan` raises.
     """
     targets = {path: target for target, files in enumerate(groups.values()) for path in files}
-    kept, sizes, skipped = scan(list(targets), on_error, cache)
+    kept, sizes, skipped = scan(list(targets), on_error, size_cache(root))
     source = FileSource(kept, [targets[path] for path in kept], tuple(groups), sizes)
     counts = np.bincount(source.targets, minlength=len(groups))
     bare = [name for name, count in zip(groups, counts, strict=True) if count == 0]
     if bare:
-        raise DataError(f"class {shown(bare[0])!r}: none of its files is a readable image; add some or remove it")
+        raise DataError(f"{shown(root)}: no readable image in class {', '.join(bare[:5])}; add some or remove it")
     return source, skipped
 
 

@@ -54,13 +54,13 @@ class BatchDataset(Dataset[ImageBatch]):
         return {"images": images, "targets": targets, "indices": torch.tensor(batch.indices), "broken": broken}
 
     def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
-        image = self._read(index, min(batch.size))
+        image, native = self._read(index, min(batch.size)), self._native(index)
         augment = self.augment if batch.epoch >= 0 else None
         draw = augment.draw(batch.epoch, index) if augment else None
         offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
-        fit_image(image, batch.size, self.fit, self.pad, offset=offset, out=out)
+        fit_image(image, batch.size, self.fit, self.pad, offset=offset, native=native, out=out)
         if augment and draw:
-            h, w = fitted_size(image.shape[1], image.shape[2], batch.size) if self.fit == "keep" else batch.size
+            h, w = fitted_size(*native, batch.size) if self.fit == "keep" else batch.size
             shown = out[:, :h, :w]
             shown.copy_(augment(shown, draw))
 
@@ -70,10 +70,14 @@ class BatchDataset(Dataset[ImageBatch]):
         kept = self.cache.get(index)
         if kept is None:
             kept = self.cache.slot(index)
-            height, width = int(kept.shape[1]), int(kept.shape[2])
-            fit_image(self.source.read(index, min(height, width)), (height, width), "warp", out=kept)
+            size = int(kept.shape[1]), int(kept.shape[2])
+            fit_image(self.source.read(index, min(size)), size, "warp", native=self._native(index), out=kept)
             self.cache.mark(index)
         return kept
+
+    def _native(self, index: int) -> tuple[int, int]:
+        height, width = self.source.sizes[index].tolist()
+        return height, width
 
 
 class PlannedLoader:
@@ -89,6 +93,8 @@ class PlannedLoader:
         on_error: ``fail`` raises ``DataError`` at the first unreadable image; ``skip`` goes on, the image's target
             is -1 and ``skipped`` names it.
     """
+
+    batch_sampler = None  # Lightning asks, having found `sampler`
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The embedded data set: generated shapes whose class is geometry alone, at known sizes and object scales."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,12 @@ Floats = npt.NDArray[np.float64]
 SPLITS = ("train", "val", "test")
 SHORTEST, LONGEST = 48, 200
 OBJECT_SCALE = (0.35, 0.9)
-CONTRAST = (45.0, 110.0)
-NOISE = (4.0, 16.0)
-CLUTTER = (4, 10)
-TURN = 180.0
-_LUMA = np.array([0.299, 0.587, 0.114])
+# With these a few thousand images and a small network reach 97 to 98 %: hard enough to tell recipes apart.
+TURN = 15.0
+LUMA, CONTRAST = (60.0, 195.0), (60.0, 120.0)
+NOISE = (2.0, 10.0)
+CLUTTER = (2, 5)
+_LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])
 _SUPERSAMPLE = 4
 
 
@@ -52,9 +54,9 @@ _OUTLINES: dict[str, tuple[Floats, ...]] = {
     "frame": (_star(4, 0.5**0.5), 0.5 * _star(4, 0.5**0.5)),
     "half-disk": (_arc(-90, 90),),
     "heart": (_heart(),),
-    "letter-h": (_mirrored((0, 0.25), (0.3, 0.25), (0.3, 1), (0.8, 1), (0.8, -1), (0.3, -1), (0.3, -0.25), (0, -0.25)),),
+    "letter-h": (_mirrored((0.3, 0.25), (0.3, 1), (0.8, 1), (0.8, -1), (0.3, -1), (0.3, -0.25)),),
     "letter-l": (np.array([(-0.7, -1), (-0.1, -1), (-0.1, 0.4), (0.7, 0.4), (0.7, 1), (-0.7, 1)]),),
-    "plus": (_mirrored((0, 1), (0.32, 1), (0.32, 0.32), (1, 0.32), (1, -0.32), (0.32, -0.32), (0.32, -1), (0, -1)),),
+    "plus": (_mirrored((0.32, 1), (0.32, 0.32), (1, 0.32), (1, -0.32), (0.32, -0.32), (0.32, -1)),),
     "ring": (_arc(0, 360), 0.65 * _arc(0, 360)),
     "star": (_star(5, 0.5),),
     "triangle": (_star(3, 0.5),),
@@ -62,44 +64,45 @@ _OUTLINES: dict[str, tuple[Floats, ...]] = {
 
 
 def _mask(name: str, diameter: int, turn: float) -> Image.Image:
-    """Coverage of one shape in its circle's box, edges smooth."""
-    side = diameter * _SUPERSAMPLE
-    image = Image.new("L", (side, side))
+    """Coverage of one shape in the box of its circle, edges smooth."""
+    image = Image.new("L", (diameter * _SUPERSAMPLE,) * 2)
     draw = ImageDraw.Draw(image)
-    radius = np.hypot(*_OUTLINES[name][0].T).max()
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    grow = 1 / np.hypot(*_OUTLINES[name][0].T).max()
     for outline, fill in zip(_OUTLINES[name], (255, 0), strict=False):
-        corners = (outline @ rotation / radius + 1) * side / 2
+        corners = (outline @ rotation * grow + 1) * image.width / 2
         draw.polygon(corners.ravel().tolist(), fill=fill)
     return image.reduce(_SUPERSAMPLE)
 
 
 def _colour(rng: np.random.Generator, luma: float) -> Floats:
     tint = rng.uniform(-50, 50, 3)
-    return luma + tint - tint @ _LUMA
+    colour: Floats = (luma + tint - tint @ _LUMA_WEIGHTS).clip(0, 255)
+    return colour
 
 
-def _contrasting(rng: np.random.Generator, luma: float) -> Floats:
-    """A colour whose luminance differs from ``luma`` by CONTRAST, lighter or darker wherever both fit."""
+def _contrasting(rng: np.random.Generator, luma: float) -> tuple[int, ...]:
+    """A colour darker or lighter than ``luma`` by CONTRAST: either, wherever both fit."""
     step = rng.uniform(*CONTRAST) * rng.choice((-1, 1))
-    return _colour(rng, luma + step if 5 < luma + step < 250 else luma - step)
+    return tuple(_colour(rng, luma + step if 5 < luma + step < 250 else luma - step).astype(int).tolist())
 
 
-def _background(rng: np.random.Generator, height: int, width: int, luma: float) -> Floats:
-    """A tinted ground with a gradient and a wave over it: [H, W, 3]."""
-    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
-    angle, phase, waves = rng.uniform(0, 2 * np.pi, 3)
-    slope = rng.uniform(-20, 20, 2)
+def _background(rng: np.random.Generator, height: int, width: int, luma: float) -> Image.Image:
+    """A tinted ground with a gradient and a wave over it."""
+    y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
+    angle, phase, waves = rng.uniform(0, 2 * np.pi, 3).tolist()
+    tilt = 20 * rng.uniform(-1, 1, 2).astype(np.float32)
     wave = 8 * np.sin(2 * waves * (x * math.cos(angle) + y * math.sin(angle)) + phase)
-    return (slope[0] * x + slope[1] * y + wave)[..., None] + _colour(rng, luma)
+    ground = (tilt[0] * x + tilt[1] * y + wave)[..., None] + _colour(rng, luma).astype(np.float32)
+    return Image.fromarray(ground.clip(0, 255).astype(np.uint8))
 
 
-def _clutter(rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int, width: int, luma: float) -> None:
+def _clutter(rng: np.random.Generator, image: Image.Image, luma: float) -> None:
     """Blobs, lines and splinters smaller than any object, in colours drawn as the object's is."""
-    reach = 0.12 * min(height, width)
-    for kind in rng.integers(3, size=rng.integers(*CLUTTER)):
-        fill = tuple(_contrasting(rng, luma).clip(0, 255).astype(int).tolist())
-        points = rng.uniform((0, 0), (width, height)) + rng.uniform(-reach, reach, (3, 2))
+    draw, reach = ImageDraw.Draw(image), 0.12 * min(image.size)
+    for kind in rng.integers(3, size=rng.integers(*CLUTTER, endpoint=True)):
+        fill = _contrasting(rng, luma)
+        points = rng.uniform((0, 0), image.size) + rng.uniform(-reach, reach, (3, 2))
         if kind == 0:
             draw.ellipse([*points[:2].min(0), *points[:2].max(0)], fill=fill)
         elif kind == 1:
@@ -121,7 +124,8 @@ class ShapesSource:
         ConfigError: an unknown split, fewer images than classes, or a negative seed.
 
     >>> source = ShapesSource("val", 24)
-    >>> source.sizes[0].tolist(), source.classes[source.targets[0]], tuple(source.read(0).shape)
+    >>> source.sizes[0].tolist(), source.classes[source.targets[0]], source.read(0).shape
+    ([140, 75], 'arrow', torch.Size([3, 140, 75]))
     """
 
     classes = tuple(_OUTLINES)
@@ -130,12 +134,12 @@ class ShapesSource:
         if split not in SPLITS:
             raise ConfigError(f"shapes: no split {split!r}{did_you_mean(split, SPLITS)}")
         if size < len(self.classes):
-            raise ConfigError(f"shapes: got {size} {split} images, at least {len(self.classes)} (one a class) are needed")
+            raise ConfigError(f"shapes: got {size} {split} images, allowed: {len(self.classes)} (one a class) or more")
         if seed < 0:
-            raise ConfigError(f"shapes: got seed {seed}, it must be 0 or more")
+            raise ConfigError(f"shapes: got seed {seed}, allowed: 0 or more")
         self._key = (seed, SPLITS.index(split))
         self.targets = np.arange(size, dtype=np.int64) % len(self.classes)
-        self.names = tuple(f"shapes/{split}/{i}" for i in range(size))
+        self.names: Sequence[str] = tuple(f"shapes/{split}/{i}" for i in range(size))
         layout = [self._layout(i) for i in range(size)]
         self.sizes = np.array([image for image, _ in layout], dtype=np.int64)
         self.object_scale = np.array([scale for _, scale in layout])
@@ -149,17 +153,17 @@ class ShapesSource:
         sides = round(short), min(round(short * stretch), 2 * round(short))
         return (sides if rng.random() < 0.5 else sides[::-1]), scale
 
-    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:  # noqa: ARG002
+    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
         """Return image ``index`` as [3, H, W] uint8 RGB, always at its native size."""
         height, width = self.sizes[index].tolist()
         rng = np.random.default_rng((*self._key, index, 1))
-        luma = rng.uniform(60, 195)
-        image = Image.fromarray(_background(rng, height, width, luma).clip(0, 255).astype(np.uint8))
-        _clutter(rng, ImageDraw.Draw(image), height, width, luma)
+        luma = rng.uniform(*LUMA)
+        image = _background(rng, height, width, luma)
+        _clutter(rng, image, luma)
         diameter = round(self.object_scale[index] * min(height, width))
         mask = _mask(self.classes[self.targets[index]], diameter, math.radians(rng.uniform(-TURN, TURN)))
-        corner = rng.integers((width - diameter + 1, height - diameter + 1)).tolist()
-        image.paste(tuple(_contrasting(rng, luma).clip(0, 255).astype(int).tolist()), corner, mask)
-        noise = rng.standard_normal((height, width, 3), dtype=np.float32) * rng.uniform(*NOISE)
+        left, top = rng.integers((width - diameter, height - diameter), endpoint=True).tolist()
+        image.paste(_contrasting(rng, luma), (left, top), mask)
+        noise = rng.standard_normal((height, width, 3), dtype=np.float32) * np.float32(rng.uniform(*NOISE))
         pixels = (np.asarray(image) + noise).clip(0, 255).astype(np.uint8)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from sppcls.data.loader import IGNORED, BatchDataset, ImageBatch
 from sppcls.data.plan import Fit, plan_evaluation
 from sppcls.data.source import Source
+from sppcls.errors import DataError
 from sppcls.models.classifier import SppClassifier
 
 
@@ -75,24 +76,27 @@ def evaluate_scale(
 ) -> tuple[ScaleRow, npt.NDArray[np.int64]]:
     """Return the row of one scale and the predicted class of each of ``count`` images (-1: unreadable)."""
     classes = len(network.classes)
-    top1 = MulticlassAccuracy(classes, average="micro").to(device)
     top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)).to(device)
     ece = MulticlassCalibrationError(classes, n_bins=15).to(device)
     loss = MeanMetric().to(device)
     predicted = np.full(count, IGNORED, np.int64)
+    right = 0
     for batch in batches:
         kept = batch["targets"] != IGNORED
         if not bool(kept.any()):
             continue
         targets = batch["targets"][kept].to(device)
         logits = network(network.normalize(batch["images"][kept].to(device))).float()
-        for metric in (top1, top5, ece):
-            metric.update(logits, targets)
+        top5.update(logits, targets)
+        ece.update(logits.softmax(1), targets)
         loss.update(functional.cross_entropy(logits, targets), len(targets))
+        right += int((logits.argmax(1) == targets).sum())
         predicted[batch["indices"][kept].numpy()] = logits.argmax(1).cpu().numpy()
-    values = [float(metric.compute()) for metric in (top1, top5, loss, ece)]
     seen = int((predicted != IGNORED).sum())
-    return ScaleRow(scale, *values, images=seen, trained=scale in network.scales), predicted
+    if not seen:
+        raise DataError(f"none of the {count} images could be read")
+    acc5, nll, error = (round(float(metric.compute()), 6) for metric in (top5, loss, ece))
+    return ScaleRow(scale, right / seen, acc5, nll, error, seen, scale in network.scales), predicted
 
 
 def evaluate_scales(

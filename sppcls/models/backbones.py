@@ -70,7 +70,7 @@ def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weigh
     Args:
         name: one of the above.
         width: factor on the number of channels; ``tiny``, the paper's and registered networks only.
-        norm: ``lrn`` or ``batch``; ``tiny`` and the paper's networks only. None is the network's own.
+        norm: ``lrn`` (the paper's own) or ``batch`` for the paper's networks, `tiny` has its own; None is the default.
         weights: None, ``pretrained`` (ImageNet, from the library that has the network) or a local file, see
             `load_weights`.
 
@@ -78,9 +78,9 @@ def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weigh
         ConfigError: unknown name, a setting that the network does not take, no feature map, or weights that cannot be
             had or do not fit.
     """
-    options: dict[str, Any] = ({} if width == 1.0 else {"width": width}) | ({} if norm is None else {"norm": norm})
     if not width > 0:
         raise ConfigError(f"model.width is {width}; it is a factor above 0, such as 0.5")
+    options: dict[str, Any] = ({} if width == 1.0 else {"width": width}) | ({} if norm is None else {"norm": norm})
     net = _network(name, options, weights == "pretrained")
     try:
         trunk = Trunk(net)

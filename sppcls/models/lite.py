@@ -74,8 +74,8 @@ class EfficientNetLite0(nn.Module):
     79 % of 168 photographs were labelled right.
 
     >>> import torch
-    >>> EfficientNetLite0()(torch.zeros(1, 3, 64, 96)).shape
-    torch.Size([1, 1280, 2, 3])
+    >>> EfficientNetLite0()(torch.zeros(1, 3, 32, 96)).shape
+    torch.Size([1, 1280, 1, 3])
     """
 
     mean = (127 / 255,) * 3

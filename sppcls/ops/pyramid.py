@@ -1,7 +1,6 @@
 """Spatial pyramid pooling: any map size in, one length out (He et al., arXiv 1406.4729)."""
 
 from collections.abc import Iterable
-from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sppcls.errors import did_you_mean
-from sppcls.ops.bins import bins, check_levels, sliding_window
+from sppcls.ops.bins import bin_edges, bins, check_levels, sliding_window
 
 Mode = Literal["max", "avg"]
 Rule = Literal["adaptive", "sliding"]
@@ -46,11 +45,11 @@ def spatial_pyramid_pool2d(x: Tensor, levels: Iterable[int], mode: Mode = "max",
     _check_names(mode, rule)
     _check_map(x)
     batch = x if x.ndim == 4 else x[None]
-    if rule == "adaptive" and mode == "max":
-        out: Tensor = _MaxPyramid.apply(batch, levels)  # type: ignore[no-untyped-call]
+    if rule == "adaptive" and mode == "max" and not torch.compiler.is_exporting():
+        out: Tensor = _MaxPyramid.apply(batch, levels)
     else:
-        one = _sliding if rule == "sliding" else _adaptive_avg
-        out = torch.cat([one(batch, n, mode).flatten(1) for n in levels], 1)
+        pool = _sliding if rule == "sliding" else _sliced if torch.compiler.is_exporting() else _adaptive_avg
+        out = torch.cat([pool(batch, n, mode).flatten(1) for n in levels], 1)
     return out if x.ndim == 4 else out[0]
 
 
@@ -66,7 +65,7 @@ def spatial_pyramid_levels2d(
     """
     levels = check_levels(levels)
     pooled = spatial_pyramid_pool2d(x, levels, mode, rule)
-    return list(pooled.split([x.shape[-3] * n * n for n in levels], -1))
+    return list(torch.split(pooled, [x.shape[-3] * n * n for n in levels], -1))
 
 
 class SpatialPyramidPool2d(nn.Module):
@@ -94,9 +93,9 @@ class SpatialPyramidPool2d(nn.Module):
 class _MaxPyramid(torch.autograd.Function):
     """Adaptive max pooling of all levels, coarse ones from fine ones; gradients go the same way back.
 
-    Autograd alone would do it, at up to 1.4 times the time: it allocates a gradient for each edge of the plan and
-    adds them, and copies each level twice. ``scatter_add`` is also deterministic on CUDA where asked, which the
-    backward of adaptive_max_pool2d is not.
+    Autograd alone allocates and adds a gradient for each edge of the plan, and the pieces of the result are copied
+    twice: up to 1.4 times the time. ``scatter_add`` also has a deterministic form on CUDA, where the backward of
+    adaptive_max_pool2d has none.
     """
 
     @staticmethod
@@ -116,13 +115,14 @@ class _MaxPyramid(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, *indices = ctx.saved_tensors
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         grads = {0: torch.zeros_like(x, memory_format=layout)}
         for n, part in zip(ctx.levels, _grids(grad, ctx.levels), strict=True):
-            grads[n] = grads[n] + part if n in grads else part.clone(memory_format=torch.channels_last)
+            # A level given twice adds up; a clone, because the coarser levels add to it in place.
+            grads[n] = grads[n].add_(part) if n in grads else part.clone(memory_format=torch.channels_last)
         for (n, source), index in reversed(list(zip(_plan(ctx.levels).items(), indices, strict=True))):
             _scatter_add(grads[source], index, grads[n])
         return grads[0], None
@@ -139,8 +139,8 @@ def _plan(levels: tuple[int, ...]) -> dict[int, int]:
 def _grids(pooled: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
     """Return views [N, C, n, n] of the levels in [N, C * bins]."""
     channels = pooled.shape[1] // bins(levels)
-    ends = list(accumulate(channels * n * n for n in levels))
-    return [pooled[:, end - channels * n * n : end].unflatten(1, (channels, n, n)) for n, end in zip(levels, ends)]
+    parts = torch.split(pooled, [channels * n * n for n in levels], 1)
+    return [part.view(-1, channels, n, n) for n, part in zip(levels, parts, strict=True)]
 
 
 def _scatter_add(target: Tensor, index: Tensor, values: Tensor) -> None:
@@ -155,6 +155,13 @@ def _scatter_add(target: Tensor, index: Tensor, values: Tensor) -> None:
 def _adaptive_avg(x: Tensor, n: int, _mode: Mode) -> Tensor:
     # Not from a finer level: the mean of its means is another value where its bins differ in size.
     return F.adaptive_avg_pool2d(x, n)
+
+
+def _sliced(x: Tensor, n: int, mode: Mode) -> Tensor:
+    # For exporters: ONNX has no adaptive pooling and freezes the windows of the traced size, without an error.
+    rows, columns = (bin_edges(size, n) for size in x.shape[2:])
+    cells = [x[:, :, top:bottom, left:right] for top, bottom in rows for left, right in columns]
+    return torch.stack([cell.amax((2, 3)) if mode == "max" else cell.mean((2, 3)) for cell in cells], 2)
 
 
 def _sliding(x: Tensor, n: int, mode: Mode) -> Tensor:

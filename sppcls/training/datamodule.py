@@ -48,6 +48,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.val: Source | None
         if isinstance(train, str | Path):
             splits = load_splits("folder", str(train), seed=seed, on_error=on_error)
             self.train, self.val = splits.train, splits.val

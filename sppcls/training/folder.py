@@ -1,6 +1,5 @@
 """The run folder: who holds it, what state it is in, and its log."""
 
-import json
 import logging
 import os
 import sys
@@ -12,22 +11,11 @@ from typing import Any
 
 import yaml
 
+from sppcls.atomic import write_json, write_text
 from sppcls.errors import ConfigError
 from sppcls.spec import Spec, parse
 
 log = logging.getLogger("sppcls")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename: ``path`` holds the old text or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
-
-
-def write_json(path: Path, values: object) -> None:
-    """Write JSON beside, then rename."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 class RunFolder:

@@ -22,7 +22,7 @@ class LitSppClassifier(pl.LightningModule):
     Args:
         network: The classifier; its mean and std normalise the batches, on the device.
         mixup: Alpha of mixup; 0 is none. ``cutmix`` likewise.
-        class_weights: [K] weights of the loss.
+        loss_weights: [K] weights of the classes in the loss.
         compile: Compile the network for training.
         describe: Plain values written into each checkpoint, from which ``load_model`` rebuilds the network.
         **optim: Values of ``sppcls.spec.OptimSpec``: ``lr=1e-3, weight_decay=0.05, label_smoothing=0.1`` ...
@@ -34,7 +34,7 @@ class LitSppClassifier(pl.LightningModule):
         *,
         mixup: float = 0.0,
         cutmix: float = 0.0,
-        class_weights: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
         compile: bool = False,
         describe: dict[str, Any] | None = None,
         **optim: Any,
@@ -44,8 +44,8 @@ class LitSppClassifier(pl.LightningModule):
         self.optim = OptimSpec(**optim)
         self._describe = describe
         self._mixers = _mixers(mixup, cutmix, len(network.classes))
-        self.class_weights: torch.Tensor | None
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.loss_weights: torch.Tensor | None
+        self.register_buffer("loss_weights", loss_weights, persistent=False)
         # Kept out of the module tree: the compiled form shares the network's weights and must not save them twice.
         self._forward: list[Callable[[torch.Tensor], torch.Tensor]] = [
             torch.compile(network, dynamic=True) if compile else network
@@ -59,7 +59,9 @@ class LitSppClassifier(pl.LightningModule):
                 "val_acc5": MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)),
                 "val_class_acc": MulticlassAccuracy(classes, average="macro"),
                 "val_ece": MulticlassCalibrationError(classes, n_bins=15),
-            }
+            },
+            # Grouping by equal states at the first update takes micro and macro accuracy for one.
+            compute_groups=False,
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -82,7 +84,7 @@ class LitSppClassifier(pl.LightningModule):
             images, wanted = mixer(images, wanted)
         logits = self._forward[0](images)
         smoothing = self.optim.label_smoothing
-        return logits, functional.cross_entropy(logits, wanted, weight=self.class_weights, label_smoothing=smoothing)
+        return logits, functional.cross_entropy(logits, wanted, weight=self.loss_weights, label_smoothing=smoothing)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Update the validation metrics."""

@@ -9,15 +9,17 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from sppcls.atomic import write_json, write_text
 from sppcls.build import build_augment, build_classifier, build_schedule, build_splits
 from sppcls.checkpoint import describe
 from sppcls.data.source import Source
 from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.classifier import SppClassifier
+from sppcls.report.run_page import write_run_page
 from sppcls.spec import Spec
 from sppcls.training.datamodule import MultiScaleDataModule
-from sppcls.training.folder import RunFolder, log, write_json, write_text
+from sppcls.training.folder import RunFolder, log
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.summary import closing_lines, plan_table, result_table, show, summarize
 from sppcls.training.trainer import build_trainer
@@ -90,7 +92,7 @@ def _train(spec: Spec, folder: RunFolder) -> None:
         network,
         mixup=spec.augment.mixup,
         cutmix=spec.augment.cutmix,
-        class_weights=_balanced(data.train) if spec.optim.class_weights == "balanced" else None,
+        loss_weights=_balanced(data.train) if spec.optim.class_weights == "balanced" else None,
         compile=spec.trainer.compile,
         describe=describe(spec, data.classes),
         **spec.optim.model_dump(),
@@ -105,6 +107,7 @@ def _train(spec: Spec, folder: RunFolder) -> None:
     summary["seconds"] = round(time.monotonic() - started, 1)
     write_json(folder.path / "summary.json", summary)
     folder.write_status("finished")
+    write_run_page(folder.path)
     show(result_table(summary), *closing_lines(summary, str(folder.path)))
 
 

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from sppcls.data.files import Subset
 from sppcls.data.plan import padding_share
 from sppcls.data.source import Source
 from sppcls.measure.scales import evaluate_scales
@@ -74,9 +75,7 @@ def summarize(
         summary["acc1"] = at_last.acc1
         summary |= {"scale_spread": result.spread, "scale_consistency": result.consistency, "scales": result.as_rows()}
         if spec.metrics.gap_images:
-            from sppcls.data.files import subset
-
-            part = subset(data.train, gap_subset(data.train, spec.metrics.gap_images))
+            part = Subset(data.train, gap_subset(data.train, spec.metrics.gap_images))
             on_train = evaluate_scales(network, part, [last], **options).rows[0].acc1
             summary |= {"train_acc1": on_train, "generalization_gap": on_train - at_last.acc1}
     return summary | {

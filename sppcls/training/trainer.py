@@ -71,5 +71,6 @@ def _logger(spec: LoggerSpec, folder: Path) -> Any:
 
 def _quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.15
     # Advice on workers, logging intervals and checkpoint folders, which the plan and the run folder settle on purpose.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)

@@ -1,0 +1,20 @@
+"""Files that are whole or not there."""
+
+import json
+import os
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write beside, then rename: ``path`` holds the old text or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text)
+        return beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: object) -> Path:
+    """Write JSON beside, then rename."""
+    return write_text(path, json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,179 @@
+"""The loader: the plan's batches, in any number of workers, resumable, with and without a cache."""
+
+import numpy as np
+import pytest
+import torch
+
+from sppcls.data.augment import Augment
+from sppcls.data.cache import PixelCache
+from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader
+from sppcls.data.plan import plan_epoch, plan_evaluation
+from sppcls.data.schedule import Schedule
+from sppcls.errors import DataError
+
+
+class Noise:
+    """Random images of known sizes; those in ``broken`` cannot be read."""
+
+    classes = ("a", "b")
+
+    def __init__(self, count=30, broken=()):
+        rng = np.random.default_rng(0)
+        self.sizes = rng.integers(20, 90, (count, 2))
+        self.targets = np.arange(count) % 2
+        self.names = [f"image {i}" for i in range(count)]
+        self.broken = broken
+        self.reads = 0
+
+    def read(self, index, min_short=None):
+        self.reads += 1
+        if index in self.broken:
+            raise DataError(f"image {index}: truncated")
+        height, width = self.sizes[index]
+        pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def loader(source=None, *, workers=0, augment=None, cache=None, scales=(24, 32), **options):
+    source = source or Noise()
+    schedule = Schedule("alternate", scales)
+
+    def plan(epoch):
+        return plan_epoch(source.sizes, schedule, epoch, seed=0, batch_size=5)
+
+    return PlannedLoader(
+        BatchDataset(source, augment=augment, cache=cache), plan, num_workers=workers, **options
+    )
+
+
+def seen(batches):
+    return [(tuple(b["images"].shape), b["indices"].tolist(), b["images"].sum().item()) for b in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_epoch_has_the_plans_batches_and_scale(workers):
+    multi = loader(workers=workers)
+    for epoch in range(3):
+        batches = list(multi)
+        planned = multi.plan(epoch).batches
+        assert [tuple(b["images"].shape[2:]) for b in batches] == [b.size for b in planned]
+        assert [tuple(b["indices"].tolist()) for b in batches] == [b.indices for b in planned]
+        assert len(batches) == len(multi)
+
+
+def test_batches_are_the_same_for_any_number_of_workers():
+    augment = Augment(flip=0.5, brightness=0.3, seed=4)
+    expected = None
+    for workers in (0, 1, 2):
+        multi = loader(workers=workers, augment=augment)
+        got = seen(list(multi) + list(multi))
+        expected = expected or got
+        assert got == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("handed_out", [0, 3, 6])
+def test_a_loaded_state_goes_on_with_the_next_batch(workers, handed_out):
+    whole = loader(workers=workers)
+    epochs = [seen(whole) for _ in range(3)]
+    first = loader(workers=workers)
+    list(first)
+    running = iter(first)
+    for _ in range(handed_out):
+        next(running)
+    state = first.state_dict()
+    second = loader(workers=workers)
+    second.load_state_dict(state)
+    second.set_epoch(1)
+    length = len(second)
+    rest = seen(second)
+    if handed_out == 0:  # nothing of epoch 1 was asked for: the state still is the end of epoch 0
+        assert rest == epochs[1]
+    else:
+        assert rest == epochs[1][handed_out:]
+    assert seen(second) == epochs[2]
+    assert len(second) == length
+
+
+def test_an_epoch_that_was_left_is_not_taken_up_again():
+    multi = loader()
+    next(iter(multi))
+    assert seen(multi) == seen_of_epoch(1)
+    multi.set_epoch(0)
+    assert seen(multi) == seen_of_epoch(0)
+
+
+def seen_of_epoch(epoch):
+    fresh = loader()
+    fresh.set_epoch(epoch)
+    return seen(fresh)
+
+
+def test_unreadable_images_fail_by_name_or_are_left_out():
+    with pytest.raises(DataError, match="image 3: truncated; data.on_error=skip"):
+        list(loader(Noise(broken=(3,))))
+    skipping = loader(Noise(broken=(3, 7)), on_error="skip")
+    batches = list(skipping)
+    left_out = [int(i) for b in batches for i, t in zip(b["indices"], b["targets"], strict=True) if t == IGNORED]
+    assert sorted(left_out) == [3, 7]
+    assert skipping.skipped == {"image 3": "image 3: truncated", "image 7": "image 7: truncated"}
+    assert sum(len(b["targets"]) for b in batches) == 30
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_a_cache_reads_once_and_changes_nothing(kind, tmp_path):
+    source = Noise()
+    cache = PixelCache(source, 32, tmp_path if kind == "disk" else None)
+    cached = loader(source, cache=cache)
+    epochs = [seen(cached) for _ in range(3)]
+    assert source.reads == 30
+    again = loader(source, cache=PixelCache(source, 32, tmp_path) if kind == "disk" else cache)
+    assert [seen(again) for _ in range(3)] == epochs
+    assert source.reads == 30
+    for index in range(30):
+        height, width = cache.slot(index).shape[1:]
+        assert min(height, width) == min(32, *source.sizes[index])
+
+
+def test_workers_fill_one_cache():
+    source = Noise()
+    cache = PixelCache(source, 32)
+    list(loader(source, cache=cache, workers=2))
+    assert all(cache.get(index) is not None for index in range(30))
+    assert source.reads == 0  # not in this process
+
+
+def test_an_image_does_not_depend_on_its_batch_mates():
+    source = Noise()
+    dataset = BatchDataset(source)
+    together = {}
+    for batch in plan_evaluation(source.sizes, 32, batch_size=8):
+        tensors = dataset[batch]
+        together |= {i: image for i, image in zip(batch.indices, tensors["images"], strict=True)}
+    for batch in plan_evaluation(source.sizes, 32, batch_size=1):
+        assert torch.equal(dataset[batch]["images"][0], together[batch.indices[0]])
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone():
+    image = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
+    augment = Augment(flip=0.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, erasing=0.5, seed=1)
+    torch.manual_seed(0)
+    one = augment(image, augment.draw(2, 5))
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))  # the network's random numbers are left alone
+    assert torch.equal(one, augment(image, augment.draw(2, 5)))
+    different = [augment(image, augment.draw(epoch, index)) for epoch, index in ((3, 5), (2, 6), (4, 7))]
+    assert any(not torch.equal(one, other) for other in different)
+
+
+def test_random_crops_move_and_centre_crops_do_not():
+    source = Noise(4)
+    source.sizes[:] = (40, 80)
+    dataset = BatchDataset(source, fit="crop", augment=Augment(flip=0))
+    train = plan_epoch(source.sizes, Schedule("single", (32,)), 0, seed=0, batch_size=4, fit="crop").batches[0]
+    later = plan_epoch(source.sizes, Schedule("single", (32,)), 1, seed=0, batch_size=4, fit="crop").batches[0]
+    by_index = [dict(zip(b.indices, dataset[b]["images"], strict=True)) for b in (train, later)]
+    assert not torch.equal(by_index[0][0], by_index[1][0])
+    test = plan_evaluation(source.sizes, 32, batch_size=4, fit="crop")[0]
+    assert torch.equal(dataset[test]["images"], dataset[test]["images"])
