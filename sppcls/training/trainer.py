@@ -27,7 +27,7 @@ def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
     ]
     callbacks += [ScaleBar(leave=False)] if bar else []
     callbacks += [EMAWeightAveraging(decay=spec.optim.ema)] if spec.optim.ema else []
-    _quiet()
+    quiet_lightning()
     try:
         return pl.Trainer(
             max_epochs=values.max_epochs,
@@ -69,7 +69,8 @@ def _logger(spec: LoggerSpec, folder: Path) -> Any:
         raise ConfigError(f"logger={spec.name} needs an extra: pip install 'sppcls[{spec.name}]'") from None
 
 
-def _quiet() -> None:
+def quiet_lightning() -> None:
+    """Keep Lightning's advice off the terminal: the plan and the run folder settle what it is about."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.15
     # Advice on workers, logging intervals and checkpoint folders, which the plan and the run folder settle on purpose.
