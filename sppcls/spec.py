@@ -49,7 +49,7 @@ class DataSpec(_Values):
     split_seed: Annotated[int, Field(ge=0)] = 0
     train_per_class: Count | None = None
     val_per_class: Count | None = None
-    train_size: Count = 3000
+    train_size: Count = 4000
     val_size: Count = 600
     test_size: Count = 600
     max_aspect: Annotated[float, Field(ge=1, le=16)] = 4.0
@@ -68,14 +68,14 @@ class ModelSpec(_Values):
     mode: Literal["max", "avg"] = "max"
     head: Literal["levels", "stack"] = "levels"
     hidden: tuple[Count, ...] = ()
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class ScheduleSpec(_Values):
     """The scale of every epoch (or step)."""
 
     kind: Literal["single", "alternate", "random", "progressive"] = "alternate"
-    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (48, 64)
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (64, 48)
     every: Literal["epoch", "batch"] = "epoch"
     step: Count = 8
 
@@ -94,7 +94,7 @@ class OptimSpec(_Values):
     """The optimiser, its rate over time and the loss."""
 
     name: Literal["sgd", "adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 2e-3
+    lr: Annotated[float, Field(gt=0)] = 4e-3
     backbone_lr: AtLeast0 = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: AtLeast0 = 0.05
@@ -102,7 +102,7 @@ class OptimSpec(_Values):
     milestones: tuple[Share, ...] = (0.5, 0.75)
     warmup_epochs: AtLeast0 = 1.0
     clip_norm: AtLeast0 = 0.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     class_weights: Literal["none", "balanced"] = "none"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -110,7 +110,7 @@ class OptimSpec(_Values):
 class TrainerSpec(_Values):
     """What Lightning's trainer is told."""
 
-    max_epochs: Count = 12
+    max_epochs: Count = 9
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: Count = 1

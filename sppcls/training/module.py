@@ -108,6 +108,10 @@ class LitSppClassifier(pl.LightningModule):
         scheduler = build_scheduler(optimizer, self.optim, steps, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        """Clip the gradient's norm to ``clip_norm``; 0 leaves it alone."""
+        self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm or None, gradient_clip_algorithm="norm")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the network, and the state of the random numbers that the network draws."""
         if self._describe is not None:

@@ -37,7 +37,6 @@ def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
             strategy=values.strategy,
             precision=values.precision,
             deterministic=values.deterministic,
-            gradient_clip_val=spec.optim.clip_norm or None,
             check_val_every_n_epoch=values.check_val_every,
             callbacks=callbacks,
             logger=_logger(spec.logger, folder),

@@ -1,0 +1,258 @@
+"""Training under Lightning: the network sees the plan, epoch by epoch, also after a resume."""
+
+import json
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_model
+from sppcls.data.schedule import Schedule
+from sppcls.data.shapes import ShapesSource
+from sppcls.errors import ConfigError, SppclsError
+from sppcls.models.backbones import build_trunk
+from sppcls.spec import OptimSpec, parse
+from sppcls.training.callbacks import LargestShapeFirst
+from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
+from sppcls.training.folder import read_config
+from sppcls.training.optim import parameter_groups
+from sppcls.training.run import run
+from sppcls.training.trainer import quiet_lightning
+
+SCALES = (24, 32)
+
+
+class Recorder(pl.Callback):
+    """Keeps what the trunk really saw, as (epoch, H, W, images)."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, module):
+        def note(_, args):
+            if module.training:
+                self.seen.append((trainer.current_epoch, *args[0].shape[2:], len(args[0])))
+
+        module.network.trunk.register_forward_pre_hook(note)
+
+
+def network(classes=None, **options):
+    torch.manual_seed(0)
+    return SppClassifier(build_trunk("tiny", width=0.125), classes or ShapesSource.classes, levels=(2, 1), **options)
+
+
+def datamodule(workers=0, **options):
+    source = ShapesSource("train", 60)
+    return MultiScaleDataModule(
+        source, ShapesSource("val", 24), schedule=Schedule("alternate", SCALES), batch_size=8, num_workers=workers, **options
+    )
+
+
+def trainer(tmp_path, epochs, callbacks=(), every_steps=None, **options):
+    quiet_lightning()
+    values = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": tmp_path,
+        "plugins": [DurableCheckpointIO()],
+    }
+    return pl.Trainer(max_epochs=epochs, callbacks=[SaveLastAndBest(tmp_path, every_steps), *callbacks], **(values | options))
+
+
+def planned(data, epochs):
+    return [(e, *b.size, len(b.indices)) for e in epochs for b in data.plan(e).batches]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_network_sees_the_plan_also_after_a_resume(tmp_path, workers):
+    seen, data = Recorder(), datamodule(workers)
+    trainer(tmp_path, 2, [seen]).fit(LitSppClassifier(network(), describe={"schema": 1}), data)
+    assert seen.seen == planned(data, (0, 1))
+    resumed, again = Recorder(), datamodule(workers)
+    trainer(tmp_path, 4, [resumed]).fit(LitSppClassifier(network()), again, ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.seen == planned(again, (2, 3))
+
+
+class Stop(pl.Callback):
+    """Ends training in the middle of an epoch, like a kill."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_weights(tmp_path, workers):
+    options = {"lr": 1e-2, "clip_norm": 1.0}
+    whole = LitSppClassifier(network(), describe={"schema": 1}, **options)
+    unbroken = Recorder()
+    trainer(tmp_path / "whole", 3, [unbroken]).fit(whole, datamodule(workers))
+    steps = datamodule().plan(0).steps
+    with pytest.raises(RuntimeError, match="killed"):
+        torch.manual_seed(7)
+        broken = LitSppClassifier(network(), describe={"schema": 1}, **options)
+        trainer(tmp_path / "broken", 3, [Stop(steps + 3)], every_steps=1).fit(broken, datamodule(workers))
+    rest = Recorder()
+    finished = LitSppClassifier(network(), **options)
+    going_on = trainer(tmp_path / "broken", 3, [rest])
+    going_on.fit(finished, datamodule(workers), ckpt_path=tmp_path / "broken" / "last.ckpt")
+    assert rest.seen == unbroken.seen[steps + 3 :]
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, finished.network.state_dict()[name]), name
+
+
+def spec(tmp_path, **more):
+    values = {
+        "data": {"train_size": 48, "val_size": 24, "batch_size": 12, "num_workers": 0, "cache": "ram"},
+        "model": {"width": 0.125, "levels": [2, 1]},
+        "schedule": {"scales": list(SCALES)},
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+        "metrics": {"gap_images": 24, "test_scales": [16, 24, 32]},
+        "run_dir": str(tmp_path / "run"),
+    }
+    for group, chosen in more.items():
+        values[group] = values[group] | chosen if isinstance(chosen, dict) and group in values else chosen
+    return parse(values)
+
+
+def test_a_run_leaves_a_whole_folder(tmp_path, capsys):
+    wanted = spec(tmp_path)
+    assert run(wanted) == 0
+    folder = tmp_path / "run"
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert names == {
+        "config.yaml", "status.json", "summary.json", "metrics.csv", "train.log", "report.html",
+        "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+    }  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    promised = "acc1 generalization_gap scales scale_spread scale_consistency epochs seconds parameters seed"
+    assert set(promised.split()) <= set(summary)
+    assert [row["scale"] for row in summary["scales"]] == [16, 24, 32]
+    assert {"scale", "acc1", "loss", "ece"} <= set(summary["scales"][0])
+    assert summary["acc1"] == summary["scales"][2]["acc1"]
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[2] for row in rows] == ["scale", "24", "32"]
+    assert read_config(folder) == wanted
+    out = capsys.readouterr().out
+    assert "alternate schedule" in out
+    assert f"run folder: {folder}" in out
+
+
+def test_load_model_answers_as_the_trained_network(tmp_path):
+    assert run(spec(tmp_path)) == 0
+    for path in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "best.ckpt"):
+        model = load_model(path)
+        assert not model.training
+        assert (model.classes, model.levels, model.scales) == (ShapesSource.classes, (2, 1), SCALES)
+        assert torch.isfinite(model(torch.zeros(1, 3, 40, 56))).all()
+
+
+def test_a_run_is_not_written_over_but_goes_on(tmp_path, capsys):
+    assert run(spec(tmp_path)) == 0
+    before = (tmp_path / "run" / "summary.json").read_text()
+    assert run(spec(tmp_path)) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / "run" / "summary.json").read_text() == before
+    assert run(spec(tmp_path, trainer={"max_epochs": 3}, resume=str(tmp_path / "run"))) == 0
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"optim": {"name": "sgd", "ema": 0.9, "decay": "step", "class_weights": "balanced", "label_smoothing": 0.1}},
+        {"augment": {"mixup": 0.4, "cutmix": 1.0, "brightness": 0.2, "erasing": 0.5}},
+        {"model": {"pool": "gap", "head": "stack", "hidden": [16]}, "schedule": {"kind": "progressive"}},
+        {
+            "model": {"pool": "fixed"},
+            "data": {"fit": "warp"},
+            "schedule": {"kind": "single", "scales": [24]},
+            "metrics": {"test_scales": None},
+        },
+        {"model": {"freeze": "backbone"}, "schedule": {"kind": "random", "every": "batch"}, "data": {"fit": "crop"}},
+        {"trainer": {"precision": "bf16-mixed", "deterministic": True}},
+    ],
+    ids=["optim", "augment", "gap", "fixed", "freeze", "precision"],
+)
+def test_settings_train(tmp_path, more):
+    assert run(spec(tmp_path, **more)) == 0
+    assert math.isfinite(json.loads((tmp_path / "run" / "summary.json").read_text())["scales"][0]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "said"),
+    [
+        ({"schedule": {"kind": "single", "scales": [8]}, "model": {"backbone": "zf5"}}, 2, "smallest scale is"),
+        ({"model": {"backbone": "resnet81"}}, 2, "did you mean"),
+        ({"data": {"name": "folder", "root": "/nowhere/at/all"}}, 3, "/nowhere/at/all"),
+        ({"trainer": {"accelerator": "abacus"}}, 2, "abacus"),
+        ({"logger": {"name": "wandb"}}, 2, "pip install 'sppcls[wandb]'"),
+    ],
+    ids=["scale", "backbone", "root", "accelerator", "extra"],
+)
+def test_wrong_input_is_one_line_and_a_status(tmp_path, capsys, more, status, said):
+    assert run(spec(tmp_path, **more)) == status
+    err = capsys.readouterr().err.strip().splitlines()
+    assert len(err) == 1
+    assert err[0].startswith("error: ")
+    assert said in err[0]
+    state = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert state["state"] == "failed"
+    assert said in state["error"]
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_what_does_not_fit_in_memory_fails_before_the_first_epoch(tmp_path, monkeypatch):
+    module, data = LitSppClassifier(network()), datamodule()
+    buffers = {name: buffer.clone() for name, buffer in module.network.named_buffers()}
+    real = module.loss
+
+    def scarce(images, targets):
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(images, targets)
+
+    monkeypatch.setattr(module, "loss", scarce)
+    seen = Recorder()
+    with pytest.raises(ConfigError, match=r"a batch of 8 images at \d+x\d+ does not fit in memory: try data.batch_size=2"):
+        trainer(tmp_path, 1, [LargestShapeFirst(), seen]).fit(module, data)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in module.network.named_buffers())
+
+
+def test_no_decay_on_norms_and_biases_and_a_rate_of_its_own_for_the_trunk():
+    net = network()
+    groups = parameter_groups(net, OptimSpec(lr=1.0, backbone_lr=0.1, weight_decay=0.5))
+    assert sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
+    for group in groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+    trunk = {id(p) for p in net.trunk.parameters()}
+    assert all((group["lr"] == 0.1) == (id(p) in trunk) for group in groups for p in group["params"])
+    net.freeze_trunk()
+    assert {id(p) for g in parameter_groups(net, OptimSpec()) for p in g["params"]}.isdisjoint(trunk)
+
+
+def test_a_checkpoint_that_is_not_ours_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("pwned",))
+
+    torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    for name, said in (("evil", "refused"), ("text", "cannot be read|refused"), ("foreign", "no checkpoint of this")):
+        with pytest.raises(SppclsError, match=said):
+            load_model(tmp_path / f"{name}.ckpt")
+    with pytest.raises(ConfigError, match="no run or checkpoint at"):
+        load_model(tmp_path / "absent")
+    with pytest.raises(ConfigError, match="no checkpoints/last.ckpt"):
+        load_model(tmp_path)
