@@ -1,6 +1,8 @@
 """The Hydra application: overrides -> values -> spec -> run. ``train.py`` and ``sppcls-train`` are this."""
 
+import hashlib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,13 +62,27 @@ def _job(config: Any) -> int:
 
     try:
         values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-        spec = _resumed(values) if values.get("resume") else parse(values)
+        spec = _resumed(values) if values.get("resume") else _placed(parse(values))
     except SppclsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     from sppcls.training.run import run
 
     return run(spec)
+
+
+def _placed(spec: Spec) -> Spec:
+    """Return the spec of a sweep's job with a run folder of its own, named by its overrides and its values."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    if hydra.mode is None or hydra.mode.name != "MULTIRUN":
+        return spec
+    values = spec.model_dump_json(exclude={"run_dir", "sweep_dir"})
+    # No "=" in a folder's name: it could not be named in an override.
+    name = re.sub(r"[^\w.-]+", "-", "_".join(hydra.overrides.task))[:80].strip("-")
+    digest = hashlib.sha256(values.encode()).hexdigest()[:8]
+    return spec.model_copy(update={"run_dir": str(Path(spec.sweep_dir) / f"{name}-{digest}")})
 
 
 def _resumed(values: Mapping[str, Any]) -> Spec:

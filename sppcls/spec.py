@@ -110,7 +110,7 @@ class OptimSpec(_Values):
 class TrainerSpec(_Values):
     """What Lightning's trainer is told."""
 
-    max_epochs: Count = 9
+    max_epochs: Count = 7
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: Count = 1

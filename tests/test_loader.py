@@ -41,9 +41,7 @@ def loader(source=None, *, workers=0, augment=None, cache=None, scales=(24, 32),
     def plan(epoch):
         return plan_epoch(source.sizes, schedule, epoch, seed=0, batch_size=5)
 
-    return PlannedLoader(
-        BatchDataset(source, augment=augment, cache=cache), plan, num_workers=workers, **options
-    )
+    return PlannedLoader(BatchDataset(source, augment=augment, cache=cache), plan, num_workers=workers, **options)
 
 
 def seen(batches):

@@ -45,7 +45,12 @@ def network(classes=None, **options):
 def datamodule(workers=0, **options):
     source = ShapesSource("train", 60)
     return MultiScaleDataModule(
-        source, ShapesSource("val", 24), schedule=Schedule("alternate", SCALES), batch_size=8, num_workers=workers, **options
+        source,
+        ShapesSource("val", 24),
+        schedule=Schedule("alternate", SCALES),
+        batch_size=8,
+        num_workers=workers,
+        **options,
     )
 
 
@@ -61,7 +66,9 @@ def trainer(tmp_path, epochs, callbacks=(), every_steps=None, **options):
         "default_root_dir": tmp_path,
         "plugins": [DurableCheckpointIO()],
     }
-    return pl.Trainer(max_epochs=epochs, callbacks=[SaveLastAndBest(tmp_path, every_steps), *callbacks], **(values | options))
+    return pl.Trainer(
+        max_epochs=epochs, callbacks=[SaveLastAndBest(tmp_path, every_steps), *callbacks], **(values | options)
+    )
 
 
 def planned(data, epochs):
@@ -224,7 +231,9 @@ def test_what_does_not_fit_in_memory_fails_before_the_first_epoch(tmp_path, monk
 
     monkeypatch.setattr(module, "loss", scarce)
     seen = Recorder()
-    with pytest.raises(ConfigError, match=r"a batch of 8 images at \d+x\d+ does not fit in memory: try data.batch_size=2"):
+    with pytest.raises(
+        ConfigError, match=r"a batch of 8 images at \d+x\d+ does not fit in memory: try data.batch_size=2"
+    ):
         trainer(tmp_path, 1, [LargestShapeFirst(), seen]).fit(module, data)
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in module.network.named_buffers())
 

@@ -54,7 +54,7 @@ class Curves(Callback):
         """Write the row and the line."""
         if not trainer.is_global_zero:
             return
-        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        seen = fresh_metrics(trainer)
         row: dict[str, float] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
@@ -74,6 +74,17 @@ class Curves(Callback):
             if new:
                 writer.writeheader()
             writer.writerow({name: _short(value) for name, value in row.items()})
+
+
+def fresh_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """Return the metrics of this epoch; Lightning's also hold the validation of an earlier one."""
+    every = trainer.check_val_every_n_epoch or 1
+    validated = (trainer.current_epoch + 1) % every == 0
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if validated or not name.startswith("val_")
+    }
 
 
 def _short(value: float) -> str:

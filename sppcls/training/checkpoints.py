@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from sppcls.checkpoint import read_checkpoint
+from sppcls.training.callbacks import fresh_metrics
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -54,10 +55,9 @@ class SaveLastAndBest(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save ``last.ckpt``, and ``best.ckpt`` when validation accuracy is the highest so far."""
-        accuracy = trainer.callback_metrics.get("val_acc1")
-        improved = accuracy is not None and float(accuracy) > self.best
-        if improved:
-            self.best = float(accuracy)  # type: ignore[arg-type]
+        accuracy = fresh_metrics(trainer).get("val_acc1", -1.0)
+        improved = accuracy > self.best
+        self.best = max(accuracy, self.best)
         trainer.save_checkpoint(self.folder / "last.ckpt")
         if improved:
             trainer.save_checkpoint(self.folder / "best.ckpt")
