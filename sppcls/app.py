@@ -47,14 +47,13 @@ def _end(error: SppclsError) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    text = str(error).strip()
-    for line in text.splitlines():
-        if line.startswith("Key '") and "is not in struct" in line:
-            full = next(
-                (part.split(":")[1].strip() for part in text.splitlines() if "full_key" in part), line.split("'")[1]
-            )
-            return f"unknown key {full}{did_you_mean(full, keys())}"
-    return " ".join(text.split())
+    from hydra.errors import OverrideParseException
+
+    text = " ".join(str(error).split()).split(" See http")[0]
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r}: {text}"
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    return f"unknown key {unknown[1]}{did_you_mean(unknown[1], keys())}" if unknown else text
 
 
 def _job(config: Any) -> int:
@@ -93,12 +92,12 @@ def _resumed(values: Mapping[str, Any]) -> Spec:
     from sppcls.training.folder import read_config
 
     run = str(values["resume"])
+    stored = OmegaConf.create(read_config(run).model_dump(mode="json"))
     given = [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
     allowed = ("trainer.", "logger", "data.num_workers", "data.root", "data.cache")
     for override in given:
         if not override.startswith(allowed):
             key = override.split("=")[0]
             raise ConfigError(f"{key} may not change on resume; allowed: {', '.join(allowed)}")
-    stored = OmegaConf.create(read_config(run).model_dump(mode="json"))
     merged: Any = OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(given)))
     return parse(merged | {"resume": run, "run_dir": run})

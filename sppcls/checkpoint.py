@@ -40,7 +40,7 @@ def checkpoint_path(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint's tensors and plain values, running no code that came with it."""
+    """Load a checkpoint's tensors and plain values, running no code that came with it; any Lightning checkpoint."""
     file = checkpoint_path(path)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
@@ -49,14 +49,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({line})") from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise SppclsError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    if not isinstance(loaded, dict) or KEY not in loaded or "state_dict" not in loaded:
-        raise SppclsError(f"{file} is no checkpoint of this package: it has no {KEY!r} entry")
-    if loaded[KEY].get("schema") != SCHEMA:
-        got = loaded[KEY].get("schema")
-        raise SppclsError(
-            f"{file} has schema {got}, this version reads {SCHEMA}; load it with the version that wrote it"
-        )
+    if not isinstance(loaded, dict) or "state_dict" not in loaded:
+        raise SppclsError(f"{file} is no checkpoint: it has no 'state_dict' entry")
     return loaded
+
+
+def _description(loaded: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    described = loaded.get(KEY)
+    if not isinstance(described, dict):
+        raise SppclsError(f"{path} is no checkpoint of this package: it has no {KEY!r} entry")
+    if described.get("schema") != SCHEMA:
+        got = described.get("schema")
+        raise SppclsError(f"{path} has schema {got}, this version reads {SCHEMA}; use the version that wrote it")
+    return described
 
 
 def load_model(path: str | Path) -> SppClassifier:
@@ -71,7 +76,7 @@ def load_model(path: str | Path) -> SppClassifier:
     from sppcls.build import build_classifier
 
     loaded = read_checkpoint(path)
-    described = loaded[KEY]
+    described = _description(loaded, path)
     spec = parse(described["spec"])
     network = build_classifier(spec.model, described["classes"], spec.schedule.scales, pretrained=False)
     prefix = "network."

@@ -108,7 +108,7 @@ def seen_of_epoch(epoch):
 
 
 def test_unreadable_images_fail_by_name_or_are_left_out():
-    with pytest.raises(DataError, match="image 3: truncated; data.on_error=skip"):
+    with pytest.raises(DataError, match=r"image 3: truncated; data\.on_error=skip"):
         list(loader(Noise(broken=(3,))))
     skipping = loader(Noise(broken=(3, 7)), on_error="skip")
     batches = list(skipping)
@@ -147,7 +147,7 @@ def test_an_image_does_not_depend_on_its_batch_mates():
     together = {}
     for batch in plan_evaluation(source.sizes, 32, batch_size=8):
         tensors = dataset[batch]
-        together |= {i: image for i, image in zip(batch.indices, tensors["images"], strict=True)}
+        together |= dict(zip(batch.indices, tensors["images"], strict=True))
     for batch in plan_evaluation(source.sizes, 32, batch_size=1):
         assert torch.equal(dataset[batch]["images"][0], together[batch.indices[0]])
 

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from sppcls.data.loader import IGNORED, ImageBatch
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import OptimSpec
+from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.optim import build_optimizer, build_scheduler
 
 
@@ -104,9 +105,15 @@ class LitSppClassifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step rate."""
         optimizer = build_optimizer(self.network, self.optim)
-        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
-        scheduler = build_scheduler(optimizer, self.optim, steps, epochs)
+        scheduler = build_scheduler(optimizer, self.optim, self._steps(), self.trainer.max_epochs or 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _steps(self) -> int:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, MultiScaleDataModule):
+            return int(self.trainer.estimated_stepping_batches)
+        # Asking the trainer sets up its loaders before it restores their state, which a resumed run then misses.
+        return -(-data.plan(0).steps // self.trainer.accumulate_grad_batches) * (self.trainer.max_epochs or 1)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """Clip the gradient's norm to ``clip_norm``; 0 leaves it alone."""

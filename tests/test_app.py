@@ -1,0 +1,121 @@
+"""The Hydra application and the verbs: exit statuses, one-line errors, sweeps, the installed program."""
+
+import json
+import sys
+
+import pytest
+
+from sppcls import app, cli
+from sppcls.bench.timing import BenchReport, paired
+
+SMALL = [
+    "data.train_size=24",
+    "data.val_size=24",
+    "data.batch_size=12",
+    "model.width=0.125",
+    "schedule.scales=[24,16]",
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+    "metrics.test_scales=[16]",
+    "metrics.gap_images=12",
+]
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Run train.py's main in an empty folder and return its exit status."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            app.main()
+        return end.value.code
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["data.batch_sise=3"], 2, "unknown key data.batch_sise; did you mean 'data.batch_size'?"),
+        (["sead=3"], 2, "unknown key sead; did you mean 'seed'?"),
+        (["+data.batch_sise=3"], 2, "unknown key data.batch_sise; did you mean 'data.batch_size'?"),
+        (["model.levels=[0]"], 2, "model.levels.0=0: input should be greater than or equal to 1"),
+        (["model.levels=3"], 2, "model.levels=3: input should be a valid"),
+        (["schedule.scales=[64,-2]"], 2, "schedule.scales.1=-2: input should be greater"),
+        (["data.batch_size=0"], 2, "data.batch_size=0: input should be greater"),
+        (["data=foldr"], 2, "data/foldr"),
+        (["data=folder"], 3, "data.root"),
+        (["data=folder", "data.root=missing"], 3, "missing"),
+        (["seed=[1"], 2, "seed"),
+        (["resume=nowhere"], 2, "nowhere is not a run folder"),
+        (["model.backbone=resnet81"], 2, "did you mean"),
+    ],
+)
+def test_wrong_input_is_one_line(train, capsys, arguments, status, said):
+    assert train(*SMALL, *arguments) == status
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+
+
+def test_plan_only_prints_the_schedule_and_leaves_nothing(train, tmp_path, capsys):
+    assert train(*SMALL, "plan_only=true") == 0
+    assert "alternate schedule" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_a_resume_and_what_may_not_change(train, tmp_path, capsys):
+    assert train(*SMALL, "run_dir=r") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"r"}
+    assert train("resume=r", "trainer.max_epochs=2") == 0
+    assert len((tmp_path / "r" / "metrics.csv").read_text().splitlines()) == 3
+    capsys.readouterr()
+    assert train("resume=r", "model.levels=[3]") == 2
+    assert "model.levels may not change on resume" in capsys.readouterr().err
+
+
+def test_a_sweep_gives_every_job_a_folder_and_its_status(train, tmp_path):
+    assert train("-m", *SMALL, "seed=1,2", "model.levels=[2,1],[1]", "sweep_dir=s") == 0
+    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("s/*/status.json")]
+    assert states == ["finished"] * 4
+    assert not [path for path in tmp_path.rglob("*") if "=" in path.name]
+    assert train("-m", *SMALL, "seed=1", "model.backbone=tiny,resnet81", "sweep_dir=t") == 2
+    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("t/*/status.json")]
+    assert sorted(states) == ["failed", "finished"]
+
+
+def test_cli_says_its_errors_in_one_line(capsys):
+    for arguments, status in ((["bench", "nothing"], 2), (["benhc"], 2), ([], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == status
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", "loader", "--data", "/nowhere"])
+    assert end.value.code == 3
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_bench_prints_a_table_or_json(monkeypatch, capsys):
+    import sppcls.bench.pool as pool
+
+    report = BenchReport("pool", ("shape", "ratio"), [("7x7", 2.0)], {"worst_ratio": 2.0})
+    monkeypatch.setattr(pool, "run", lambda: report)
+    for flags in ([], ["--json"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["bench", "pool", *flags])
+        assert end.value.code == 0
+    table, line = capsys.readouterr().out.split("{", 1)
+    assert "worst_ratio: 2" in table
+    assert json.loads("{" + line)["rows"] == [{"shape": "7x7", "ratio": 2.0}]
+
+
+def test_paired_times_are_those_of_the_calls():
+    calls = []
+    ours, naive, ratio = paired(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3, warmup=1)
+    assert calls == ["a", "b"] * 4
+    assert ours >= 0
+    assert naive >= 0
+    assert ratio > 0
