@@ -35,5 +35,6 @@ def line_plot(curves: Mapping[str, Points], *, x: str, y: str, marks: Sequence[f
         if len(curves) > 1:
             axes.legend(frameon=False, labelcolor=INK)
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     return text.getvalue()[text.getvalue().index("<svg") :]
