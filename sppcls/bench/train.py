@@ -23,13 +23,13 @@ from sppcls.training.trainer import quiet_lightning
 SCALES = (64, 128)
 
 
-def run(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18"), epochs: int = 6) -> BenchReport:
+def run(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18"), epochs: int = 4) -> BenchReport:
     """Time epochs of both scales; each real epoch is followed by a bare one of the same network, shapes and count.
 
-    The images are those of ``data`` (a folder of class folders) or 600 shapes; ``data.cache=ram``, filled before.
+    The images are those of ``data`` (a folder of class folders) or 240 shapes; ``data.cache=ram``, filled before.
     """
     quiet_lightning()
-    spec = DataSpec(name="folder", root=data, train_per_class=6) if data else DataSpec(train_size=600, val_size=60)
+    spec = DataSpec(name="folder", root=data, train_per_class=3) if data else DataSpec(train_size=240, val_size=24)
     splits = build_splits(spec)
     rows: list[tuple[str | float, ...]] = []
     summary: dict[str, float] = {}
@@ -45,6 +45,7 @@ def run(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18
             logger=False,
             callbacks=[pairs],
             enable_checkpointing=False,
+            limit_val_batches=0,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,

@@ -83,7 +83,7 @@ class SppClassifier(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images [N, 3, H, W] as `forward` takes them: float, less ``mean``, over ``std``."""
         mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) * 255 for v in (self.mean, self.std))
-        return (images.float() - mean) / std
+        return images.to(torch.float32, copy=True).sub_(mean).div_(std)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the feature map [N, C, h, w] of images [N, 3, H, W], float, normalised with ``mean`` and ``std``.
