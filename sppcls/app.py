@@ -24,8 +24,6 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
     from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store("spec", Spec().model_dump(mode="json"))
     statuses: list[int] = []
@@ -34,10 +32,13 @@ def main() -> None:
     )
     try:
         job()
-    except (HydraException, OmegaConfBaseException) as error:
-        _end(ConfigError(_one_line(error)))
     except SppclsError as error:
         _end(error)
+    except Exception as error:
+        # Only Hydra's own work is left here, whose errors have many classes; a job's are told by the run.
+        if os.environ.get("SPPCLS_DEBUG") == "1":
+            raise
+        _end(ConfigError(_one_line(error)))
     sys.exit(max(statuses, default=0))
 
 
@@ -94,7 +95,7 @@ def _resumed(values: Mapping[str, Any]) -> Spec:
     run = str(values["resume"])
     stored = OmegaConf.create(read_config(run).model_dump(mode="json"))
     given = [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
-    allowed = ("trainer.", "logger", "data.num_workers", "data.root", "data.cache")
+    allowed = ("trainer.", "logger.", "data.num_workers", "data.root", "data.cache")
     for override in given:
         if not override.startswith(allowed):
             key = override.split("=")[0]

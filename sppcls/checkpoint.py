@@ -47,8 +47,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         line = str(error).splitlines()[0]
         raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({line})") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise SppclsError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        # A damaged archive fails in whichever class its damage meets first: struct, zip, pickle, key, run-time.
+        raise SppclsError(f"{file} is damaged or no checkpoint ({type(error).__name__})") from None
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
         raise SppclsError(f"{file} is no checkpoint: it has no 'state_dict' entry")
     return loaded

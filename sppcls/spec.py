@@ -15,7 +15,7 @@ Scale = Annotated[int, Field(ge=8, le=8192)]
 
 
 class _Values(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AugmentSpec(_Values):
@@ -45,7 +45,7 @@ class DataSpec(_Values):
     cache: Literal["none", "ram", "disk"] = "none"
     on_error: Literal["fail", "skip"] = "fail"
     download: bool = False
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     split_seed: Annotated[int, Field(ge=0)] = 0
     train_per_class: Count | None = None
     val_per_class: Count | None = None
@@ -53,6 +53,12 @@ class DataSpec(_Values):
     val_size: Count = 600
     test_size: Count = 600
     max_aspect: Annotated[float, Field(ge=1, le=16)] = 4.0
+
+    @model_validator(mode="after")
+    def _root_is_used(self) -> "DataSpec":
+        if self.name == "shapes" and self.root is not None:
+            raise ValueError(f"data=shapes is generated and has no root, got {self.root}; add data=folder")
+        return self
 
 
 class ModelSpec(_Values):
@@ -149,7 +155,7 @@ class Spec(_Values):
     metrics: MetricsSpec = MetricsSpec()
     logger: LoggerSpec = LoggerSpec()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    run_dir: str = "runs/run"
+    run_dir: Annotated[str, Field(min_length=1)] = "runs/run"
     sweep_dir: str = "sweeps/sweep"
     resume: str | None = None
     plan_only: bool = False

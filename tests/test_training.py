@@ -155,6 +155,39 @@ def test_a_run_leaves_a_whole_folder(tmp_path, capsys):
     assert f"run folder: {folder}" in out
 
 
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "photo.jpg").write_text("mine")
+    assert run(spec(tmp_path)) == 2
+    assert "other things in it" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["photo.jpg"]
+
+
+def test_a_run_that_saved_nothing_may_be_started_again(tmp_path):
+    assert run(spec(tmp_path, model={"backbone": "resnet81"})) == 2
+    assert run(spec(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("damage", [b"junk", b"", None])
+def test_a_damaged_checkpoint_ends_the_resume_and_changes_nothing(tmp_path, capsys, damage):
+    assert run(spec(tmp_path)) == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:2000] if damage is None else damage)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert run(spec(tmp_path, trainer={"max_epochs": 3}, resume=str(tmp_path / "run"))) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "last.ckpt" in lines[0]
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_the_logged_scale_is_the_schedules(tmp_path):
+    assert run(spec(tmp_path, data={"train_size": 24, "batch_size": 24}, trainer={"max_epochs": 4})) == 0
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[2] for row in rows] == ["24", "32", "24", "32"]
+
+
 def test_load_model_answers_as_the_trained_network(tmp_path):
     assert run(spec(tmp_path)) == 0
     for path in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "best.ckpt"):
@@ -259,7 +292,7 @@ def test_a_checkpoint_that_is_not_ours_is_refused(tmp_path):
     torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    for name, said in (("evil", "refused"), ("text", "cannot be read|refused"), ("foreign", "no checkpoint of this")):
+    for name, said in (("evil", "refused"), ("text", "damaged|refused"), ("foreign", "no checkpoint of this")):
         with pytest.raises(SppclsError, match=said):
             load_model(tmp_path / f"{name}.ckpt")
     with pytest.raises(ConfigError, match="no run or checkpoint at"):

@@ -21,7 +21,7 @@ class BatchDataset(Dataset[ImageBatch]):
     """Turns a ``Batch`` of the plan into tensors; the batch carries all that changes from epoch to epoch.
 
     Returns a dict: ``images`` [B, 3, H, W] uint8 with channels-last strides, ``targets`` [B] int64 (-1 where the
-    image could not be read), ``indices`` [B] int64, ``broken``: (index, reason) of the unreadable ones.
+    image could not be read), ``indices`` [B] int64, ``scale``, ``broken``: (index, reason) of the unreadable ones.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class BatchDataset(Dataset[ImageBatch]):
                 images[place] = torch.tensor(self.pad, dtype=torch.uint8)[:, None, None]
                 targets[place] = IGNORED
                 broken.append((index, str(error)))
-        return {"images": images, "targets": targets, "indices": torch.tensor(batch.indices), "broken": broken}
+        indices = torch.tensor(batch.indices)
+        return {"images": images, "targets": targets, "indices": indices, "scale": batch.scale, "broken": broken}
 
     def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
         image, native = self._read(index, min(batch.size)), self._native(index)

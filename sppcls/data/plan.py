@@ -28,12 +28,14 @@ class Batch:
 
     Attributes:
         indices: Positions in the source.
-        size: (H, W) of the tensor.
+        size: (H, W) of the tensor; both are above the scale where wide and tall images meet.
+        scale: The scale that the schedule asked for.
         epoch: Epoch that augmentation draws from; -1 means no augmentation.
     """
 
     indices: tuple[int, ...]
     size: tuple[int, int]
+    scale: int
     epoch: int = -1
 
 
@@ -166,7 +168,7 @@ def plan_epoch(
         short = max(world - len(images), 0)
         repeats += short
         shared = rng.permutation(np.concatenate([images, np.resize(images, short)]))
-        batches += [Batch(tuple(part.tolist()), size, epoch) for part in np.array_split(shared, world)]
+        batches += [Batch(tuple(part.tolist()), size, scale, epoch) for part in np.array_split(shared, world)]
     return EpochPlan(tuple(batches), world, repeats)
 
 
@@ -179,7 +181,7 @@ def plan_evaluation(
     for bucket in np.unique(buckets):
         members = np.flatnonzero(buckets == bucket).tolist()
         size = bucket_size(int(bucket), int(bucket), scale)
-        batches += [Batch(tuple(members[i : i + batch_size]), size) for i in range(0, len(members), batch_size)]
+        batches += [Batch(tuple(members[i : i + batch_size]), size, scale) for i in range(0, len(members), batch_size)]
     return tuple(batches)
 
 

@@ -30,6 +30,10 @@ class Schedule:
     epochs: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) < 1 or self.step < 1:
+            raise ValueError(f"scales are {self.scales} by {self.step}; expected one or more of at least 1 pixel")
+
     @property
     def choices(self) -> tuple[int, ...]:
         """Every scale that can be trained, ascending."""

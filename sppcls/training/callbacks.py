@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
 from sppcls.data.loader import ImageBatch
-from sppcls.errors import ConfigError
+from sppcls.errors import ConfigError, SppclsError
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
 
@@ -26,7 +26,7 @@ COLUMNS = (
 class Curves(Callback):
     """Writes a row an epoch to metrics.csv and a line an epoch to the log.
 
-    ``scale`` is the shorter side of the last batch as the network saw it.
+    ``scale`` is the last batch's. A loss that is not finite ends the run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,8 +44,11 @@ class Curves(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
         """Count the images that the network saw, and show scale and rate on the progress bar."""
+        if (batch_idx % 50 == 0 or trainer.is_last_batch) and not bool(torch.isfinite(outputs["loss"])):
+            epoch = trainer.current_epoch + 1
+            raise SppclsError(f"training diverged in epoch {epoch}: the loss is not finite; lower optim.lr")
         self._images += len(batch["targets"])
-        self._scale = min(batch["images"].shape[2:])
+        self._scale = batch["scale"]
         self._seconds = time.monotonic() - self._started
         shown = {"scale": float(self._scale), "images/s": self._images / self._seconds}
         pl_module.log_dict(shown, prog_bar=True, logger=False, batch_size=1)

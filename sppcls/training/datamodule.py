@@ -48,6 +48,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self.val: Source | None
         if isinstance(train, str | Path):
             splits = load_splits("folder", str(train), seed=seed, on_error=on_error)

@@ -27,13 +27,20 @@ class RunFolder:
 
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
         self.path = Path(path)
-        if not resume and (self.path / "status.json").exists():
-            raise ConfigError(f"run_dir={path} already holds a run; name another, or resume={path} to go on with it")
+        if not resume:
+            self._refuse_what_is_there()
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run_dir={path} cannot be made: {error.strerror}") from None
         self._started = time.time()
+
+    def _refuse_what_is_there(self) -> None:
+        if (self.path / "checkpoints" / "last.ckpt").exists() or (self.path / "summary.json").exists():
+            raise ConfigError(f"run_dir={self.path} already holds a run; name another, or resume={self.path} to go on")
+        started = (self.path / "status.json").exists()  # and saved nothing: there is nothing to lose
+        if self.path.is_dir() and any(self.path.iterdir()) and not started:
+            raise ConfigError(f"run_dir={self.path} is a folder with other things in it; name an empty or a new one")
 
     @contextmanager
     def logging(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import torch
 
 from sppcls.atomic import write_json, write_text
 from sppcls.build import build_augment, build_classifier, build_schedule, build_splits
-from sppcls.checkpoint import describe
+from sppcls.checkpoint import describe, read_checkpoint
 from sppcls.data.source import Source
 from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError
@@ -32,6 +32,8 @@ def run(spec: Spec) -> int:
         if spec.plan_only:
             show(plan_table(spec, build_data(spec, build_splits(spec.data))))
             return 0
+        if spec.resume is not None:
+            read_checkpoint(spec.resume)  # before anything is written into the folder
         folder = RunFolder(spec.run_dir, resume=spec.resume is not None)
         with folder.logging():
             _train(spec, folder)

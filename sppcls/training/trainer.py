@@ -48,7 +48,7 @@ def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
             enable_model_summary=False,
             enable_progress_bar=bar,
         )
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+    except Exception as error:
         # Lightning checks accelerator, devices and strategy itself, in several exception classes.
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
 
