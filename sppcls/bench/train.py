@@ -35,7 +35,7 @@ def run(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18
     summary: dict[str, float] = {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for backbone in backbones:
-        module = MultiScaleDataModule(splits.train, schedule=Schedule("alternate", SCALES), cache="ram", num_workers=1)
+        module = MultiScaleDataModule(splits.train, schedule=Schedule("alternate", SCALES), cache="ram")
         network = build_classifier(ModelSpec(backbone=backbone), splits.train.classes, SCALES)
         network.to(memory_format=torch.channels_last)
         pairs = _Pairs(network, device)
@@ -57,8 +57,9 @@ def run(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18
             ratio = median(b / a for a, b in zip(ours, bare, strict=True))
             images = len(splits.train.targets)
             rows.append((backbone, scale, images / median(ours), images / median(bare), ratio))
-        small, large = (median(s[0] for s in pairs.seconds[2 + which :: 2]) for which in (0, 1))
-        summary[f"{backbone}_seconds_over_pixels"] = (large / small) / (pixels[1] / pixels[0])
+        for who, name in ((0, ""), (1, "bare_")):
+            small, large = (median(s[who] for s in pairs.seconds[2 + which :: 2]) for which in (0, 1))
+            summary[f"{backbone}_{name}seconds_over_pixels"] = (large / small) / (pixels[1] / pixels[0])
     summary["worst_ratio"] = min(float(row[4]) for row in rows)
     columns = ("backbone", "scale", "ours images/s", "bare loop images/s", "ratio")
     return BenchReport(f"train: an epoch from the loader against a bare loop ({device})", columns, rows, summary)

@@ -50,6 +50,8 @@ class Curves(Callback):
         self._images += len(batch["targets"])
         self._scale = batch["scale"]
         self._seconds = time.monotonic() - self._started
+        if trainer.progress_bar_callback is None:
+            return
         shown = {"scale": float(self._scale), "images/s": self._images / self._seconds}
         pl_module.log_dict(shown, prog_bar=True, logger=False, batch_size=1)
 

@@ -52,7 +52,8 @@ class LitSppClassifier(pl.LightningModule):
             torch.compile(network, dynamic=True) if compile else network
         ]
         classes = len(network.classes)
-        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.train_loss = MeanMetric()
+        self.train_accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
         self.val_loss = MeanMetric()
         self.val_metrics = MetricCollection(
             {
@@ -69,13 +70,20 @@ class LitSppClassifier(pl.LightningModule):
         """Return logits [N, K] of uint8 images [N, 3, H, W]."""
         return self._forward[0](self.network.normalize(images))
 
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's metrics anew."""
+        self.train_loss.reset()
+        self.train_accuracy.reset()
+
     def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor:
         """Return the loss of one batch; images that could not be read have no part in it."""
         images, targets = _readable(batch)
         logits, loss = self.loss(images, targets)
-        self.train_accuracy(logits.detach(), targets)
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(targets))
-        self.log("train_acc1", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(targets))
+        self.train_accuracy.update(logits.detach(), targets)
+        self.train_loss.update(loss.detach(), len(targets))
+        if self.trainer.is_last_batch:  # logging at every step takes a tenth of a small network's time
+            epoch = {"train_loss": self.train_loss.compute(), "train_acc1": self.train_accuracy.compute()}
+            self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=1)
         return loss
 
     def loss(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
