@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
 from sppcls.data.loader import ImageBatch
-from sppcls.errors import ConfigError, SppclsError
+from sppcls.errors import ConfigError
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
 
@@ -44,9 +44,8 @@ class Curves(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
         """Count the images that the network saw, and show scale and rate on the progress bar."""
-        if (batch_idx % 50 == 0 or trainer.is_last_batch) and not bool(torch.isfinite(outputs["loss"])):
-            epoch = trainer.current_epoch + 1
-            raise SppclsError(f"training diverged in epoch {epoch}: the loss is not finite; lower optim.lr")
+        if (batch_idx % 50 == 0 or trainer.is_last_batch) and isinstance(pl_module, LitSppClassifier):
+            pl_module.refuse_divergence(outputs["loss"])
         self._images += len(batch["targets"])
         self._scale = batch["scale"]
         self._seconds = time.monotonic() - self._started

@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from sppcls.data.loader import IGNORED, ImageBatch
+from sppcls.errors import SppclsError
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import OptimSpec
 from sppcls.training.datamodule import MultiScaleDataModule
@@ -52,7 +53,7 @@ class LitSppClassifier(pl.LightningModule):
             torch.compile(network, dynamic=True) if compile else network
         ]
         classes = len(network.classes)
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
         self.val_loss = MeanMetric()
         self.val_metrics = MetricCollection(
@@ -101,8 +102,16 @@ class LitSppClassifier(pl.LightningModule):
         if not len(targets):
             return
         logits = self.network(self.network.normalize(images)).float()
+        loss = functional.cross_entropy(logits, targets)
+        self.refuse_divergence(loss)
         self.val_metrics.update(logits, targets)
-        self.val_loss.update(functional.cross_entropy(logits, targets), len(targets))
+        self.val_loss.update(loss, len(targets))
+
+    def refuse_divergence(self, loss: torch.Tensor) -> None:
+        """Raise ``SppclsError`` where a loss is not finite: nothing that follows would mean anything."""
+        if not bool(torch.isfinite(loss)):
+            epoch = self.trainer.current_epoch + 1
+            raise SppclsError(f"training diverged in epoch {epoch}: the loss is not finite; lower optim.lr")
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics, reduced over ranks by torchmetrics."""
