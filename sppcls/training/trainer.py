@@ -1,6 +1,7 @@
 """The Lightning trainer of a spec."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -63,7 +64,9 @@ def _logger(spec: LoggerSpec, folder: Path) -> Any:
             return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
         if spec.name == "wandb":
             return loggers.WandbLogger(project=spec.project, save_dir=folder, name=folder.name)
-        return loggers.MLFlowLogger(experiment_name=spec.project, run_name=folder.name, save_dir=str(folder / "mlflow"))
+        # A server where the environment names one, else a file of this run: MLflow has given up plain folders.
+        server = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+        return loggers.MLFlowLogger(experiment_name=spec.project, run_name=folder.name, tracking_uri=server)
     except ImportError:
         raise ConfigError(f"logger={spec.name} needs an extra: pip install 'sppcls[{spec.name}]'") from None
 
