@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "atomic": set(),
 }
 ONLY_IN = {
-    "pytorch_lightning": {"training", "bench"},
+    "pytorch_lightning": {"training"},
     "lightning_fabric": {"training"},
     "hydra": {"app"},
     "omegaconf": {"app"},

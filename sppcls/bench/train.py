@@ -5,7 +5,6 @@ import time
 from statistics import median
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from torch.nn import functional
 
@@ -18,7 +17,7 @@ from sppcls.spec import DataSpec, ModelSpec
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.optim import build_optimizer
-from sppcls.training.trainer import quiet_lightning
+from sppcls.training.trainer import Callback, plain_trainer
 
 SCALES = (64, 128)
 
@@ -28,7 +27,6 @@ def run(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18
 
     The images are those of ``data`` (a folder of class folders) or 240 shapes; ``data.cache=ram``, filled before.
     """
-    quiet_lightning()
     spec = DataSpec(name="folder", root=data, train_per_class=3) if data else DataSpec(train_size=240, val_size=24)
     splits = build_splits(spec)
     rows: list[tuple[str | float, ...]] = []
@@ -39,18 +37,7 @@ def run(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18
         network = build_classifier(ModelSpec(backbone=backbone), splits.train.classes, SCALES)
         network.to(memory_format=torch.channels_last)
         pairs = _Pairs(network, device)
-        trainer = pl.Trainer(
-            max_epochs=epochs + 2,
-            accelerator=device,
-            logger=False,
-            callbacks=[pairs],
-            enable_checkpointing=False,
-            limit_val_batches=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(LitSppClassifier(network), datamodule=module)
+        plain_trainer(epochs + 2, device, pairs).fit(LitSppClassifier(network), datamodule=module)
         pixels = [sum(len(b.indices) * b.size[0] * b.size[1] for b in module.plan(e).batches) for e in (0, 1)]
         for which, scale in enumerate(SCALES):
             ours, bare = zip(*pairs.seconds[2 + which :: 2], strict=True)
@@ -65,7 +52,7 @@ def run(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18
     return BenchReport(f"train: an epoch from the loader against a bare loop ({device})", columns, rows, summary)
 
 
-class _Pairs(pl.Callback):
+class _Pairs(Callback):
     """Times each epoch of the trainer and, right after it, the same epoch bare."""
 
     def __init__(self, network: SppClassifier, device: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.warnings import PossibleUserWarning
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+from pytorch_lightning.callbacks import Callback as Callback
+from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from sppcls.errors import ConfigError
 from sppcls.spec import LoggerSpec, Spec
@@ -52,6 +53,22 @@ def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
     except Exception as error:
         # Lightning checks accelerator, devices and strategy itself, in several exception classes.
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback) -> pl.Trainer:
+    """Return a trainer that trains and does nothing else, for timings."""
+    quiet_lightning()
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator=accelerator,
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
 
 def _logger(spec: LoggerSpec, folder: Path) -> Any:
