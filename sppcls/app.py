@@ -1,15 +1,16 @@
-"""The Hydra application: overrides -> values -> spec -> run. ``train.py`` and ``sppcls-train`` are this."""
+"""The Hydra application, ``train.py`` and ``sppcls-train``: overrides -> values -> specs -> a run or a sweep."""
 
-import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
+from sppcls.training.sweep import Job, Sweep, run_job
 
 
 def conf_folder() -> Path:
@@ -20,31 +21,82 @@ def conf_folder() -> Path:
 
 def main() -> None:
     """Run the application; ends the process with the contract's exit status."""
-    # Lets Hydra's errors through to us, who say them in one line.
+    try:
+        sys.exit(_run())
+    except SppclsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run() -> int:
+    jobs, swept = _composed()
+    if not swept:
+        return _single(jobs[0]) if jobs else 0  # none: Hydra was asked for help or for the config
+    planned = [Job.of(overrides, _parsed(values)) for overrides, values, _ in jobs]
+    sweep = Sweep.planned(planned, jobs[0][2])
+    if planned[0].spec.sweep.dry_run:
+        return sweep.dry_run()
+    sweep.start()
+    # Plain values to Hydra's launcher, which may run the jobs in other processes or on other machines.
+    _hydra(_launched, f"sweep_dir='{sweep.folder}'", f"hydra.sweep.dir='{sweep.folder}'")
+    return sweep.finish()
+
+
+def _launched(config: Any) -> int:
+    return run_job(_parsed(_plain(config)))
+
+
+def _composed() -> tuple[list[tuple[list[str], dict[str, Any], str]], bool]:
+    """Return every job's overrides, values and experiment without running one, and whether they are a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    jobs: list[tuple[list[str], dict[str, Any], str]] = []
+    modes: set[str] = set()
+
+    def record(config: Any) -> None:
+        hydra = HydraConfig.get()
+        modes.add(hydra.mode.name if hydra.mode else "")
+        jobs.append((list(hydra.overrides.task), _plain(config), hydra.runtime.choices.get("experiment") or "sweep"))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        _hydra(record, "hydra/launcher=basic", f"hydra.sweep.dir='{scratch}'")
+    asked = {"-m", "--multirun"} & set(sys.argv[1:])
+    if asked and not jobs and not _asked_for_text():
+        raise ConfigError("the sweep has no job: an override gives no value; name at least one, as seed=0,1,2")
+    return jobs, "MULTIRUN" in modes
+
+
+def _asked_for_text() -> bool:
+    flags = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--resolve")
+    return any(argument.split("=")[0] in flags for argument in sys.argv[1:])
+
+
+def _hydra(job: Callable[[Any], Any], *overrides: str) -> None:
+    """Let Hydra compose and launch ``job`` for the command line and further overrides; its errors in one line."""
+    # Lets Hydra's errors through to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store("spec", Spec().model_dump(mode="json"))
-    statuses: list[int] = []
-    job = hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")(
-        lambda config: statuses.append(_job(config))
-    )
+    given = sys.argv
+    launcher = ("hydra/launcher=", "hydra.launcher.")
+    replaced = any(override.startswith(launcher) for override in overrides)
+    sys.argv = [a for a in given if not (replaced and a.startswith(launcher))] + list(overrides)
     try:
-        job()
-    except SppclsError as error:
-        _end(error)
+        hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")(job)()
+    except SppclsError:
+        raise
     except Exception as error:
-        # Only Hydra's own work is left here, whose errors have many classes; a job's are told by the run.
+        # Only Hydra's own work fails here, in many classes; a job's errors are told by the run.
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
-        _end(ConfigError(_one_line(error)))
-    sys.exit(max(statuses, default=0))
-
-
-def _end(error: SppclsError) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_status)
+        raise ConfigError(_one_line(error)) from None
+    finally:
+        sys.argv = given
 
 
 def _one_line(error: Exception) -> str:
@@ -57,44 +109,47 @@ def _one_line(error: Exception) -> str:
     return f"unknown key {unknown[1]}{did_you_mean(unknown[1], keys())}" if unknown else text
 
 
-def _job(config: Any) -> int:
+def _plain(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    try:
-        values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-        spec = _resumed(values) if values.get("resume") else _placed(parse(values))
-    except SppclsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _single(job: tuple[list[str], dict[str, Any], str]) -> int:
+    overrides, values, _ = job
+    if values["sweep"]["dry_run"]:
+        raise ConfigError("sweep.dry_run=true lists the jobs of a sweep; add -m or an experiment that is one")
+    spec = _resumed(values, overrides) if values.get("resume") else _parsed(values)
     from sppcls.training.run import run
 
     return run(spec)
 
 
-def _placed(spec: Spec) -> Spec:
-    """Return the spec of a sweep's job with a run folder of its own, named by its overrides and its values."""
-    from hydra.core.hydra_config import HydraConfig
+def _parsed(values: dict[str, Any]) -> Spec:
+    """Return the spec of a job, with the values of its variant in their places."""
+    from omegaconf import OmegaConf
 
-    hydra = HydraConfig.get()
-    if hydra.mode is None or hydra.mode.name != "MULTIRUN":
+    spec = parse(values)
+    name, variants = spec.sweep.variant, spec.sweep.variants
+    if name is None:
         return spec
-    values = spec.model_dump_json(exclude={"run_dir", "sweep_dir"})
-    # No "=" in a folder's name: it could not be named in an override.
-    name = re.sub(r"[^\w.-]+", "-", "_".join(hydra.overrides.task))[:80].strip("-")
-    digest = hashlib.sha256(values.encode()).hexdigest()[:8]
-    return spec.model_copy(update={"run_dir": str(Path(spec.sweep_dir) / f"{name}-{digest}")})
+    if name not in variants:
+        raise ConfigError(f"sweep.variant={name} is unknown{did_you_mean(name, variants)}")
+    # All variants are measured at the scales of what they vary.
+    measured = {"metrics": {"test_scales": list(spec.test_scales), "gap_scales": list(spec.gap_scales)}}
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(values, measured, variants[name]))
+    return parse(merged | {"sweep": merged["sweep"] | {"variants": {}}})
 
 
-def _resumed(values: Mapping[str, Any]) -> Spec:
+def _resumed(values: Mapping[str, Any], overrides: list[str]) -> Spec:
     """Return the spec of the run that goes on; only what does not change its result may be overridden."""
-    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from sppcls.training.folder import read_config
 
     run = str(values["resume"])
     stored = OmegaConf.create(read_config(run).model_dump(mode="json"))
-    given = [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
+    given = [override for override in overrides if not override.startswith("resume=")]
     allowed = ("trainer.", "logger.", "data.num_workers", "data.root", "data.cache")
     for override in given:
         if not override.startswith(allowed):

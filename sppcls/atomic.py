@@ -5,14 +5,19 @@ import os
 from pathlib import Path
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write beside, then rename: ``path`` holds the old text or the new one, never half of it."""
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write beside, then rename: ``path`` holds the old content or the new one, never half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text)
+        beside.write_bytes(content)
         return beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write text beside, then rename."""
+    return write_bytes(path, text.encode())
 
 
 def write_json(path: Path, values: object) -> Path:

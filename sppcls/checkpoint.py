@@ -65,6 +65,11 @@ def _description(loaded: dict[str, Any], path: str | Path) -> dict[str, Any]:
     return described
 
 
+def read_spec(path: str | Path) -> Spec:
+    """Return the spec of the run that wrote a checkpoint; raises as `load_model`."""
+    return parse(_description(read_checkpoint(path), path)["spec"])
+
+
 def load_model(path: str | Path) -> SppClassifier:
     """Return the classifier of a run folder or a checkpoint, in eval mode.
 

@@ -1,5 +1,7 @@
 """The validated values of a run: names and numbers only, checked once, at the edge."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -130,10 +132,12 @@ class TrainerSpec(_Values):
 
 
 class MetricsSpec(_Values):
-    """What is measured at the end of a run."""
+    """What is measured at the end of a run, and of the generalization gap on the way there."""
 
-    test_scales: tuple[Scale, ...] | None = None
+    test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
     gap_images: Annotated[int, Field(ge=0)] = 600
+    gap_every: Annotated[int, Field(ge=0)] = 1
+    gap_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
 
 
 class LoggerSpec(_Values):
@@ -141,6 +145,15 @@ class LoggerSpec(_Values):
 
     name: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
     project: str = "sppcls"
+
+
+class SweepSpec(_Values):
+    """What belongs to a sweep as a whole; ``variants`` names sets of values, and a job takes those of ``variant``."""
+
+    variant: str | None = None
+    variants: dict[str, dict[str, Any]] = {}
+    baseline: str | None = None
+    dry_run: bool = False
 
 
 class Spec(_Values):
@@ -154,9 +167,10 @@ class Spec(_Values):
     trainer: TrainerSpec = TrainerSpec()
     metrics: MetricsSpec = MetricsSpec()
     logger: LoggerSpec = LoggerSpec()
+    sweep: SweepSpec = SweepSpec()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     run_dir: Annotated[str, Field(min_length=1)] = "runs/run"
-    sweep_dir: str = "sweeps/sweep"
+    sweep_dir: str | None = None
     resume: str | None = None
     plan_only: bool = False
 
@@ -168,6 +182,20 @@ class Spec(_Values):
                 f"{list(self.schedule.scales)}; use data.fit=crop or warp with schedule=single"
             )
         return self
+
+    @property
+    def digest(self) -> str:
+        """What a run is known by: a hash of the values that decide its result, not of its place or its machine."""
+        beside = {"run_dir", "sweep_dir", "sweep", "logger", "resume", "plan_only"}
+        left_out = dict.fromkeys(beside, True) | {"data": {"num_workers", "cache"}}
+        values = self.model_dump(mode="json", exclude=left_out)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def gap_scales(self) -> tuple[int, ...]:
+        """The scales of the gap's curves: those asked for, else those of the schedule."""
+        wanted = self.metrics.gap_scales if self.model.pool != "fixed" else None
+        return tuple(sorted(set(wanted or self.schedule.scales)))
 
     @property
     def test_scales(self) -> tuple[int, ...]:

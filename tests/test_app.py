@@ -83,16 +83,6 @@ def test_a_run_a_resume_and_what_may_not_change(train, tmp_path, capsys):
     assert "model.levels may not change on resume" in capsys.readouterr().err
 
 
-def test_a_sweep_gives_every_job_a_folder_and_its_status(train, tmp_path):
-    assert train("-m", *SMALL, "seed=1,2", "model.levels=[2,1],[1]", "sweep_dir=s") == 0
-    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("s/*/status.json")]
-    assert states == ["finished"] * 4
-    assert not [path for path in tmp_path.rglob("*") if "=" in path.name]
-    assert train("-m", *SMALL, "seed=1", "model.backbone=tiny,resnet81", "sweep_dir=t") == 2
-    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("t/*/status.json")]
-    assert sorted(states) == ["failed", "finished"]
-
-
 def test_cli_says_its_errors_in_one_line(capsys):
     for arguments, status in ((["bench", "nothing"], 2), (["benhc"], 2), ([], 2), (["--help"], 0)):
         with pytest.raises(SystemExit) as end:

@@ -58,6 +58,11 @@ class EpochPlan:
         """Steps that each rank takes."""
         return len(self.batches) // self.world
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of all batches, padding and repeats included: what the epoch costs."""
+        return sum(len(batch.indices) * batch.size[0] * batch.size[1] for batch in self.batches)
+
     def of_rank(self, rank: int) -> tuple[Batch, ...]:
         """Return the batches of one rank, a batch a step."""
         return self.batches[rank :: self.world]

@@ -1,29 +1,41 @@
 """Accuracy, loss and calibration of one network at several test scales."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
+from torch import Tensor
 from torch.utils.data import DataLoader
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from sppcls.data.cache import PixelCache
+from sppcls.data.files import Subset
 from sppcls.data.loader import IGNORED, BatchDataset, ImageBatch
-from sppcls.data.plan import Fit, plan_evaluation
+from sppcls.data.plan import Batch, Fit, plan_evaluation
 from sppcls.data.source import Source
 from sppcls.errors import DataError
+from sppcls.measure.answers import UNREAD, Answers
+from sppcls.measure.statistics import log_scale_area, pairwise_agreement, wilson
 from sppcls.models.classifier import SppClassifier
+from sppcls.terminal import track
+
+# From uint8 images [N, 3, H, W] to log probabilities [N, K].
+Predict = Callable[[SppClassifier, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ScaleRow:
-    """What one test scale gave; accuracies are fractions."""
+    """What one test scale gave; accuracies are fractions, ``acc1_low`` to ``acc1_high`` the 95 % Wilson interval."""
 
     scale: int
     acc1: float
+    acc1_low: float
+    acc1_high: float
     acc5: float
     loss: float
     ece: float
@@ -33,13 +45,11 @@ class ScaleRow:
 
 @dataclass(frozen=True)
 class ScaleResult:
-    """Rows of all test scales, and the predicted class of each image at each of them, [scales, N].
-
-    ``spread`` is best minus worst accuracy; ``consistency`` the share of images whose class is the same everywhere.
-    """
+    """Rows of all test scales, the answers behind them, and the images a second at each."""
 
     rows: tuple[ScaleRow, ...]
-    predicted: npt.NDArray[np.int64]
+    answers: Answers
+    images_per_s: tuple[float, ...] = ()
 
     @property
     def spread(self) -> float:
@@ -50,53 +60,69 @@ class ScaleResult:
     @property
     def consistency(self) -> float:
         """Share of the images whose predicted class is the same at all scales."""
-        return float((self.predicted == self.predicted[0]).all(axis=0).mean())
+        return float((self._read == self._read[0]).all(axis=0).mean())
 
-    def as_rows(self) -> list[dict[str, float]]:
-        """Return the rows as plain dicts."""
-        return [asdict(row) for row in self.rows]
+    @property
+    def _read(self) -> npt.NDArray[np.int64]:
+        predicted = self.answers.predicted
+        return predicted[:, (predicted != UNREAD).all(axis=0)]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the rows and what they say together, as plain values."""
+        worst = min(self.rows, key=lambda row: row.acc1)
+        return {
+            "scales": [asdict(row) for row in self.rows],
+            "scale_spread": self.spread,
+            "scale_consistency": self.consistency,
+            "scale_area": log_scale_area([row.scale for row in self.rows], [row.acc1 for row in self.rows]),
+            "worst_scale": worst.scale,
+            "agreement": pairwise_agreement(self._read).round(4).tolist(),
+        }
 
 
-def batches_at(
-    dataset: BatchDataset, scale: int, *, batch_size: int = 32, num_workers: int = 0, max_aspect: float = 4.0
-) -> Iterator[ImageBatch]:
-    """Yield every image once at ``scale``, without augmentation; unreadable ones have target -1."""
-    sizes = dataset.source.sizes
-    plan = plan_evaluation(sizes, scale, batch_size=batch_size, fit=dataset.fit, max_aspect=max_aspect)
-    yield from DataLoader(dataset, batch_size=None, sampler=list(plan), num_workers=num_workers, collate_fn=_as_is)
+def full_view(network: SppClassifier, images: Tensor) -> Tensor:
+    """Return log probabilities [N, K] of whole images."""
+    logits: Tensor = network(network.normalize(images))
+    return logits.float().log_softmax(1)
+
+
+def averaged(views: Sequence[Tensor]) -> Tensor:
+    """Return the log of the mean probability of several views' log probabilities."""
+    return torch.stack(list(views)).logsumexp(0) - float(np.log(len(views)))
+
+
+def batches_of(dataset: BatchDataset, batches: Sequence[Batch], num_workers: int = 0) -> Iterator[ImageBatch]:
+    """Yield planned batches as tensors."""
+    yield from DataLoader(dataset, batch_size=None, sampler=list(batches), num_workers=num_workers, collate_fn=_as_is)
 
 
 def _as_is(batch: object) -> object:
     return batch
 
 
-@torch.inference_mode()
-def evaluate_scale(
-    network: SppClassifier, batches: Iterator[ImageBatch], scale: int, count: int, device: torch.device
-) -> tuple[ScaleRow, npt.NDArray[np.int64]]:
-    """Return the row of one scale and the predicted class of each of ``count`` images (-1: unreadable)."""
-    classes = len(network.classes)
-    top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)).to(device)
-    ece = MulticlassCalibrationError(classes, n_bins=15).to(device)
-    loss = MeanMetric().to(device)
-    predicted = np.full(count, IGNORED, np.int64)
-    right = 0
-    for batch in batches:
-        kept = batch["targets"] != IGNORED
-        if not bool(kept.any()):
-            continue
-        targets = batch["targets"][kept].to(device)
-        logits = network(network.normalize(batch["images"][kept].to(device))).float()
-        top5.update(logits, targets)
-        ece.update(logits.softmax(1), targets)
-        loss.update(functional.cross_entropy(logits, targets), len(targets))
-        right += int((logits.argmax(1) == targets).sum())
-        predicted[batch["indices"][kept].numpy()] = logits.argmax(1).cpu().numpy()
-    seen = int((predicted != IGNORED).sum())
-    if not seen:
-        raise DataError(f"none of the {count} images could be read")
-    acc5, nll, error = (round(float(metric.compute()), 6) for metric in (top5, loss, ece))
-    return ScaleRow(scale, right / seen, acc5, nll, error, seen, scale in network.scales), predicted
+@dataclass(frozen=True)
+class Evaluation:
+    """How a source is looked at: the same for every scale, network and view."""
+
+    source: Source
+    fit: Fit = "keep"
+    batch_size: int = 32
+    num_workers: int = 0
+    max_aspect: float = 4.0
+    device: torch.device | str = "cpu"
+    cache: PixelCache | None = None
+    bar: bool = False
+
+    def batches(self, network: SppClassifier, scale: int) -> tuple[int, Iterator[ImageBatch]]:
+        """Return how many batches there are at ``scale`` and the batches, each image once, nothing drawn."""
+        sizes, options = self.source.sizes, {"fit": self.fit, "max_aspect": self.max_aspect}
+        plan = plan_evaluation(sizes, scale, batch_size=self.batch_size, **options)  # type: ignore[arg-type]
+        return len(plan), batches_of(self.dataset(network), plan, self.num_workers)
+
+    def dataset(self, network: SppClassifier) -> BatchDataset:
+        """Return what makes tensors, padded with the network's mean colour."""
+        red, green, blue = (round(value * 255) for value in network.mean)
+        return BatchDataset(self.source, fit=self.fit, pad=(red, green, blue), cache=self.cache)
 
 
 def evaluate_scales(
@@ -104,24 +130,112 @@ def evaluate_scales(
     source: Source,
     scales: Sequence[int],
     *,
-    fit: Fit = "keep",
-    batch_size: int = 32,
-    num_workers: int = 0,
-    max_aspect: float = 4.0,
-    device: torch.device | str = "cpu",
+    predict: Predict = full_view,
+    prepare: Callable[[SppClassifier, int], SppClassifier] | None = None,
+    **how: Any,
 ) -> ScaleResult:
     """Measure ``network`` in eval mode at each scale; what it says of an image depends on that image alone.
 
-    The network is left in the mode and on the device it came with.
+    Streams over the images: what is kept of each is its answer. The network is left in the mode and on the device it
+    came with.
+
+    Args:
+        network: The classifier.
+        source: Images and their classes, which are the network's.
+        scales: Test scales, in pixels.
+        predict: From uint8 images to log probabilities; whole images by default.
+        prepare: Gives the network to use at a scale, as `recalibrate_bn` does.
+        **how: Values of `Evaluation`: ``fit, batch_size, num_workers, max_aspect, device, cache, bar``.
+
+    Raises:
+        DataError: No image could be read.
     """
-    place = torch.device(device)
+    evaluation = Evaluation(source, **how)
+    answers = Answers.empty(scales, source.targets, source.names)
+    speeds = []
+    with evaluating(network, evaluation.device):
+        for row, scale in enumerate(scales):
+            prepared = prepare(network, scale) if prepare else network
+            started = time.perf_counter()
+            _fill(answers, row, evaluation, network, [scale], partial(_one, predict, prepared))
+            speeds.append(len(source.targets) / (time.perf_counter() - started))
+    return ScaleResult(rows_of(answers, network.scales), answers, tuple(speeds))
+
+
+def _one(predict: Predict, network: SppClassifier, images: list[Tensor]) -> Tensor:
+    return predict(network, images[0])
+
+
+def evaluate_fused(
+    network: SppClassifier, source: Source, scales: Sequence[int], *, predict: Predict = full_view, **how: Any
+) -> ScaleResult:
+    """Measure the average of the predictions at ``scales``; the one row bears the largest of them."""
+    evaluation = Evaluation(source, **how)
+    answers = Answers.empty([max(scales)], source.targets, source.names)
+    with evaluating(network, evaluation.device):
+        _fill(answers, 0, evaluation, network, scales, lambda images: averaged([predict(network, i) for i in images]))
+    return ScaleResult(rows_of(answers, network.scales), answers)
+
+
+def _fill(
+    answers: Answers,
+    row: int,
+    evaluation: Evaluation,
+    network: SppClassifier,
+    scales: Sequence[int],
+    predict: Callable[[list[Tensor]], Tensor],
+) -> None:
+    """Write one row of answers, from the same images at each of ``scales``, side by side."""
+    # An aspect bucket holds the same images at every scale, so the scales' batches go together.
+    counts, streams = zip(*(evaluation.batches(network, scale) for scale in scales), strict=True)
+    groups: Iterator[tuple[ImageBatch, ...]] = zip(*streams, strict=True)
+    for group in track(groups, f"scale {', '.join(map(str, scales))}", counts[0]) if evaluation.bar else groups:
+        kept = group[0]["targets"] != IGNORED
+        if bool(kept.any()):
+            with torch.inference_mode():
+                said = predict([batch["images"][kept].to(evaluation.device) for batch in group]).cpu()
+            _keep(answers, row, group[0]["indices"][kept].numpy(), said, group[0]["targets"][kept])
+    if not (answers.predicted[row] != UNREAD).any():
+        raise DataError(f"none of the {len(answers.targets)} images could be read")
+
+
+def _keep(answers: Answers, row: int, indices: Any, said: Tensor, targets: Tensor) -> None:
+    top = said.topk(min(5, said.shape[1]), dim=1)
+    answers.predicted[row, indices] = top.indices[:, 0].numpy()
+    answers.confidence[row, indices] = top.values[:, 0].exp().numpy()
+    answers.in_top5[row, indices] = (top.indices == targets[:, None]).any(1).numpy()
+    answers.loss[row, indices] = -said.gather(1, targets[:, None])[:, 0].numpy()
+
+
+def rows_of(answers: Answers, trained: Sequence[int]) -> tuple[ScaleRow, ...]:
+    """Return a row for each scale of the answers; unreadable images have no part in it."""
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    rows = []
+    for at, scale in enumerate(answers.scales.tolist()):
+        seen = answers.predicted[at] != UNREAD
+        right, images = int(answers.right[at].sum()), int(seen.sum())
+        confidence, correct = (torch.from_numpy(values[at, seen]) for values in (answers.confidence, answers.right))
+        ece = binary_calibration_error(confidence.clamp(0, 1), correct.long(), n_bins=15)
+        acc5, loss = float(answers.in_top5[at, seen].mean()), float(answers.loss[at, seen].mean(dtype=np.float64))
+        acc5, loss, error = (round(value, 6) for value in (acc5, loss, float(ece)))
+        low, high = wilson(right, images)
+        rows.append(ScaleRow(scale, right / images, low, high, acc5, loss, error, images, scale in trained))
+    return tuple(rows)
+
+
+def gap_subset(source: Source, images: int) -> Subset:
+    """Return the fixed part of the training set that the generalization gap is measured on, evenly spread."""
+    count = len(source.targets)
+    return Subset(source, np.unique(np.linspace(0, count - 1, min(images, count)).round().astype(np.int64)))
+
+
+@contextmanager
+def evaluating(network: SppClassifier, device: torch.device | str) -> Iterator[None]:
+    """Put the network into eval mode on a device, and back as it was."""
     home, mode = next(network.parameters()).device, network.training
-    network.to(place).eval()
-    pad = (round(network.mean[0] * 255), round(network.mean[1] * 255), round(network.mean[2] * 255))
-    dataset = BatchDataset(source, fit=fit, pad=pad)
-    outcomes = []
-    for scale in scales:
-        batches = batches_at(dataset, scale, batch_size=batch_size, num_workers=num_workers, max_aspect=max_aspect)
-        outcomes.append(evaluate_scale(network, batches, scale, len(source.targets), place))
-    network.to(home).train(mode)
-    return ScaleResult(tuple(row for row, _ in outcomes), np.stack([predicted for _, predicted in outcomes]))
+    network.to(device).eval()
+    try:
+        yield
+    finally:
+        network.to(home).train(mode)

@@ -77,7 +77,11 @@ class SppClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [N, K] of images as `features` takes them."""
-        logits: Tensor = self.head(spatial_pyramid_levels2d(self.features(images), self.levels, self.mode))
+        return self.classify_map(self.features(images))
+
+    def classify_map(self, features: Tensor) -> Tensor:
+        """Return logits [N, K] of feature maps [N, C, h, w], whole or parts of them."""
+        logits: Tensor = self.head(spatial_pyramid_levels2d(features, self.levels, self.mode))
         return logits
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Run folders to rows, plots and one page; reads files only."""
+"""Run folders to rows, plots and pages; reads files only."""

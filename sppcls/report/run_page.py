@@ -1,126 +1,129 @@
-"""One offline HTML page of a run folder: curves, accuracy by test scale, settings. Reads files only."""
+"""The report of one run: report.html, and beside a finished run's own summary.json summary.csv and summary.md."""
 
 import csv
-import html
-import json
-import platform
-from importlib.metadata import version
+import io
 from pathlib import Path
 from typing import Any
 
-from sppcls.atomic import write_text
-from sppcls.report.plots import line_plot
+import yaml
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #8884; padding: .3rem .8rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-svg { max-width: 100%; height: auto; } details { margin: 1rem 0; } pre { overflow-x: auto; }
-.note { opacity: .7; }
-"""
+from sppcls.atomic import write_text
+from sppcls.report.page import percent, points, write_page
+from sppcls.report.plots import Curve, line_plot
+from sppcls.report.runs import Run, read_run
+from sppcls.report.sweep_page import confused, data_rows
+
+_EPOCH = ("epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", "megapixels", "images_per_s")
 
 
 def write_run_page(folder: Path) -> Path:
     """Write report.html into a run folder from its own files and return its path; works on an unfinished run too."""
-    status = _json(folder / "status.json")
-    summary = _json(folder / "summary.json")
-    epochs = _rows(folder / "metrics.csv")
-    parts = [
-        f"<h1>{html.escape(folder.resolve().name)}</h1>",
-        f"<p>State: <b>{html.escape(str(status.get('state', 'unknown')))}</b>"
-        + (f", {html.escape(status['error'])}" if status.get("error") else "")
-        + "</p>",
-        _headline(summary),
-        _scales(summary),
-        _curves(epochs),
-        _settings(folder),
-    ]
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(folder.resolve().name)}</title><style>{STYLE}</style></head><body>{''.join(parts)}"
-        f"<p class='note'>sppcls {version('sppcls')}, Python {platform.python_version()}, {platform.machine()}</p>"
-        "</body></html>"
+    run = read_run(folder)
+    return write_page(
+        "run",
+        folder / "report.html",
+        folder.resolve().name,
+        run=run,
+        headline=_headline(run.summary),
+        scales=_scales(run.summary),
+        agreement=_agreement(run.summary),
+        gaps=_gaps(run),
+        epochs=[_EPOCH, [[row.get(column) or "-" for column in _EPOCH] for row in run.epochs]],
+        data=[row[1:] for row in data_rows({"": run.summary})],
+        confusion=confused([run], run.mistakes.get("scale", 0)),
+        config=yaml.safe_dump(run.config, sort_keys=False),
+        log=run.last_lines(),
     )
-    return write_text(folder / "report.html", page)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
+def write_run_tables(folder: Path) -> None:
+    """Write summary.csv, a row a test scale, and summary.md."""
+    summary = read_run(folder).summary
+    if not summary.get("scales"):
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(summary["scales"][0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(summary["scales"])
+    write_text(folder / "summary.csv", text.getvalue())
+    tables = [(["measure", "value"], _headline(summary)), (_SCALE, _scale_rows(summary))]
+    parts = [[_line(columns), "|---" * len(columns) + "|", *map(_line, rows)] for columns, rows in tables]
+    write_text(folder / "summary.md", "\n\n".join("\n".join(part) for part in parts) + "\n")
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _headline(summary: dict[str, Any]) -> str:
-    if not summary:
-        return "<p>No summary yet: the run has not finished.</p>"
+def _headline(summary: dict[str, Any]) -> list[list[str]]:
     names = {
         "acc1": f"top-1 at scale {summary.get('last_scale')}",
         "generalization_gap": "generalization gap",
+        "scale_area": "mean top-1 over log scale",
         "scale_spread": "scale spread",
         "scale_consistency": "scale consistency",
     }
-    rows = [[said, f"{summary[name]:.1%}"] for name, said in names.items() if summary.get(name) is not None]
-    rows += [[name, f"{summary[name]:,}"] for name in ("epochs", "seconds", "parameters", "seed") if name in summary]
-    return _table(["measure", "value"], rows)
+    rows = [[said, percent(summary[name])] for name, said in names.items() if summary.get(name) is not None]
+    plain = ("worst_scale", "epochs", "seconds", "gap_seconds", "train_megapixels", "parameters", "seed")
+    return rows + [[name.replace("_", " "), f"{summary[name]:,}"] for name in plain if summary.get(name) is not None]
 
 
-def _scales(summary: dict[str, Any]) -> str:
-    rows = summary.get("scales") or []
-    if not rows:
-        return ""
-    plot = line_plot(
-        {"validation": [(row["scale"], row["acc1"]) for row in rows]},
-        x="test scale (pixels, shorter side)",
-        y="top-1",
-        marks=[row["scale"] for row in rows if row["trained"]],
-    )
-    columns = ["scale", "top-1", "top-5", "loss", "ECE", "images"]
-    cells = [
+_SCALE = ["scale", "top-1", "95 % interval", "top-5", "loss", "ECE", "images"]
+
+
+def _scale_rows(summary: dict[str, Any]) -> list[list[str]]:
+    return [
         [
             f"{row['scale']}{' (trained)' if row['trained'] else ''}",
-            f"{row['acc1']:.1%}",
-            f"{row['acc5']:.1%}",
+            percent(row["acc1"]),
+            f"{percent(row.get('acc1_low'))} to {percent(row.get('acc1_high'))}",
+            percent(row["acc5"]),
             f"{row['loss']:.3f}",
             f"{row['ece']:.3f}",
             str(row["images"]),
         ]
-        for row in rows
+        for row in summary["scales"]
     ]
-    return f"<h2>Accuracy by test scale</h2>{plot}{_table(columns, cells)}"
 
 
-def _curves(rows: list[dict[str, str]]) -> str:
+def _scales(summary: dict[str, Any]) -> dict[str, Any] | None:
+    rows = summary.get("scales")
     if not rows:
-        return ""
-    curves = {
-        name: [(int(row["epoch"]) + 1, float(row[key])) for row in rows if row.get(key)]
-        for name, key in (("training (augmented, while learning)", "train_acc1"), ("validation", "val_acc1"))
-    }
-    plot = line_plot({name: curve for name, curve in curves.items() if curve}, x="epoch", y="top-1")
-    columns = ["epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", "images_per_s"]
-    table = _table(columns, [[row.get(column) or "-" for column in columns] for row in rows])
-    return f"<h2>Training</h2>{plot}<details><summary>Every epoch</summary>{table}</details>"
+        return None
+    dots = [(row["scale"], row["acc1"]) for row in rows]
+    bands = [(row["acc1_low"], row["acc1_high"]) for row in rows if "acc1_low" in row]
+    plot = line_plot(
+        {"validation": Curve(dots, bands if len(bands) == len(dots) else ())},
+        x="test scale (pixels, shorter side)",
+        y="top-1",
+        marks=[row["scale"] for row in rows if row["trained"]],
+        log=True,
+    )
+    return {"svg": plot, "columns": _SCALE, "rows": _scale_rows(summary)}
 
 
-def _settings(folder: Path) -> str:
-    path = folder / "config.yaml"
-    text = html.escape(path.read_text()) if path.exists() else "config.yaml is missing"
-    return f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{text}</pre></details>"
+def _agreement(summary: dict[str, Any]) -> list[Any] | None:
+    rows = summary.get("agreement")
+    if not rows or len(rows) < 2:
+        return None
+    scales = [str(row["scale"]) for row in summary["scales"]]
+    return [["scale", *scales], [[scale, *map(percent, row)] for scale, row in zip(scales, rows, strict=True)]]
+
+
+def _gaps(run: Run) -> dict[str, Any] | None:
+    """Return the curves of gap.csv: validation and training (dashed), a colour a scale."""
+    curves: dict[str, Curve] = {}
+    for number, scale in enumerate(sorted({int(row["scale"]) for row in run.gaps})):
+        rows = [row for row in run.gaps if row["scale"] == str(scale)]
+        for side, said, style in (("val", "validation", "o-"), ("train", "training", "--")):
+            track = [(int(row["epoch"]) + 1, float(row[f"{side}_acc1"])) for row in rows]
+            curves[f"{said} at {scale}"] = Curve(track, (), style, number)
+    if not curves:
+        return None
+    sides = ("train_acc1", "val_acc1")
+    rows_shown = [
+        [str(int(row["epoch"]) + 1), row["scale"], *(percent(float(row[s])) for s in sides), points(float(row["gap"]))]
+        for row in run.gaps
+    ]
+    columns = ["epoch", "scale", "training", "validation", "gap"]
+    return {"svg": line_plot(curves, x="epoch", y="top-1"), "columns": columns, "rows": rows_shown}

@@ -19,7 +19,7 @@ log = logging.getLogger("sppcls")
 
 COLUMNS = (
     "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_loss", "val_acc1", "val_acc5",
-    "val_class_acc", "val_ece", "images", "seconds", "images_per_s",
+    "val_class_acc", "val_ece", "images", "megapixels", "seconds", "images_per_s",
 )  # fmt: skip
 
 
@@ -65,6 +65,7 @@ class Curves(Callback):
             "scale": self._scale,
             "lr": trainer.optimizers[0].param_groups[-1]["lr"],
             "images": self._images,
+            "megapixels": round(_pixels(trainer) / 1e6, 3),
             "seconds": round(self._seconds, 3),
             "images_per_s": round(self._images / self._seconds, 1),
         } | {name: seen[name] for name in COLUMNS if name in seen and name != "scale"}
@@ -78,6 +79,11 @@ class Curves(Callback):
             if new:
                 writer.writeheader()
             writer.writerow({name: _short(value) for name, value in row.items()})
+
+
+def _pixels(trainer: pl.Trainer) -> int:
+    data = getattr(trainer, "datamodule", None)
+    return data.plan(trainer.current_epoch).pixels if isinstance(data, MultiScaleDataModule) else 0
 
 
 def fresh_metrics(trainer: pl.Trainer) -> dict[str, float]:

@@ -117,7 +117,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, source: Source, plan: object, augment: Augment | None) -> PlannedLoader:
         if split not in self.loaders:
-            dataset = BatchDataset(source, fit=self.fit, pad=self.pad, augment=augment, cache=self._pixels(source))
+            dataset = BatchDataset(source, fit=self.fit, pad=self.pad, augment=augment, cache=self.pixels(source))
             self.loaders[split] = PlannedLoader(
                 dataset,
                 plan,  # type: ignore[arg-type]
@@ -127,10 +127,11 @@ class MultiScaleDataModule(pl.LightningDataModule):
             )
         return self.loaders[split]
 
-    def _pixels(self, source: Source) -> PixelCache | None:
+    def pixels(self, source: Source, scale: int = 0) -> PixelCache | None:
+        """Return a cache for a source, of images large enough for ``scale`` and every scale that is trained."""
         if self._cache == "none":
             return None
-        largest = max(self.schedule.choices[-1], self.val_scale or 0)
+        largest = max(self.schedule.choices[-1], self.val_scale or 0, scale)
         return PixelCache(source, largest, cache_dir() if self._cache == "disk" else None)
 
 

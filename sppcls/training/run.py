@@ -18,15 +18,20 @@ from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.classifier import SppClassifier
 from sppcls.report.run_page import write_run_page
 from sppcls.spec import Spec
+from sppcls.terminal import show
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.folder import RunFolder, log
 from sppcls.training.module import LitSppClassifier
-from sppcls.training.summary import closing_lines, plan_table, result_table, show, summarize
+from sppcls.training.overfitting import gap_seconds
+from sppcls.training.summary import closing_lines, plan_table, result_table, summarize
 from sppcls.training.trainer import build_trainer
 
 
-def run(spec: Spec) -> int:
-    """Train, save and measure as ``spec`` says; returns the exit status, errors having been told in one line."""
+def run(spec: Spec, *, anew: bool = False) -> int:
+    """Train, save and measure as ``spec`` says; returns the exit status, errors having been told in one line.
+
+    ``anew`` takes away what a failed attempt has left in the run folder.
+    """
     folder: RunFolder | None = None
     try:
         if spec.plan_only:
@@ -34,7 +39,7 @@ def run(spec: Spec) -> int:
             return 0
         if spec.resume is not None:
             read_checkpoint(spec.resume)  # before anything is written into the folder
-        folder = RunFolder(spec.run_dir, resume=spec.resume is not None)
+        folder = RunFolder(spec.run_dir, resume=spec.resume is not None, anew=anew)
         with folder.logging():
             _train(spec, folder)
     except (KeyboardInterrupt, SystemExit):
@@ -45,6 +50,9 @@ def run(spec: Spec) -> int:
         return 130
     except Exception as error:
         return _told(error, folder)
+    finally:
+        if folder:
+            folder.close()
     return 0
 
 
@@ -105,8 +113,9 @@ def _train(spec: Spec, folder: RunFolder) -> None:
     if not trainer.is_global_zero:
         return
     _list_skipped(folder, splits, data)
-    summary = summarize(spec, network, data, trainer.strategy.root_device, epochs=trainer.current_epoch)
+    summary = summarize(spec, network, data, folder.path, trainer)
     summary["seconds"] = round(time.monotonic() - started, 1)
+    summary["gap_seconds"] = round(gap_seconds(folder.path), 1)
     write_json(folder.path / "summary.json", summary)
     folder.write_status("finished")
     write_run_page(folder.path)

@@ -1,17 +1,17 @@
 """What a run says before and after training: the plan, the table, summary.json."""
 
-import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from rich.console import Console
+import pytorch_lightning as pl
 from rich.table import Table
 
-from sppcls.data.files import Subset
+from sppcls.atomic import write_json
+from sppcls.data.doctor import scale_costs
 from sppcls.data.plan import padding_share
-from sppcls.data.source import Source
-from sppcls.measure.scales import evaluate_scales
+from sppcls.measure.mistakes import worst_mistakes
+from sppcls.measure.scales import ScaleRow, evaluate_scales, gap_subset
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import Spec
 from sppcls.training.datamodule import MultiScaleDataModule
@@ -23,7 +23,6 @@ def plan_table(spec: Spec, data: MultiScaleDataModule) -> Table:
     table = Table("epochs", "scale", "batches", "smallest batch", "shapes", "padding", "megapixels", title=title)
     for first, last, scales in _stretches(spec, data)[:24]:
         plan = data.plan(first)
-        pixels = sum(len(b.indices) * b.size[0] * b.size[1] for b in plan.batches)
         table.add_row(
             f"{first + 1}" if first == last else f"{first + 1}-{last + 1}",
             scales,
@@ -31,7 +30,7 @@ def plan_table(spec: Spec, data: MultiScaleDataModule) -> Table:
             str(min(len(b.indices) for b in plan.batches)),
             str(len({b.size for b in plan.batches})),
             f"{padding_share(plan.batches, data.train.sizes):.1%}" if spec.data.fit == "keep" else "-",
-            f"{pixels / 1e6:.0f}",
+            f"{plan.pixels / 1e6:.0f}",
         )
     return table
 
@@ -49,44 +48,46 @@ def _stretches(spec: Spec, data: MultiScaleDataModule) -> list[tuple[int, int, s
     return stretches
 
 
-def gap_subset(source: Source, images: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the fixed part of the training set that the generalization gap is measured on: evenly spread indices."""
-    count = len(source.targets)
-    return np.unique(np.linspace(0, count - 1, min(images, count)).round().astype(np.int64))
-
-
 def summarize(
-    spec: Spec, network: SppClassifier, data: MultiScaleDataModule, device: torch.device, *, epochs: int
+    spec: Spec, network: SppClassifier, data: MultiScaleDataModule, folder: Path, trainer: pl.Trainer
 ) -> dict[str, Any]:
-    """Measure the trained network on the validation set (and the gap) and return what summary.json holds."""
-    scales = [scale for scale in spec.test_scales if scale >= network.smallest]
-    options: dict[str, Any] = {
-        "fit": spec.data.fit,
-        "batch_size": spec.data.batch_size,
-        "num_workers": spec.data.num_workers,
-        "max_aspect": spec.data.max_aspect,
-        "device": device,
-    }
-    last = data.last_scale
-    result = evaluate_scales(network, data.val, sorted({*scales, last}), **options) if data.val else None
+    """Measure the trained network and return what summary.json holds; the answers and mistakes go beside it."""
+    last, values = data.last_scale, spec.data
+    how = values.model_dump(include={"fit", "batch_size", "num_workers", "max_aspect"})
+    options: dict[str, Any] = how | {"device": trainer.strategy.root_device, "bar": True}
     summary: dict[str, Any] = {"acc1": None, "generalization_gap": None, "scales": []}
-    if result is not None:
+    if data.val is not None:
+        scales = {last, *(scale for scale in spec.test_scales if scale >= network.smallest)}
+        result = evaluate_scales(network, data.val, sorted(scales), **options)
+        result.answers.save(folder)
+        mistakes = worst_mistakes(data.val, result.answers, network.classes, last)
+        write_json(folder / "mistakes.json", {"scale": last, "classes": network.classes, "worst": mistakes})
         at_last = next(row for row in result.rows if row.scale == last)
-        summary["acc1"] = at_last.acc1
-        summary |= {"scale_spread": result.spread, "scale_consistency": result.consistency, "scales": result.as_rows()}
+        summary |= result.summary() | {"acc1": at_last.acc1}
         if spec.metrics.gap_images:
-            part = Subset(data.train, gap_subset(data.train, spec.metrics.gap_images))
-            on_train = evaluate_scales(network, part, [last], **options).rows[0].acc1
-            summary |= {"train_acc1": on_train, "generalization_gap": on_train - at_last.acc1}
+            part, at = gap_subset(data.train, spec.metrics.gap_images), sorted({*spec.gap_scales, last} & scales)
+            val = {row.scale: row.acc1 for row in result.rows}
+            gaps = [gap_row(row, val[row.scale]) for row in evaluate_scales(network, part, at, **options).rows]
+            summary |= {"gaps": gaps} | next(row for row in gaps if row["scale"] == last)
+            del summary["scale"]
+    costs = scale_costs(data.train.sizes, data.schedule.choices, fit=values.fit, batch_size=values.batch_size)
     return summary | {
         "last_scale": last,
-        "epochs": epochs,
+        "epochs": trainer.current_epoch,
+        "train_megapixels": round(sum(data.plan(e).pixels for e in range(trainer.current_epoch)) / 1e6, 3),
         "parameters": sum(p.numel() for p in network.parameters()),
         "seed": spec.seed,
         "classes": len(network.classes),
         "train_images": len(data.train.targets),
         "val_images": len(data.val.targets) if data.val else 0,
+        "data_costs": [asdict(cost) for cost in costs],
     }
+
+
+def gap_row(on_train: ScaleRow, val_acc1: float) -> dict[str, float]:
+    """Return the generalization gap at one scale: training less validation accuracy."""
+    gap = on_train.acc1 - val_acc1
+    return {"scale": on_train.scale, "train_acc1": on_train.acc1, "generalization_gap": gap}
 
 
 def result_table(summary: dict[str, Any]) -> Table:
@@ -110,11 +111,6 @@ def closing_lines(summary: dict[str, Any], folder: str) -> list[str]:
     if "scale_spread" in summary:
         spread, consistency = summary["scale_spread"], summary["scale_consistency"]
         lines.append(f"scale spread {spread * 100:.1f} points, scale consistency {consistency:.1%}")
+    if summary.get("gap_seconds", 0) >= 1:
+        lines.append(f"gap curves: {summary['gap_seconds']:.0f} of {summary['seconds']:.0f} s (metrics.gap_every)")
     return [*lines, f"{summary['seconds']:.0f} s, {summary['parameters']:,} parameters", f"run folder: {folder}"]
-
-
-def show(*things: Any) -> None:
-    """Print tables and lines; in colour and as wide as the terminal where there is one."""
-    console = Console() if sys.stdout.isatty() else Console(width=100, color_system=None)
-    for thing in things:
-        console.print(thing, highlight=False)

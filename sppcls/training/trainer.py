@@ -16,6 +16,7 @@ from sppcls.errors import ConfigError
 from sppcls.spec import LoggerSpec, Spec
 from sppcls.training.callbacks import Curves, LargestShapeFirst, ScaleBar
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
+from sppcls.training.overfitting import GapCurves
 
 
 def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
@@ -28,6 +29,9 @@ def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
         SaveLastAndBest(folder / "checkpoints", values.checkpoint_every_steps),
     ]
     callbacks += [ScaleBar(leave=False)] if bar else []
+    if spec.metrics.gap_every and spec.metrics.gap_images:
+        callbacks.append(_gap_curves(spec, folder))
+    # Last, so that what measures at a validation's end still meets the averaged weights.
     callbacks += [EMAWeightAveraging(decay=spec.optim.ema)] if spec.optim.ema else []
     quiet_lightning()
     try:
@@ -53,6 +57,12 @@ def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
     except Exception as error:
         # Lightning checks accelerator, devices and strategy itself, in several exception classes.
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def _gap_curves(spec: Spec, folder: Path) -> GapCurves:
+    values = spec.metrics
+    how = spec.data.model_dump(include={"fit", "batch_size", "num_workers", "max_aspect"})
+    return GapCurves(folder, every=values.gap_every, images=values.gap_images, scales=spec.gap_scales, **how)
 
 
 def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback) -> pl.Trainer:

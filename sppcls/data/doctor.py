@@ -1,0 +1,199 @@
+"""What is in a folder of images, what is broken in it (`examine`), and what an epoch costs a scale (`scale_costs`)."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sppcls.data.files import Groups, class_folders, image_files, part_folders, scan
+from sppcls.data.images import decode, quiet, shown
+from sppcls.data.plan import Fit, Sizes, padding_share, plan_epoch
+from sppcls.data.schedule import Schedule
+from sppcls.errors import ConfigError, DataError
+from sppcls.terminal import track
+
+Counts = dict[str, tuple[int | None, ...]]  # class -> its images in each part, None where it has no such folder
+Histogram = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]  # counts [K], edges [K + 1] of a logarithmic axis
+
+
+@dataclass(frozen=True)
+class ScaleCost:
+    """An epoch at one scale; shares are 0 to 1."""
+
+    scale: int  # shorter side in pixels
+    padding: float  # share of the tensors' pixels; 0 for crop and warp
+    megapixels: float  # of all tensors
+    upscaled: float  # share of the images whose shorter side is below the scale
+    lost: float  # mean share of an image's area that crop cuts away; otherwise 0
+    distortion: float  # geometric mean of the factors, 1 or more, by which warp changes the aspects; otherwise 1
+    shapes: int  # different tensor sizes
+
+
+class Copies(NamedTuple):
+    """Files of equal content; across parts they leak from training, across classes a label is wrong."""
+
+    across_parts: bool
+    across_classes: bool
+    files: list[Path]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What `examine` found: absolute paths, and counts of images that can be read."""
+
+    root: Path
+    parts: dict[str, int]  # train, val and test, or "all" of a set without parts
+    classes: Counts  # the largest first
+    loose: list[Path]  # image files beside the class folders, which are not read
+    imbalance: float | None  # largest over smallest class with any image, in the first part
+    sizes: dict[str, tuple[float, float, float]]  # smallest, median, largest, in pixels; aspect is width / height
+    short: Histogram  # shorter sides in pixels
+    aspect: Histogram  # widths over heights; what is beyond 8:1 counts as 8:1
+    decoded: bool  # whether every file was decoded whole, not its header alone read
+    broken: dict[Path, str]  # and why
+    copies: list[Copies]  # across parts first, then across classes
+    costs: list[ScaleCost]  # an epoch of the first part
+
+
+def scale_costs(
+    sizes: Sizes, scales: Sequence[int], *, fit: Fit = "keep", batch_size: int = 32, max_aspect: float = 4.0
+) -> list[ScaleCost]:
+    """Return what an epoch of images of ``sizes`` [N, 2] (H, W) would be at each scale; reads no file.
+
+    Raises:
+        ConfigError: A scale below 1.
+    """
+    _check_scales(scales)
+    short, long = sizes.min(axis=1), sizes.max(axis=1)
+    lost = float(1 - (short / long).mean()) if fit == "crop" else 0.0
+    distortion = float(np.exp(np.log(long / short).mean())) if fit == "warp" else 1.0
+    costs = []
+    for scale in scales:
+        schedule = Schedule("single", (scale,))
+        plan = plan_epoch(sizes, schedule, 0, seed=0, batch_size=batch_size, fit=fit, max_aspect=max_aspect)
+        padding = padding_share(plan.batches, sizes) if fit == "keep" else 0.0
+        upscaled, shapes = float((short < scale).mean()), len({batch.size for batch in plan.batches})
+        costs.append(ScaleCost(scale, padding, plan.pixels / 1e6, upscaled, lost, distortion, shapes))
+    return costs
+
+
+def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False) -> DataFacts:
+    """Look through a folder that holds train/ and val/, or a folder a class; broken files do not end it.
+
+    A file is broken if its header cannot be read, or, with ``decode_all``, the whole of it.
+
+    Raises:
+        ConfigError: A scale below 1.
+        DataError: No such folder, or no image in it that can be read.
+    """
+    _check_scales(scales)
+    folder = Path(root).expanduser().absolute()
+    if not folder.is_dir():
+        raise DataError(f"{shown(root)} is no folder; give the one that holds train/ and val/, or a folder a class")
+    tops = part_folders(folder)
+    parts = {"all" if top == folder else top.name: class_folders(top) for top in tops}
+    places = {file: (part, name) for part, groups in parts.items() for name, files in groups.items() for file in files}
+    loose = [file for top in tops for file in image_files(top) if file.parent == top]
+    whole, sizes, broken = _readable(list(places), decode_all)
+    if not whole:
+        found = f"{len(broken)} broken files, and {len(loose)} loose ones beside the class folders"
+        raise DataError(f"{shown(folder)}: no image in a class folder ({found}); put images there, a folder a class")
+    classes = _class_counts(parts, Counter(places[file] for file in whole))
+    filled = [row[0] for row in classes.values() if row[0]]
+    training = sizes[[places[file][0] == next(iter(parts)) for file in whole]]
+    columns = {"height": sizes[:, 0], "width": sizes[:, 1], "shorter side": sizes.min(axis=1)}
+    columns["aspect"] = columns["width"] / columns["height"]
+    return DataFacts(
+        root=folder,
+        parts={part: sum(row[i] or 0 for row in classes.values()) for i, part in enumerate(parts)},
+        classes=classes,
+        loose=loose,
+        imbalance=max(filled) / min(filled) if filled else None,
+        sizes={key: (float(c.min()), float(np.median(c)), float(c.max())) for key, c in columns.items()},
+        short=_log_histogram(columns["shorter side"], 6),
+        # Twelve bins an octave have 1:1, 4:3, 3:2, 16:9 and 2:1 near a bin's middle.
+        aspect=_log_histogram(columns["aspect"].clip(1 / 8, 8), 12),
+        decoded=decode_all,
+        broken=broken,
+        copies=_copies(whole, places),
+        costs=scale_costs(training, scales) if len(training) else [],
+    )
+
+
+def _check_scales(scales: Sequence[int]) -> None:
+    if min(scales, default=1) < 1:
+        raise ConfigError(f"scale {min(scales)}: a scale is a shorter side in pixels; give 1 or more")
+
+
+def _class_counts(parts: Mapping[str, Groups], counts: Mapping[tuple[str, str], int]) -> Counts:
+    names = sorted({name for groups in parts.values() for name in groups})
+    rows = {n: tuple(counts[part, n] if n in groups else None for part, groups in parts.items()) for n in names}
+    return dict(sorted(rows.items(), key=lambda row: [-(count or 0) for count in row[1]]))
+
+
+def _readable(files: Sequence[Path], decode_all: bool) -> tuple[list[Path], Sizes, dict[Path, str]]:
+    """Return the files that can be read, their sizes [N, 2], and why the others cannot."""
+    found, sizes, skipped = scan(files, "skip")  # without the cache, which vouches for files as they were
+    errors = {Path(file): error for file, error in skipped}
+    if decode_all:
+        results = zip(found, _each(_decode, found, "Decoding images"), strict=True)
+        errors |= {file: str(error) for file, error in results if error}
+    keep = [i for i, file in enumerate(found) if file not in errors]
+    broken = {f: e.removeprefix(f"{shown(f)}: ").removesuffix("; mend or remove the file") for f, e in errors.items()}
+    return [found[i] for i in keep], sizes[keep], broken
+
+
+def _each(work: Callable[[Path], Hashable], files: Sequence[Path], label: str) -> list[Hashable]:
+    """Return what ``work`` gives for each file, or the error it raises, done in threads."""
+
+    def attempt(file: Path) -> Hashable:
+        try:
+            return work(file)
+        except (DataError, OSError) as error:
+            return error
+
+    with quiet(), ThreadPool(8) as pool:  # waits for the disk; each may hold a decoded image
+        return list(track(pool.imap(attempt, files, chunksize=16), label, len(files)))
+
+
+def _decode(file: Path) -> None:
+    decode(file, 1)  # a JPEG at an eighth of its size: every byte is read all the same
+
+
+def _copies(files: Sequence[Path], places: Mapping[Path, tuple[str, str]]) -> list[Copies]:
+    """Return the groups of files of equal content; only files that agree so far are looked at more closely."""
+    same: list[list[Path]] = []
+    for key in (os.path.getsize, _ending, _content):
+        groups: dict[Hashable, list[Path]] = defaultdict(list)
+        # A file that can no longer be read has an error of its own for a key, and so no equal.
+        for file, value in zip(files, _each(key, files, "Comparing files"), strict=True):
+            groups[value].append(file)
+        same = [group for group in groups.values() if len(group) > 1]
+        files = [file for group in same for file in group]
+    parts, classes = ([len({places[file][i] for file in group}) > 1 for group in same] for i in (0, 1))
+    return sorted(map(Copies, parts, classes, same), key=lambda c: (not c.across_parts, not c.across_classes, c.files))
+
+
+def _ending(file: Path) -> Hashable:
+    # The beginnings of one camera's files are alike, endings are pixels: so a large set need not be read whole.
+    with file.open("rb") as stream:
+        start = stream.seek(max(file.stat().st_size - 4096, 0))
+        return start, hashlib.sha256(stream.read()).digest()
+
+
+def _content(file: Path) -> Hashable:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _log_histogram(values: npt.NDArray[np.float64], per_octave: int) -> Histogram:
+    places = np.rint(per_octave * np.log2(values)).astype(np.int64)
+    edges = np.arange(places.min(), places.max() + 2) - 0.5
+    return np.bincount(places - places.min()), np.exp2(edges / per_octave)

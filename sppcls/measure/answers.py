@@ -1,0 +1,78 @@
+"""What a network answered, image by image, at each test scale; a few bytes an image, kept in a run's folder."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sppcls.atomic import write_bytes
+from sppcls.errors import SppclsError
+
+UNREAD = -1
+FILE = "answers.npz"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Per-image answers at S test scales to N images.
+
+    Attributes:
+        scales: [S] the test scales.
+        targets: [N] the true classes.
+        predicted: [S, N] the predicted classes; -1 where an image could not be read.
+        confidence: [S, N] the probability of the predicted class.
+        loss: [S, N] minus the log probability of the true class.
+        in_top5: [S, N] whether the true class is among the five most probable.
+        images: Digest of the images' names: answers are compared image by image only where it is equal.
+    """
+
+    scales: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float32]
+    loss: npt.NDArray[np.float32]
+    in_top5: npt.NDArray[np.bool_]
+    images: str = ""
+
+    @classmethod
+    def empty(cls, scales: Sequence[int], targets: npt.NDArray[np.int64], names: Sequence[str] = ()) -> "Answers":
+        """Return the answers to ``targets`` before any is given."""
+        shape = (len(scales), len(targets))
+        digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+        predicted = np.full(shape, UNREAD, np.int64)
+        confidence, loss = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        return cls(np.asarray(scales), targets, predicted, confidence, loss, np.zeros(shape, np.bool_), digest)
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """[S, N] whether the predicted class is the true one; False where an image could not be read."""
+        right: npt.NDArray[np.bool_] = (self.predicted == self.targets) & (self.predicted != UNREAD)
+        return right
+
+    def at(self, scale: int) -> int:
+        """Return the row of a scale."""
+        return int(np.flatnonzero(self.scales == scale)[0])
+
+    def save(self, folder: Path) -> Path:
+        """Write ``answers.npz`` into ``folder``."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **vars(self))
+        return write_bytes(folder / FILE, buffer.getvalue())
+
+
+def load_answers(folder: Path) -> Answers | None:
+    """Return the answers kept in a folder, or None where there are none; runs no code of the file."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values: dict[str, Any] = {name: file[name] for name in file.files}
+        return Answers(**values | {"images": str(values["images"])})
+    except Exception as error:  # a damaged archive fails in whichever class its damage meets first
+        raise SppclsError(f"{path} is damaged ({type(error).__name__}); train or evaluate again") from None

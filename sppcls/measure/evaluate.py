@@ -1,0 +1,192 @@
+"""``sppcls evaluate``: one trained network on any labelled images, at scales it was trained at and others."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sppcls.atomic import write_json, write_text
+from sppcls.build import build_splits
+from sppcls.checkpoint import load_model, read_spec
+from sppcls.data.files import Subset, class_folders, part_folders, read_groups
+from sppcls.data.images import shown
+from sppcls.data.source import Source
+from sppcls.errors import ConfigError, DataError
+from sppcls.measure.recalibrate import recalibrate_bn
+from sppcls.measure.scales import Predict, ScaleResult, evaluate_fused, evaluate_scales, full_view, gap_subset
+from sppcls.measure.views import check_views, multi_view
+from sppcls.models.classifier import SppClassifier
+from sppcls.spec import Spec
+
+SPLITS = ("val", "test", "train")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, as the command line says it; None is the run's own value."""
+
+    scales: tuple[int, ...] | None = None
+    data: str | None = None
+    split: str | None = None
+    fit: str | None = None
+    views: str = "full"
+    places: int = 3
+    fuse: tuple[int, ...] | None = None
+    gap: bool = False
+    recalibrate_bn: bool = False
+    object_scale: bool = False
+    batch_size: int = 32
+    num_workers: int = 0
+    device: str = "cpu"
+
+
+def evaluate(model: str, options: Options) -> dict[str, Any]:
+    """Measure a run or checkpoint as ``options`` say and return what evaluation.json holds.
+
+    Raises:
+        ConfigError: No usable checkpoint, a scale too small, or options that do not go together.
+        DataError: Images that cannot be read, or of classes that the network does not have.
+    """
+    network, spec = load_model(model), read_spec(model)
+    fit = options.fit or spec.data.fit
+    scales = _scales(network, spec, options, fit)
+    source, train = _sources(network, spec, options)
+    if options.object_scale and not hasattr(source, "object_scale"):
+        raise ConfigError("--object-scale knows the objects of data=shapes only; leave it out for other images")
+    how = {"fit": fit, "batch_size": options.batch_size, "num_workers": options.num_workers, "bar": True}
+    how |= {"max_aspect": spec.data.max_aspect, "device": options.device}
+    predict: Predict = full_view
+    if options.views == "multi":
+        check_views(network)
+        predict = multi_view(max(network.scales), options.places)
+    found: dict[str, Any] = {"model": model, "split": options.split or "val", "data": options.data or spec.data.name}
+    found |= {
+        "fit": fit,
+        "views": options.views,
+        "recalibrated": options.recalibrate_bn,
+        "classes": len(network.classes),
+    }
+    prepare = partial(_recalibrated, source=train(), how=how) if options.recalibrate_bn else None
+    result = evaluate_scales(network, source, scales, predict=predict, prepare=prepare, **how)
+    found |= result.summary()
+    for row, speed in zip(found["scales"], result.images_per_s, strict=True):
+        row["images_per_s"] = round(speed, 1)
+    if options.gap:
+        part = evaluate_scales(network, gap_subset(train(), 600), scales, predict=predict, prepare=prepare, **how)
+        for row, on_train in zip(found["scales"], part.rows, strict=True):
+            row |= {"train_acc1": on_train.acc1, "generalization_gap": on_train.acc1 - row["acc1"]}
+    fused = options.fuse or (scales if options.views == "multi" and len(scales) > 1 else None)
+    if fused:
+        row = evaluate_fused(network, source, fused, predict=predict, **how).rows[0]
+        found["fused"] = asdict(row) | {"scale": list(fused)}
+    if options.object_scale:
+        found["object_scale"] = _by_object(source, result)
+    return found
+
+
+def write_evaluation(found: dict[str, Any], out: Path) -> None:
+    """Write evaluation.json and evaluation.csv, a row a test scale, into a folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "evaluation.json", found)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(found["scales"][0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found["scales"])
+        write_text(out / "evaluation.csv", text.getvalue())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}; name a folder that can be written") from None
+
+
+def _scales(network: SppClassifier, spec: Spec, options: Options, fit: str) -> tuple[int, ...]:
+    if network.pool == "fixed" and (fit == "keep" or options.fuse):
+        raise ConfigError("model.pool=fixed takes one square size; use --fit crop or warp, and no --fuse")
+    scales = tuple(sorted(set(options.scales or [s for s in spec.test_scales if s >= network.smallest])))
+    only = network.input_size[0] if network.input_size else None
+    for scale in (*scales, *(options.fuse or ())):
+        if scale < network.smallest:
+            backbone = spec.model.backbone
+            raise ConfigError(f"scale {scale} is too small for {backbone}; the smallest scale is {network.smallest}")
+        if only and scale != only:
+            raise ConfigError(f"scale {scale}: model.pool=fixed takes {only} only; use --scales {only}")
+    return scales
+
+
+def _sources(network: SppClassifier, spec: Spec, options: Options) -> tuple[Source, Any]:
+    """Return the images to measure, and a function that gives the training images."""
+    moved = {"root": options.data} if options.data else {}
+    own = spec.data.model_copy(update=moved)
+    if options.data and options.split is None:
+        source = _folder(Path(options.data), network.classes)
+        return source, lambda: build_splits(spec.data).train
+    splits = build_splits(own)
+    source = getattr(splits, options.split or "val")
+    if source is None:
+        raise DataError(f"{own.name} has no {options.split} split; use --split val or train, or --data DIR")
+    return mapped(source, network.classes, own.root or own.name), lambda: splits.train
+
+
+def _folder(root: Path, classes: Sequence[str]) -> Source:
+    """Return the images of a folder of class folders, of its validation part where it has parts."""
+    if not root.is_dir():
+        raise DataError(f"--data {root}: no such folder; name a folder of class folders")
+    parts = part_folders(root)
+    groups = {name: files for name, files in class_folders(parts[min(1, len(parts) - 1)]).items() if files}
+    if not groups:
+        raise DataError(f"{shown(root)}: no image in class folders; at least one folder named as a class is needed")
+    _check_classes(tuple(groups), classes, str(root))
+    return mapped(read_groups(groups, root)[0], classes, str(root))
+
+
+def mapped(source: Source, classes: Sequence[str], where: str) -> Source:
+    """Return a source whose targets are positions in ``classes``, by name; raises ``DataError`` naming strangers."""
+    if tuple(source.classes) == tuple(classes):
+        return source
+    _check_classes(source.classes, classes, where)
+    return Subset(source, range(len(source.targets)), classes)
+
+
+def _check_classes(got: Sequence[str], classes: Sequence[str], where: str) -> None:
+    strange = [name for name in got if name not in classes]
+    if strange:
+        shown_ = ", ".join(map(repr, strange[:5])) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+        raise DataError(f"{where}: the model has no class {shown_}; its {len(classes)}: {', '.join(classes[:5])}, ...")
+
+
+def _recalibrated(network: SppClassifier, scale: int, source: Source, how: dict[str, Any]) -> SppClassifier:
+    return recalibrate_bn(network, source, scale, **how)
+
+
+def _by_object(source: Source, result: ScaleResult, parts: int = 5) -> list[dict[str, Any]]:
+    """Return accuracy by the object's true size, its diameter over the image's shorter side, in equal parts."""
+    sizes = source.object_scale  # type: ignore[attr-defined]
+    edges = np.quantile(sizes, np.linspace(0, 1, parts + 1))
+    part = np.clip(np.searchsorted(edges, sizes, side="right") - 1, 0, parts - 1)
+    right = result.answers.right
+    return [
+        {
+            "from": round(float(edges[p]), 4),
+            "to": round(float(edges[p + 1]), 4),
+            "images": int((part == p).sum()),
+            "acc1": {
+                str(s): float(right[row, part == p].mean()) for row, s in enumerate(result.answers.scales.tolist())
+            },
+        }
+        for p in range(parts)
+    ]
+
+
+def pick_device(name: str) -> str:
+    """Return a device by name, ``auto`` being CUDA where there is one; raises ``ConfigError`` on an absent one."""
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}; use auto or cpu") from None
+    return chosen

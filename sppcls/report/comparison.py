@@ -1,0 +1,153 @@
+"""The runs of a sweep side by side: means over seeds, and each variant against the baseline, paired by seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from sppcls.errors import ConfigError
+from sppcls.measure.answers import load_answers
+from sppcls.measure.statistics import Bootstrap, Comparison, Estimate, bootstrap_difference, compare, estimate, holm
+from sppcls.report.runs import Run
+
+# What variants are tested on; the rest of `values_of` is described and not tested.
+TESTED = {
+    "acc1": "top-1",
+    "scale_area": "mean over scales",
+    "scale_spread": "scale spread",
+    "generalization_gap": "gap",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant's runs that have finished, and its estimates by measure."""
+
+    name: str
+    runs: tuple[Run, ...]
+    estimates: dict[str, Estimate]
+    by_scale: dict[int, Estimate]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All variants at one reference scale, and the comparisons with the baseline by variant and measure.
+
+    ``budget`` is the pixels, in millions, that the cheapest variant has seen: equal compute is read off there.
+    """
+
+    scale: int
+    baseline: str
+    budget: float
+    variants: dict[str, Variant]
+    comparisons: dict[str, dict[str, Comparison]]
+    bootstraps: dict[str, Bootstrap]
+
+
+def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
+    """Compare the finished runs; raises ``ConfigError`` where the baseline has none."""
+    finished = {name: tuple(run for run in runs if run.finished) for name, runs in by_variant.items()}
+    if not finished[baseline]:
+        raise ConfigError(f"baseline {baseline!r} has no finished run; run the sweep again or name another --baseline")
+    scale = int(finished[baseline][0].summary["last_scale"])
+    costs = [run.summary["train_megapixels"] for runs in finished.values() for run in runs]
+    budget = min(costs)
+    tables = {n: {run.seed: values_of(run, scale, budget) for run in runs} for n, runs in finished.items() if runs}
+    variants = {name: _variant(name, finished[name], table) for name, table in tables.items()}
+    others = [name for name in variants if name != baseline]
+    comparisons = _adjusted({name: _compared(tables[name], tables[baseline]) for name in others})
+    bootstraps = {n: found for n in others if (found := _bootstrapped(finished[n], finished[baseline], scale))}
+    return Study(scale, baseline, budget, variants, comparisons, bootstraps)
+
+
+def values_of(run: Run, scale: int, budget: float) -> dict[str, float]:
+    """Return a run's measures by name, those that it has: accuracies at ``scale``, and what holds over all scales."""
+    summary = run.summary
+    gaps = {row["scale"]: row["generalization_gap"] for row in summary.get("gaps", [])}
+    found = {
+        "acc1": next((row["acc1"] for row in summary["scales"] if row["scale"] == scale), None),
+        "acc1_equal_compute": _at_budget(run, scale, budget),
+        "generalization_gap": gaps.get(scale),
+        "train_megapixels": summary.get("train_megapixels"),
+        "seconds": summary.get("seconds"),
+    }
+    if len(summary["scales"]) > 1:  # a network of one size has no spread
+        found |= {name: summary.get(name) for name in ("scale_area", "scale_spread", "scale_consistency")}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _at_budget(run: Run, scale: int, budget: float) -> float | None:
+    """Return the accuracy at the last measurement of gap.csv by which the run had seen ``budget`` megapixels."""
+    if run.summary["train_megapixels"] <= budget:
+        return next((row["acc1"] for row in run.summary["scales"] if row["scale"] == scale), None)
+    seen = dict(
+        zip((r["epoch"] for r in run.epochs), accumulate(float(r["megapixels"]) for r in run.epochs), strict=True)
+    )
+    within = [r for r in run.gaps if r["scale"] == str(scale) and seen.get(r["epoch"], np.inf) <= budget * 1.001]
+    return float(within[-1]["val_acc1"]) if within else None
+
+
+def _variant(name: str, runs: tuple[Run, ...], table: Mapping[int, Mapping[str, float]]) -> Variant:
+    measures = dict.fromkeys(key for values in table.values() for key in values)
+    estimates = {key: estimate([values[key] for values in table.values() if key in values]) for key in measures}
+    rows = [row for run in runs for row in run.summary["scales"]]
+    scales = sorted({row["scale"] for row in rows})
+    return Variant(name, runs, estimates, {s: estimate([r["acc1"] for r in rows if r["scale"] == s]) for s in scales})
+
+
+def _compared(
+    table: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[str, float]]
+) -> dict[str, Comparison]:
+    found = {}
+    for measure in TESTED:
+        ours, theirs = ({s: v[measure] for s, v in side.items() if measure in v} for side in (table, base))
+        if ours.keys() & theirs.keys():
+            found[measure] = compare(ours, theirs)
+    return found
+
+
+def _adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[str, Comparison]]:
+    """Return the comparisons with Holm's p: the family is every test of every variant."""
+    places = [(name, measure) for name, measures in comparisons.items() for measure in measures]
+    adjusted = holm([comparisons[name][measure].p for name, measure in places]) if places else []
+    for (name, measure), p in zip(places, adjusted, strict=True):
+        comparisons[name][measure] = replace(comparisons[name][measure], p_holm=p)
+    return comparisons
+
+
+def _bootstrapped(runs: Sequence[Run], base: Sequence[Run], scale: int) -> Bootstrap | None:
+    """Return the paired bootstrap over images and seeds, where both sides kept answers to the same images."""
+    sides = [{run.seed: load_answers(run.folder) for run in side} for side in (runs, base)]
+    pairs = [(sides[0][seed], sides[1][seed]) for seed in sorted(sides[0].keys() & sides[1].keys())]
+    right = [
+        (ours.right[ours.at(scale)], theirs.right[theirs.at(scale)])
+        for ours, theirs in pairs
+        if ours and theirs and ours.images == theirs.images and scale in ours.scales and scale in theirs.scales
+    ]
+    if not right:
+        return None
+    return bootstrap_difference(np.stack([ours for ours, _ in right]), np.stack([theirs for _, theirs in right]))
+
+
+def as_values(found: Study) -> dict[str, Any]:
+    """Return a study as plain values, for summary.json."""
+    return {
+        "scale": found.scale,
+        "baseline": found.baseline,
+        "equal_compute_megapixels": found.budget,
+        "variants": {
+            name: {
+                "seeds": [run.seed for run in variant.runs],
+                "measures": {key: asdict(value) for key, value in variant.estimates.items()},
+                "scales": {str(scale): asdict(value) for scale, value in variant.by_scale.items()},
+            }
+            for name, variant in found.variants.items()
+        },
+        "comparisons": {
+            name: {measure: asdict(one) for measure, one in measures.items()}
+            for name, measures in found.comparisons.items()
+        },
+        "bootstraps": {name: asdict(one) for name, one in found.bootstraps.items()},
+    }

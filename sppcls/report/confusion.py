@@ -1,0 +1,62 @@
+"""Which classes are taken for which: a matrix, of groups of classes where there are many."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sppcls.measure.answers import UNREAD, Answers
+
+MOST = 20
+
+
+def confusion(answers: Sequence[Answers], classes: Sequence[str], scale: int) -> dict[str, Any] | None:
+    """Return names, rows (shares of a true class's images) and the most confused pairs, all answers together.
+
+    Above 20 classes, those that are taken for one another are one group: average linkage on the confusion.
+    """
+    counts = np.zeros((len(classes), len(classes)))
+    for one in answers:
+        if scale in one.scales:
+            predicted = one.predicted[one.at(scale)]
+            seen = predicted != UNREAD
+            np.add.at(counts, (one.targets[seen], predicted[seen]), 1)
+    if not counts.any():
+        return None
+    groups = _groups(counts) if len(classes) > MOST else np.arange(len(classes))
+    names = [_name(np.flatnonzero(groups == g), classes, counts) for g in range(groups.max() + 1)]
+    member = np.eye(groups.max() + 1)[groups]
+    shares = _shares(member.T @ counts @ member)
+    note = f"{groups.max() + 1} groups of {len(classes)} classes" if len(classes) > MOST else ""
+    return {"names": names, "rows": shares.tolist(), "pairs": _pairs(counts, classes), "scale": scale, "groups": note}
+
+
+def _shares(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shares: npt.NDArray[np.float64] = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    return shares
+
+
+def _pairs(counts: npt.NDArray[np.float64], classes: Sequence[str], most: int = 10) -> list[list[str]]:
+    shares = _shares(counts)
+    np.fill_diagonal(shares, 0)
+    order = np.argsort(-shares, axis=None, kind="stable")[:most]
+    places = [np.unravel_index(at, shares.shape) for at in order if shares.flat[at] > 0]
+    return [[classes[true], classes[taken], f"{shares[true, taken]:.1%}"] for true, taken in places]
+
+
+def _groups(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    from scipy.cluster.hierarchy import fcluster, linkage  # type: ignore[import-untyped]
+    from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
+
+    shares = _shares(counts)
+    apart = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(apart, 0)
+    found: npt.NDArray[np.int64] = fcluster(linkage(squareform(apart, checks=False), "average"), MOST, "maxclust") - 1
+    return found
+
+
+def _name(members: npt.NDArray[np.int64], classes: Sequence[str], counts: npt.NDArray[np.float64]) -> str:
+    largest = members[np.argsort(-counts[members].sum(axis=1), kind="stable")]
+    more = f" +{len(members) - 2}" if len(members) > 2 else ""
+    return ", ".join(classes[index] for index in largest[:2]) + more

@@ -1,0 +1,38 @@
+"""One offline HTML page from a template: text escaped, plots inline, no request to anywhere."""
+
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sppcls.atomic import write_text
+
+
+def write_page(template: str, path: Path, title: str, **values: Any) -> Path:
+    """Render ``templates/<template>.html`` with ``values`` and write it beside, then rename."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {"percent": percent, "points": points, "grouped": lambda n: f"{n:,}"}
+    made = f"sppcls {version('sppcls')}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d %H:%M')}"
+    return write_text(path, pages.get_template(f"{template}.html").render(title=title, made=made, **values))
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage with one digit, or a dash.
+
+    >>> percent(0.9871), percent(None)
+    ('98.7%', '-')
+    """
+    return "-" if share is None else f"{share:.1%}"
+
+
+def points(share: float | None) -> str:
+    """Return a difference of shares in signed percentage points, or a dash.
+
+    >>> points(-0.0125)
+    '-1.2'
+    """
+    return "-" if share is None else f"{share * 100:+.1f}"

@@ -1,0 +1,165 @@
+"""The report of a sweep: summary.csv, summary.json, summary.md, report.html and the tables on the terminal."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from sppcls.atomic import write_json, write_text
+from sppcls.measure.statistics import Comparison, Estimate
+from sppcls.report.comparison import TESTED, Study, as_values, study
+from sppcls.report.page import percent, points
+from sppcls.report.runs import Run, chosen_baseline, read_json, read_runs, variants
+from sppcls.report.sweep_page import write_sweep_page
+
+MEASURES = {
+    "acc1": "top-1 at {scale}",
+    "acc1_equal_compute": "at equal compute",
+    "scale_area": "mean over scales",
+    "scale_spread": "scale spread",
+    "scale_consistency": "consistency",
+    "generalization_gap": "gap",
+}
+
+
+def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]:
+    """Write the report of the runs in ``folder`` and return what a terminal shows; reads run folders only.
+
+    Raises:
+        ConfigError: No run, two baselines, or a baseline that is no variant.
+    """
+    runs = read_runs(folder)
+    by_variant = variants(runs)
+    baseline = chosen_baseline(by_variant, baselines)
+    missing = [name for name in read_json(folder / "sweep.json").get("jobs", {}) if not (folder / name).is_dir()]
+    _write_csv(folder, by_variant)
+    if not any(run.finished for run in by_variant[baseline]):
+        return [*problems(runs, missing), f"no run of the baseline {baseline!r} has finished yet: no comparison"]
+    found = study(by_variant, baseline)
+    write_json(folder / "summary.json", {"states": states(runs), "missing": missing} | as_values(found))
+    tables = [variant_rows(found), comparison_rows(found)]
+    write_text(folder / "summary.md", _markdown(found, tables, runs, missing))
+    page = write_sweep_page(folder, found, runs, missing, tables)
+    shown = [_rich(*table) for table in tables if table[1]]
+    return [*shown, *notes(found), *problems(runs, missing), f"report: {page}"]
+
+
+def states(runs: Sequence[Run]) -> dict[str, int]:
+    """Return how many runs are in which state."""
+    found = [run.state for run in runs]
+    return {state: found.count(state) for state in sorted(set(found))}
+
+
+def problems(runs: Sequence[Run], missing: Sequence[str]) -> list[str]:
+    """Return a line for each run that has not finished, and the last lines of those that failed."""
+    lines = [f"{len(missing)} jobs have not started"] if missing else []
+    for run in runs:
+        if not run.finished:
+            why = f": {run.status['error']}" if run.status.get("error") else ""
+            lines.append(f"{run.folder.name}: {run.state}{why}")
+            lines += [f"    {line}" for line in run.last_lines(3)] if run.state == "failed" else []
+    return lines
+
+
+def notes(found: Study) -> list[str]:
+    """Return what a reader has to know to read the tables."""
+    lines = [
+        "Intervals are 95 %: Student's t over seeds; bootstrap: over test images and seeds, 10,000 resamples.",
+        f"Equal compute: the last measurement by {found.budget:,.0f} megapixels seen, what the cheapest run saw; "
+        "the learning rate of a longer run had not decayed by then.",
+    ]
+    few = sorted({one.note for measures in found.comparisons.values() for one in measures.values() if one.note})
+    return lines + [f"p: {note}" for note in few]
+
+
+def variant_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, columns and rows of the variants' means."""
+    columns = ["variant", "seeds", *(said.format(scale=found.scale) for said in MEASURES.values())]
+    rows = []
+    for name, one in found.variants.items():
+        mark = " (baseline)" if name == found.baseline else ""
+        cells = [interval(one.estimates.get(measure)) for measure in MEASURES]
+        costs = [one.estimates[key].mean for key in ("train_megapixels", "seconds")]
+        rows.append([name + mark, str(len(one.runs)), *cells, *(f"{cost:,.0f}" for cost in costs)])
+    return f"Variants: mean ± half of the 95 % interval, in percent; trained to {found.scale}", [
+        *columns, "megapixels", "seconds",
+    ], rows  # fmt: skip
+
+
+def comparison_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, columns and rows of the comparisons with the baseline."""
+    rows = []
+    for name, measures in found.comparisons.items():
+        for measure, one in measures.items():
+            boot = found.bootstraps.get(name) if measure == "acc1" else None
+            said = f"top-1 at {found.scale}" if measure == "acc1" else TESTED[measure]
+            between = f"{points(boot.low)} to {points(boot.high)}" if boot else "-"
+            rows.append([name, said, str(one.n), points(one.difference), _between(one), between, *_ps(one)])
+    columns = [
+        "variant",
+        "measure",
+        "seeds",
+        "difference",
+        "interval",
+        "bootstrap",
+        "p (t)",
+        "p (sign flip)",
+        "p (Holm)",
+    ]
+    return f"Against {found.baseline}, paired by seed, in percentage points", columns, rows
+
+
+def interval(one: Estimate | None) -> str:
+    """Return an estimate in percent with half of its interval, or a dash."""
+    if one is None:
+        return "-"
+    return percent(one.mean)[:-1] + (f" ± {(one.high - one.mean) * 100:.1f}" if one.high is not None else "")
+
+
+def _between(one: Comparison) -> str:
+    return "-" if one.low is None else f"{points(one.low)} to {points(one.high)}"
+
+
+def _ps(one: Comparison) -> list[str]:
+    return [
+        "-" if p is None else f"{p:.4f}" if p >= 0.0001 else "< 0.0001" for p in (one.p_t, one.p_sign_flip, one.p_holm)
+    ]
+
+
+def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _write_csv(folder: Path, by_variant: dict[str, list[Run]]) -> None:
+    """Write a row a run: what depends on its settings alone, so that a sweep in two parts has the same file."""
+    rows = [_csv_row(name, run) for name, runs in by_variant.items() for run in sorted(runs, key=lambda r: r.seed)]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "summary.csv", text.getvalue())
+
+
+def _csv_row(variant: str, run: Run) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": run.folder.name, "variant": variant, "seed": run.seed, "state": run.state}
+    if run.finished:
+        kept = ("acc1", "generalization_gap", "scale_area", "scale_spread", "scale_consistency", "last_scale")
+        row |= {key: run.summary.get(key) for key in (*kept, "epochs", "train_megapixels", "parameters")}
+        row |= {f"acc1@{one['scale']}": one["acc1"] for one in run.summary["scales"]}
+    return row
+
+
+def _markdown(found: Study, tables: Sequence[Any], runs: Sequence[Run], missing: Sequence[str]) -> str:
+    parts = [f"# {runs[0].folder.parent.resolve().name}"]
+    for title, columns, rows in tables:
+        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        parts += [f"## {title}", "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *body])]
+    parts += ["\n".join(f"- {line}" for line in (*notes(found), *problems(runs, missing)))]
+    return "\n\n".join(parts) + "\n"

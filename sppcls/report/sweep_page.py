@@ -1,0 +1,155 @@
+"""The page of a sweep: what its variants did at every test scale, what they cost, and where they went wrong."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sppcls.measure.answers import load_answers
+from sppcls.measure.statistics import Estimate, estimate
+from sppcls.report.comparison import Study, Variant
+from sppcls.report.confusion import confusion
+from sppcls.report.page import percent, write_page
+from sppcls.report.plots import Curve, dot_plot, line_plot, scatter_plot
+from sppcls.report.runs import Run, differences, flat, read_json
+
+
+def write_sweep_page(
+    folder: Path, found: Study, runs: Sequence[Run], missing: Sequence[str], tables: Sequence[Any]
+) -> Path:
+    """Write report.html into the sweep's folder and return its path."""
+    keys = differences(runs)
+    base = found.variants[found.baseline].runs
+    return write_page(
+        "sweep",
+        folder / "report.html",
+        folder.resolve().name,
+        study=found,
+        runs=runs,
+        missing=missing,
+        variants=tables[0],
+        comparisons=tables[1],
+        scales=_scales(found),
+        gaps=_gaps(found),
+        curves=_curves(found),
+        costs=_costs(found),
+        data=data_rows({name: one.runs[0].summary for name, one in found.variants.items()}),
+        confusion=confused(base, found.scale),
+        mistakes=base[0].mistakes,
+        keys=keys,
+        settings=[[run.folder.name, run.state, *(str(flat(run.config).get(key)) for key in keys)] for run in runs],
+        failed=[(run, run.last_lines()) for run in runs if run.state == "failed"],
+        command=read_json(folder / "sweep.json").get("command"),
+        status=base[0].status,
+    )
+
+
+def confused(runs: Sequence[Run], scale: int) -> dict[str, Any] | None:
+    """Return the confusion of some runs together, where they kept answers."""
+    answers = [one for run in runs if (one := load_answers(run.folder))]
+    classes = runs[0].mistakes.get("classes")
+    return confusion(answers, classes, scale) if answers and classes else None
+
+
+def data_rows(summaries: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Return a row a trained scale, of all variants that are alike: what the fit does to the training images."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, summary in summaries.items():
+        for cost in summary.get("data_costs", []):
+            rows.setdefault(_cost_cells(cost), []).append(name)
+    every = len(summaries)
+    return [["all" if len(names) == every > 1 else ", ".join(names), *cells] for cells, names in rows.items()]
+
+
+def _cost_cells(cost: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(cost["scale"]),
+        percent(cost["padding"]),
+        percent(cost["lost"]),
+        f"{cost['distortion']:.2f}",
+        percent(cost["upscaled"]),
+        f"{cost['megapixels']:,.1f}",
+    )
+
+
+def _curve(by_x: dict[int, Estimate], style: str = "o-", colour: int | None = None) -> Curve:
+    band = [(e.low, e.high) for e in by_x.values() if e.low is not None and e.high is not None]
+    points = [(x, one.mean) for x, one in by_x.items()]
+    return Curve(points, band if len(band) == len(points) else (), style, colour)
+
+
+def _scales(found: Study) -> dict[str, Any]:
+    scales = sorted({scale for one in found.variants.values() for scale in one.by_scale})
+    trained = {tuple(_trained(one)) for one in found.variants.values()}
+    plot = line_plot(
+        {name: _curve(one.by_scale) for name, one in found.variants.items()},
+        x="test scale (pixels, shorter side)",
+        y="top-1",
+        marks=sorted({scale for some in trained for scale in some}),
+        log=True,
+    )
+    rows = [
+        [name, ", ".join(map(str, _trained(one))), *(_cell(one.by_scale.get(scale)) for scale in scales)]
+        for name, one in found.variants.items()
+    ]
+    return {"svg": plot, "columns": ["variant", "trained at", *map(str, scales)], "rows": rows}
+
+
+def _trained(variant: Variant) -> list[int]:
+    return sorted(set(variant.runs[0].config["schedule"]["scales"]))
+
+
+def _cell(one: Estimate | None) -> str:
+    if one is None:
+        return "-"
+    return percent(one.mean) + (
+        f" ({one.low * 100:.1f} to {one.high * 100:.1f})" if one.low is not None and one.high is not None else ""
+    )
+
+
+def _gaps(found: Study) -> dict[str, Any]:
+    gaps = {name: gap for name, one in found.variants.items() if (gap := one.estimates.get("generalization_gap"))}
+    plot = dot_plot({name: (e.mean, e.low, e.high) for name, e in gaps.items()}, x=f"gap at scale {found.scale}")
+    return {"svg": plot, "columns": ["variant", "gap"], "rows": [[name, _cell(one)] for name, one in gaps.items()]}
+
+
+def _curves(found: Study) -> dict[str, Any] | None:
+    """Return training (dashed) and validation accuracy over the epochs, the mean over seeds."""
+    curves: dict[str, Curve] = {}
+    rows: list[list[str]] = []
+    for number, (name, one) in enumerate(found.variants.items()):
+        sides = {side: _over_epochs(one, found.scale, f"{side}_acc1") for side in ("train", "val")}
+        if not sides["val"]:
+            continue
+        curves[name] = _curve(sides["val"], "o-", number)
+        curves[f"{name}, training"] = Curve(_curve(sides["train"]).points, (), "--", number)
+        for epoch, val in sides["val"].items():
+            train = sides["train"][epoch].mean
+            rows.append([name, str(epoch), percent(train), percent(val.mean), f"{(train - val.mean) * 100:+.1f}"])
+    if not curves:
+        return None
+    return {
+        "svg": line_plot(curves, x="epoch", y=f"top-1 at scale {found.scale}"),
+        "columns": ["variant", "epoch", "training", "validation", "gap"],
+        "rows": rows,
+    }
+
+
+def _over_epochs(variant: Variant, scale: int, column: str) -> dict[int, Estimate]:
+    values: dict[int, list[float]] = {}
+    for run in variant.runs:
+        for row in run.gaps:
+            if row["scale"] == str(scale):
+                values.setdefault(int(row["epoch"]) + 1, []).append(float(row[column]))
+    return {epoch: estimate(seen) for epoch, seen in sorted(values.items())}
+
+
+def _costs(found: Study) -> dict[str, Any]:
+    dots: dict[str, list[tuple[float, float]]] = {}
+    for name, one in found.variants.items():
+        for run in one.runs:
+            at = [row["acc1"] for row in run.summary["scales"] if row["scale"] == found.scale]
+            dots.setdefault(name, []).extend((run.summary["train_megapixels"], acc1) for acc1 in at)
+    dots = {name: some for name, some in dots.items() if some}
+    rows = [[name, f"{x:,.1f}", percent(y)] for name, some in dots.items() for x, y in some]
+    plot = scatter_plot(dots, x="megapixels seen in training", y=f"top-1 at scale {found.scale}")
+    return {"svg": plot, "columns": ["variant", "megapixels", "top-1"], "rows": rows}

@@ -1,0 +1,27 @@
+"""What a person sees: tables in colour and bars on a terminal, plain text elsewhere."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def show(*things: Any) -> None:
+    """Print tables and lines; in colour and as wide as the terminal where there is one."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=140, color_system=None)
+    for thing in things:
+        console.print(thing, highlight=False, markup=False, soft_wrap=isinstance(thing, str))
+
+
+def track(things: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Yield what is there with a progress bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from things
+        return
+    from rich.console import Console
+    from rich.progress import track as bar
+
+    yield from bar(things, label, total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,158 @@
+"""A sweep: jobs known by a hash of their values, a folder each, whatever launches them and however often."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sppcls.atomic import write_json
+from sppcls.errors import ConfigError
+from sppcls.report.runs import Run, chosen_baseline, read_json, variants
+from sppcls.spec import Spec
+from sppcls.terminal import show
+
+MANIFEST = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: its overrides, its values, and the hash that it is known by."""
+
+    overrides: tuple[str, ...]
+    spec: Spec
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], spec: Spec) -> "Job":
+        """Return the job of a spec, without overrides that belong to the sweep alone."""
+        own = ("sweep_dir=", "sweep.dry_run=", "sweep.baseline=", "experiment=", "hydra")
+        return cls(tuple(o for o in overrides if not o.lstrip("+").startswith(own)), spec)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The jobs of a sweep and its folder, which holds sweep.json and a run folder a job."""
+
+    folder: Path
+    jobs: dict[str, Job]  # by the run folder's name
+
+    @classmethod
+    def planned(cls, jobs: Sequence[Job], title: str) -> "Sweep":
+        """Return the sweep of some jobs, each once; the same jobs always have the same folder."""
+        by_digest = {job.spec.digest: job for job in jobs}
+        if any(job.spec.resume or job.spec.plan_only for job in jobs):
+            raise ConfigError("resume= and plan_only= are for one run; a sweep's command goes on when given again")
+        whole = hashlib.sha256("".join(sorted(by_digest)).encode()).hexdigest()[:8]
+        folder = Path(jobs[0].spec.sweep_dir or f"sweeps/{title}-{whole}")
+        _check_baseline(jobs)
+        common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+        known = {entry["digest"]: name for name, entry in _manifest(folder).get("jobs", {}).items()}
+        named = {known.get(digest) or _name(job, common, digest): job for digest, job in by_digest.items()}
+        return cls(folder, named)
+
+    def start(self) -> None:
+        """Write sweep.json: this command's jobs, beside those that the folder has from earlier ones."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = _manifest(self.folder)
+        entries = {
+            name: {"digest": job.spec.digest, "overrides": list(job.overrides)} for name, job in self.jobs.items()
+        }
+        baseline = next(iter(self.jobs.values())).spec.sweep.baseline
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        values = {"command": command, "baseline": baseline or before.get("baseline")}
+        write_json(self.folder / MANIFEST, values | {"jobs": before.get("jobs", {}) | entries})
+        done = sum(state_of(self.folder / name) == "finished" for name in self.jobs)
+        show(f"sweep of {len(self.jobs)} jobs in {self.folder}" + (f", {done} of them done already" if done else ""))
+
+    def dry_run(self) -> int:
+        """Print the jobs, which are done, and an estimate from those that are."""
+        from rich.table import Table
+
+        table = Table("job", "state", "seconds", title=f"{len(self.jobs)} jobs in {self.folder}")
+        for name in self.jobs:
+            seconds = seconds_of(self.folder / name)
+            table.add_row(name, state_of(self.folder / name), "-" if seconds is None else f"{seconds:.0f}")
+        show(table, self.time_left())
+        return 0
+
+    def time_left(self) -> str:
+        """Say how many jobs are done and, from their seconds, how long the others may take one after another."""
+        return time_left(self.folder, list(self.jobs))
+
+    def finish(self) -> int:
+        """Report on the folder and return 1 where a job of this sweep has not finished, else 0."""
+        from sppcls.report.sweep import write_sweep_report
+
+        states = {name: state_of(self.folder / name) for name in self.jobs}
+        show(*write_sweep_report(self.folder))
+        return int(any(state != "finished" for state in states.values()))
+
+
+def run_job(spec: Spec) -> int:
+    """Run one job of a sweep in its own folder, which sweep.json names; never raises but for an interrupt.
+
+    A finished job is left alone, an interrupted one goes on, a failed one starts anew.
+    """
+    from sppcls.training.run import run
+
+    folder = Path(str(spec.sweep_dir))
+    jobs = _manifest(folder).get("jobs", {})
+    name = next(name for name, entry in jobs.items() if entry["digest"] == spec.digest)
+    path = folder / name
+    state = state_of(path)
+    if state == "finished":
+        return 0
+    show(f"\n== {name}: {time_left(folder, list(jobs))}")
+    resumable = state in ("running", "interrupted") and (path / "checkpoints" / "last.ckpt").is_file()
+    own = spec.model_copy(update={"run_dir": str(path), "resume": str(path) if resumable else None})
+    status = run(own, anew=not resumable)
+    if status == 130:
+        raise KeyboardInterrupt
+    return status
+
+
+def state_of(run: Path) -> str:
+    """Return running, finished, failed or interrupted, or missing where the folder says nothing."""
+    return str(read_json(run / "status.json").get("state", "missing"))
+
+
+def seconds_of(run: Path) -> float | None:
+    """Return the seconds that a finished run took."""
+    seconds = read_json(run / "summary.json").get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else None
+
+
+def time_left(folder: Path, names: Sequence[str]) -> str:
+    """Say how many of the jobs are done and how long the others may take one after another."""
+    states = [state_of(folder / name) for name in names]
+    taken = [seconds for name in names if (seconds := seconds_of(folder / name)) is not None]
+    done, failed = states.count("finished"), states.count("failed")
+    said = f"{done} of {len(names)} done" + (f", {failed} failed" if failed else "")
+    left = len(names) - done
+    if not left:
+        return said
+    if not taken:
+        return f"{said}; no finished job to tell the time by"
+    seconds = left * fmean(taken)
+    return f"{said}, about {seconds / 60:.0f} min left" if seconds > 90 else f"{said}, about {seconds:.0f} s left"
+
+
+def _check_baseline(jobs: Iterable[Job]) -> None:
+    """Refuse a baseline that is no variant before anything is trained."""
+    values = [job.spec.model_dump(mode="json") for job in jobs]
+    chosen_baseline(variants([Run(Path(), config, {}, {}, [], [], {}) for config in values]), ())
+
+
+def _name(job: Job, common: set[str], digest: str) -> str:
+    own = [override for override in job.overrides if override not in common]
+    # No "=" in a folder's name: it could not be named in an override.
+    slug = re.sub(r"[^\w.-]+", "-", "_".join(o.removeprefix("sweep.").lstrip("+") for o in own))[:80].strip("-")
+    slug = re.sub(r"-*_-*", "_", slug)
+    return f"{slug}-{digest}" if slug else digest
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return read_json(folder / MANIFEST)

@@ -1,0 +1,403 @@
+import itertools
+import json
+import math
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from sppcls.measure.statistics import (
+    bootstrap_difference,
+    compare,
+    estimate,
+    holm,
+    log_scale_area,
+    pairwise_agreement,
+    wilson,
+)
+
+IMAGES = 1000
+cheap = settings(max_examples=50, deadline=None)
+# Few different counts, so that many sign flips tie with the observed sum.
+right = st.integers(700, 706) | st.integers(0, IMAGES)
+
+
+def pairs_of(least, most):
+    return st.lists(st.tuples(right, right), min_size=least, max_size=most)
+
+
+def by_seed(values):
+    return dict(enumerate(values))
+
+
+def compare_counts(pairs, images=IMAGES):
+    variant, baseline = zip(*pairs, strict=True)
+    return compare(by_seed([k / images for k in variant]), by_seed([k / images for k in baseline]))
+
+
+def all_flips(pairs):
+    """Two-sided p in whole numbers of images, where a tie is a tie."""
+    differences = [a - b for a, b in pairs]
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    return sum(total >= abs(sum(differences)) for total in sums) / len(sums)
+
+
+def random_correctness(seeds, images, seed=0, accuracy=0.7):
+    return np.random.default_rng(seed).random((seeds, images)) < accuracy
+
+
+def test_importing_the_module_does_not_import_scipy():
+    check = "import sys, sppcls.measure.statistics; print('scipy.stats' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("hits", "images"), [(0, 10), (10, 10), (5, 7), (90, 100), (38000, 50000)])
+@pytest.mark.parametrize(("confidence", "z"), [(0.95, 1.959963984540054), (0.99, 2.5758293035489004)])
+def test_wilson_is_its_closed_formula(hits, images, confidence, z):
+    share = hits / images
+    centre = (share + z * z / (2 * images)) / (1 + z * z / images)
+    half = z / (1 + z * z / images) * math.sqrt(share * (1 - share) / images + z * z / (4 * images**2))
+    assert wilson(hits, images, confidence) == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+def test_wilson_of_a_worked_example():
+    assert wilson(90, 100) == pytest.approx((0.825634, 0.944771), abs=1e-6)
+
+
+@pytest.mark.parametrize(("hits", "images"), [(0, 0), (3, 2), (-1, 5)])
+def test_wilson_refuses_impossible_counts(hits, images):
+    with pytest.raises(ValueError, match=r"^(0 images|k )"):
+        wilson(hits, images)
+
+
+@cheap
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_wilson_contains_the_accuracy_and_stays_a_fraction(images, share):
+    hits = round(share * images)
+    low, high = wilson(hits, images)
+    assert 0 <= low <= hits / images + 1e-12
+    assert hits / images - 1e-12 <= high <= 1
+
+
+def test_estimate_of_a_worked_example():
+    # t of 2 degrees of freedom at 0.975 is 4.302653; 4.302653 * 0.02 / sqrt(3) is 0.0496828.
+    got = estimate([0.70, 0.74, 0.72])
+    assert (got.mean, got.sd, got.n) == (pytest.approx(0.72), pytest.approx(0.02), 3)
+    assert (got.low, got.high) == (pytest.approx(0.6703172, abs=1e-7), pytest.approx(0.7696828, abs=1e-7))
+
+
+def test_estimate_of_one_value_has_no_interval():
+    assert asdict(estimate([0.8])) == {"mean": 0.8, "sd": None, "low": None, "high": None, "n": 1}
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_estimate_of_equal_values_is_that_value_exactly(n):
+    # The plain mean of three times 0.1 is 0.10000000000000002.
+    assert asdict(estimate([0.1] * n)) == {"mean": 0.1, "sd": 0.0, "low": 0.1, "high": 0.1, "n": n}
+
+
+@pytest.mark.parametrize("values", [[], [0.5, math.nan], [math.inf]])
+def test_estimate_refuses_what_has_no_mean(values):
+    with pytest.raises(ValueError, match="expected one or more finite numbers"):
+        estimate(values)
+
+
+@cheap
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.sampled_from([0.8, 0.95, 0.99]))
+def test_estimate_agrees_with_scipy_and_contains_its_mean(values, confidence):
+    got = estimate(values, confidence)
+    assert got.low <= got.mean <= got.high
+    assert (got.mean, got.sd) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1), abs=1e-15))
+    if got.sd > 1e-9:
+        want = stats.t.interval(confidence, len(values) - 1, np.mean(values), stats.sem(values))
+        assert (got.low, got.high) == pytest.approx(want)
+        wider = estimate(values, 0.999)
+        assert wider.low < got.low < got.high < wider.high
+
+
+def test_compare_of_a_worked_example():
+    # Differences 0.01, 0.02, 0.03: t = 2 sqrt(3), and with 2 degrees of freedom p = 1 - t / sqrt(2 + t * t).
+    got = compare(by_seed([0.71, 0.72, 0.75]), by_seed([0.70, 0.70, 0.72]))
+    assert got.difference == pytest.approx(0.02)
+    assert (got.low, got.high) == (pytest.approx(-0.0048414, abs=1e-7), pytest.approx(0.0448414, abs=1e-7))
+    assert got.p_t == got.p == pytest.approx(1 - math.sqrt(12 / 14)) == pytest.approx(0.0741799, abs=1e-7)
+    assert (got.n, got.p_sign_flip, got.p_holm, got.note) == (3, None, None, "")
+
+
+@cheap
+@given(pairs_of(6, 7))
+def test_sign_flip_p_is_the_share_of_all_flips(pairs):
+    got = compare_counts(pairs)
+    assert got.p_sign_flip == got.p == pytest.approx(all_flips(pairs), abs=1e-12)
+
+
+@pytest.mark.parametrize("differences", [(2, 2, -3, 2, -1, -2, 0), (1, 0, 1, -2, -1, 0, 1)])
+def test_ties_that_floating_point_hides_count_as_ties(differences):
+    # The sum is 0, so every flip is at least as large; permutation_test alone gives 0.90625 and 0.8125 in tenths.
+    pairs = [(3 + d, 3) if d < 0 else (d, 0) for d in differences]
+    for shift in range(4):
+        assert compare_counts([(a + shift, b + shift) for a, b in pairs], images=10).p_sign_flip == 1.0
+
+
+@pytest.mark.parametrize(("n", "p"), [(6, 2 / 2**6), (7, 2 / 2**7), (10, 2 / 2**10), (14, 2 / 2**14)])
+def test_one_sign_throughout_has_the_smallest_p_there_is(n, p):
+    assert compare_counts([(710 + 2 * i, 700 + i) for i in range(n)]).p_sign_flip == p
+
+
+def test_five_seeds_have_a_t_test_only():
+    got = compare_counts([(710 + 2 * i, 700 + i) for i in range(5)])
+    assert got.p_sign_flip is None
+    assert got.p == got.p_t == pytest.approx(stats.ttest_1samp([10, 11, 12, 13, 14], 0).pvalue)
+
+
+def test_above_14_seeds_the_flips_are_drawn_and_near_the_exact_share():
+    differences = np.random.default_rng(3).integers(-8, 13, 16)
+    pairs = [(700 + int(d), 700) for d in differences]
+    signs = np.array(list(itertools.product((1, -1), repeat=16)))
+    exact = float((np.abs(signs @ differences) >= abs(differences.sum())).mean())
+    got = compare_counts(pairs)
+    assert got.p_sign_flip == pytest.approx(exact, abs=0.02)
+    assert got.p_sign_flip != exact
+    assert got == compare_counts(pairs)
+
+
+@cheap
+@given(pairs_of(3, 18))
+def test_swapping_variant_and_baseline_turns_the_sign_only(pairs):
+    got, swapped = compare_counts(pairs), compare_counts([(b, a) for a, b in pairs])
+    assert swapped.difference == pytest.approx(-got.difference, abs=1e-15)
+    assert (swapped.low, swapped.high) == (pytest.approx(-got.high, abs=1e-12), pytest.approx(-got.low, abs=1e-12))
+    assert swapped.p_sign_flip == got.p_sign_flip
+    assert swapped.p_t == pytest.approx(got.p_t)
+    assert (swapped.n, swapped.note) == (got.n, got.note)
+
+
+@cheap
+@given(pairs_of(3, 14), st.randoms(use_true_random=False))
+def test_order_of_the_seeds_does_not_matter(pairs, random):
+    variant, baseline = by_seed([a / IMAGES for a, _ in pairs]), by_seed([b / IMAGES for _, b in pairs])
+    shuffled = list(variant.items())
+    random.shuffle(shuffled)
+    assert compare(dict(shuffled), baseline) == compare(variant, baseline)
+
+
+@cheap
+@given(pairs_of(3, 10))
+def test_compare_agrees_with_the_paired_t_test_of_scipy(pairs):
+    differences = [a - b for a, b in pairs]
+    assume(len(set(differences)) > 1)
+    got, want = compare_counts(pairs), stats.ttest_1samp(differences, 0)
+    interval = want.confidence_interval()
+    assert got.p_t == pytest.approx(want.pvalue, rel=1e-6)
+    assert (got.low, got.high) == pytest.approx((interval.low / IMAGES, interval.high / IMAGES), abs=1e-9)
+    assert got.low <= got.difference <= got.high
+
+
+@pytest.mark.parametrize("n", [3, 5, 6, 15])
+def test_no_difference_has_p_1(n):
+    got = compare_counts([(700 + i, 700 + i) for i in range(n)])
+    assert (got.difference, got.low, got.high) == (0, 0, 0)
+    assert (got.p_t, got.p_sign_flip, got.p, got.note) == (1, 1, 1, "")
+
+
+@pytest.mark.parametrize("n", [3, 5, 6, 8])
+def test_equal_differences_have_no_t(n):
+    # 0.8 - 0.7 is not 0.6 - 0.5 in floating point: SciPy's t would be 1e15 or so, and its p 1e-30 or less.
+    values = [0.8, 0.6, 0.3, 0.9, 0.7, 0.4, 0.2, 0.5][:n]
+    got = compare(by_seed(values), by_seed([round(value - 0.1, 1) for value in values]))
+    assert len({a - round(a - 0.1, 1) for a in values}) > 1
+    assert (got.p_t, got.note) == (None, "all differences are equal: t is not defined")
+    assert got.difference == got.low == got.high == pytest.approx(0.1)
+    assert got.p == got.p_sign_flip == (2 / 2**n if n >= 6 else None)
+
+
+@pytest.mark.parametrize(("n", "note"), [(1, "1 seed in common: no p below 3"), (2, "2 seeds in common: no p below 3")])
+@pytest.mark.parametrize("gain", [0, 10])
+def test_below_three_seeds_there_is_a_difference_and_a_note(n, note, gain):
+    got = compare_counts([(700 + gain, 700)] * n)
+    assert (got.difference, got.n, got.note) == (pytest.approx(gain / IMAGES), n, note)
+    assert got.low is got.high is got.p_t is got.p_sign_flip is got.p is got.p_holm is None
+
+
+def test_only_the_common_seeds_are_compared():
+    variant, baseline = {4: 0.75, 1: 0.71, 2: 0.72, 9: 0.0}, {7: 1.0, 2: 0.70, 4: 0.72, 1: 0.70}
+    got = compare(variant, baseline)
+    assert got == compare(by_seed([0.71, 0.72, 0.75]), by_seed([0.70, 0.70, 0.72]))
+    assert got.n == 3
+
+
+@pytest.mark.parametrize(("variant", "baseline"), [({1: 0.5}, {2: 0.5}), ({}, {}), ({1: 0.5}, {})])
+def test_no_common_seed_is_an_error(variant, baseline):
+    with pytest.raises(ValueError, match="no seed in common"):
+        compare(variant, baseline)
+
+
+def test_a_value_that_is_not_finite_is_an_error():
+    with pytest.raises(ValueError, match="finite"):
+        compare({0: math.nan, 1: 0.5, 2: 0.5}, {0: 0.5, 1: 0.5, 2: 0.4})
+
+
+@pytest.mark.parametrize(
+    ("ps", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.01, None, 0.04, 0.03, None, 0.005], [0.03, None, 0.06, 0.06, None, 0.02]),
+        ([0.5, 0.6, 0.9], [1, 1, 1]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.0, 1.0], [0, 1]),
+        ([0.04], [0.04]),
+        ([None], [None]),
+        ([], []),
+    ],
+)
+def test_holm_of_worked_examples(ps, adjusted):
+    assert holm(ps) == [pytest.approx(p) if p is not None else None for p in adjusted]
+
+
+@cheap
+@given(st.lists(st.none() | st.floats(0, 1), max_size=12))
+def test_holm_keeps_the_order_and_never_lowers_a_p(ps):
+    got = holm(ps)
+    assert [p is None for p in got] == [p is None for p in ps]
+    known = sorted((p, q) for p, q in zip(ps, got, strict=True) if p is not None)
+    assert all(p <= q <= min(1, p * len(known)) for p, q in known)
+    assert all(a[1] <= b[1] for a, b in itertools.pairwise(known))
+    assert all(a[1] == b[1] for a, b in itertools.pairwise(known) if a[0] == b[0])
+    # Holm rejects at 0.05 exactly what the step-down procedure of its definition rejects.
+    rejected = 0
+    while rejected < len(known) and known[rejected][0] * (len(known) - rejected) <= 0.05:
+        rejected += 1
+    assert sum(q <= 0.05 for _, q in known) == rejected
+
+
+def test_bootstrap_has_the_distribution_of_drawing_indices():
+    ours, theirs = random_correctness(3, 60, 1, 0.8), random_correctness(3, 60, 2, 0.6)
+    rng, drawn = np.random.default_rng(5), []
+    for _ in range(6000):
+        at = np.ix_(rng.integers(0, 3, 3), rng.integers(0, 60, 60))
+        drawn.append(ours[at].mean() - theirs[at].mean())
+    got = bootstrap_difference(ours, theirs, resamples=20000)
+    assert got.difference == pytest.approx(ours.mean() - theirs.mean())
+    assert (got.low, got.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.012)
+
+
+def test_bootstrap_of_one_seed_is_as_wide_as_the_normal_interval_of_the_images():
+    ours, theirs = random_correctness(1, 20000, 1, 0.8), random_correctness(1, 20000, 2, 0.7)
+    half = 1.96 * (ours.astype(float) - theirs).std() / math.sqrt(20000)
+    got = bootstrap_difference(ours, theirs)
+    assert (got.low, got.high) == pytest.approx((got.difference - half, got.difference + half), abs=half / 20)
+
+
+def test_bootstrap_is_wider_where_the_seeds_disagree():
+    theirs = np.zeros((4, 4000), dtype=bool)
+    alike, unlike = theirs.copy(), theirs.copy()
+    alike[:, :2000], unlike[:2] = True, True
+    same, spread = bootstrap_difference(alike, theirs), bootstrap_difference(unlike, theirs)
+    assert same.difference == spread.difference == 0.5
+    assert spread.high - spread.low > 10 * (same.high - same.low)
+
+
+@cheap
+@given(st.integers(1, 4), st.integers(200, 400), st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1))
+def test_bootstrap_interval_contains_the_difference_and_turns_with_it(seeds, images, seed, first, second):
+    ours, theirs = random_correctness(seeds, images, seed, first), random_correctness(seeds, images, seed + 1, second)
+    got = bootstrap_difference(ours, theirs, resamples=500)
+    assert -1 <= got.low <= got.difference <= got.high <= 1
+    assert got == bootstrap_difference(ours, theirs, resamples=500)
+
+
+@cheap
+@given(st.integers(1, 4), st.integers(1, 50), st.integers(0, 1000))
+def test_bootstrap_without_any_difference_is_zero(seeds, images, seed):
+    ours = random_correctness(seeds, images, seed)
+    got = bootstrap_difference(ours, ours.copy(), resamples=100)
+    assert (got.difference, got.low, got.high, got.resamples) == (0, 0, 0, 100)
+
+
+def test_bootstrap_of_a_difference_that_is_the_same_everywhere_has_no_width():
+    got = bootstrap_difference(np.ones((3, 50), dtype=bool), np.zeros((3, 50), dtype=bool), resamples=100)
+    assert (got.difference, got.low, got.high) == (1, 1, 1)
+
+
+def test_bootstrap_stays_below_100_megabytes_at_50000_images():
+    # Ten independent seeds: some 20,000 different columns, so that 300 resamples need several steps.
+    ours, theirs = random_correctness(10, 50000, 1), random_correctness(10, 50000, 2, 0.69)
+    tracemalloc.start()
+    got = bootstrap_difference(ours, theirs, resamples=300)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert got.low < got.difference < got.high
+
+
+@pytest.mark.parametrize(("first", "second"), [((2, 5), (2, 4)), ((2, 5), (1, 5)), ((5,), (5,)), ((0, 5), (0, 5))])
+def test_bootstrap_refuses_shapes_that_differ_or_are_empty(first, second):
+    with pytest.raises(ValueError, match="expected the same"):
+        bootstrap_difference(np.ones(first, dtype=bool), np.ones(second, dtype=bool))
+
+
+def test_log_scale_area_of_worked_examples():
+    # Powers of two are equally far apart: (0.7 + 2 * 0.6 + 0.5) / 4 in any order; 64 to 128 is a third of 64 to 512.
+    assert log_scale_area([64, 128, 256], [0.7, 0.6, 0.5]) == pytest.approx(0.6)
+    assert log_scale_area([256, 64, 128], [0.5, 0.7, 0.6]) == pytest.approx(0.6)
+    assert log_scale_area([64, 512, 128], [0.3, 0.9, 0.6]) == pytest.approx(0.45 / 3 + 0.75 * 2 / 3)
+    assert log_scale_area([224], [0.8]) == 0.8
+
+
+@cheap
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=8, unique=True), st.floats(0, 1), st.data())
+def test_log_scale_area_is_a_mean(scales, accuracy, data):
+    assert log_scale_area(scales, [accuracy] * len(scales)) == pytest.approx(accuracy)
+    heights = data.draw(st.lists(st.floats(0, 1), min_size=len(scales), max_size=len(scales)))
+    area = log_scale_area(scales, heights)
+    assert min(heights) - 1e-9 <= area <= max(heights) + 1e-9
+    assert log_scale_area([7 * scale for scale in scales], heights) == pytest.approx(area, abs=1e-9)
+
+
+@pytest.mark.parametrize(("scales", "accuracies"), [([], []), ([64], []), ([64, 96], [0.5]), ([64, 64], [0.5, 0.6])])
+def test_log_scale_area_refuses_scales_without_one_accuracy_each(scales, accuracies):
+    with pytest.raises(ValueError, match="expected one each"):
+        log_scale_area(scales, accuracies)
+
+
+def test_pairwise_agreement_of_a_worked_example():
+    got = pairwise_agreement(np.array([[0, 1, 2, 3], [0, 1, 2, 0], [1, 1, 0, 0]]))
+    assert got.tolist() == [[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]
+
+
+@cheap
+@given(st.integers(1, 5), st.integers(1, 30), st.integers(0, 1000))
+def test_pairwise_agreement_is_symmetric_with_a_unit_diagonal(scales, images, seed):
+    got = pairwise_agreement(np.random.default_rng(seed).integers(0, 4, (scales, images)))
+    assert got.shape == (scales, scales)
+    assert (got == got.T).all()
+    assert (got.diagonal() == 1).all()
+    assert ((got >= 0) & (got <= 1)).all()
+
+
+def test_every_result_is_plain_numbers():
+    grid = random_correctness(2, 30)
+    results = [
+        asdict(estimate(np.array([0.5, 0.6]).tolist())),
+        asdict(compare_counts([(710 + i * i, 700) for i in range(7)])),
+        asdict(bootstrap_difference(grid, ~grid, resamples=20)),
+        {"wilson": wilson(np.int64(5), np.int64(7)), "holm": holm([np.float64(0.01), None])},
+        {"area": log_scale_area(np.array([64, 96]).tolist(), [np.float64(0.5), np.float64(0.6)])},
+        {"area": log_scale_area([64], [np.float64(0.5)])},
+    ]
+    flat = [
+        x for result in results for value in result.values() for x in (value if isinstance(value, list) else [value])
+    ]
+    flat = [x for value in flat for x in (value if isinstance(value, tuple) else [value])]
+    assert {type(x) for x in flat} <= {float, int, str, type(None)}
+    assert json.loads(json.dumps(results, allow_nan=False))
