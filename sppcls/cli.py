@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 BENCHES = ("pool", "loader", "train", "views")
@@ -42,10 +43,13 @@ def _scales(text: str) -> tuple[int, ...]:
     return scales
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65536:
-        raise argparse.ArgumentTypeError(f"got {text!r}, a whole number of at least 0 is needed")
-    return int(text)
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, a whole number of at least {least} is needed")
+        return int(text)
+
+    return whole
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,8 +99,8 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--recalibrate-bn", action="store_true", help="batch-norm statistics of each test scale")
     verb.add_argument("--object-scale", action="store_true", help="accuracy by the object's true size (data=shapes)")
-    verb.add_argument("--batch-size", type=_count, default=32)
-    verb.add_argument("--num-workers", type=_count, default=0)
+    verb.add_argument("--batch-size", type=_at_least(1), default=32)
+    verb.add_argument("--num-workers", type=_at_least(0), default=0)
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
     verb.add_argument("--out", metavar="DIR", help="where evaluation.json, .csv and .svg go (the run folder)")
 

@@ -5,19 +5,23 @@ from itertools import islice
 from pathlib import Path
 from statistics import geometric_mean
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from sppcls.bench.timing import BenchReport, paired
 from sppcls.data.cache import PixelCache
+from sppcls.data.files import class_folders, read_groups
 from sppcls.data.loader import BatchDataset
 from sppcls.data.plan import plan_evaluation
+from sppcls.data.shapes import ShapesSource
 from sppcls.data.source import Source
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALES = (96, 160, 224)
 BATCH = 32
+Batches = Callable[[], Iterator[torch.Tensor]]
 
 
 def run(data: str | None = None, batches: int = 8, repeats: int = 5) -> BenchReport:
@@ -31,15 +35,14 @@ def run(data: str | None = None, batches: int = 8, repeats: int = 5) -> BenchRep
     torch.set_num_threads(1)
     rows: list[tuple[str | float, ...]] = []
     with TemporaryDirectory() as folder:
-        root = data or _photographs(Path(folder), batches * BATCH)
-        source = _source(root)
+        root, images = Path(data or _photographs(folder, batches * BATCH)), batches * BATCH
+        source, _ = read_groups(class_folders(root), root)  # in ImageFolder's order: by path
         for scale in SCALES:
-            naive = _naive(root, scale)
+            naive = _take(_naive(root, scale), batches)
             for state, cache in (("cold", None), ("cache", PixelCache(source, max(SCALES)))):
                 ours, whole = (_take(_ours(source, scale, cache, normalise), batches) for normalise in (False, True))
-                a, b, ratio = paired(ours, _take(naive, batches), repeats=repeats)
-                images = batches * BATCH
-                rows.append((scale, state, images / a, images / b, ratio, paired(whole, _take(naive, batches), 3)[2]))
+                a, b, ratio = paired(ours, naive, repeats=repeats)
+                rows.append((scale, state, images / a, images / b, ratio, paired(whole, naive, 3)[2]))
     torch.set_num_threads(threads)
     summary = {
         f"{which}_{state}_ratio": pick([float(row[4]) for row in rows if row[1] == state])
@@ -50,13 +53,11 @@ def run(data: str | None = None, batches: int = 8, repeats: int = 5) -> BenchRep
     return BenchReport("loader: one worker, one thread, same output size", columns, rows, summary)
 
 
-def _take(make: Callable[[], Iterator[torch.Tensor]], batches: int) -> Callable[[], object]:
+def _take(make: Batches, batches: int) -> Callable[[], object]:
     return lambda: sum(batch.shape[0] for batch in islice(make(), batches))
 
 
-def _ours(
-    source: Source, scale: int, cache: PixelCache | None, normalise: bool
-) -> Callable[[], Iterator[torch.Tensor]]:
+def _ours(source: Source, scale: int, cache: PixelCache | None, normalise: bool) -> Batches:
     dataset = BatchDataset(source, fit="warp", cache=cache)
     plan = plan_evaluation(source.sizes, scale, batch_size=BATCH, fit="warp")
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
@@ -69,45 +70,21 @@ def _ours(
     return batches
 
 
-def _naive(root: str, scale: int) -> Callable[[], Iterator[torch.Tensor]]:
-    from torch.utils.data import DataLoader
+def _naive(root: Path, scale: int) -> Batches:
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
-    steps = [
-        v2.Resize((scale, scale)),
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(MEAN, STD),
-    ]
-    loader: Any = DataLoader(ImageFolder(root, v2.Compose(steps)), batch_size=BATCH)
-
-    def batches() -> Iterator[torch.Tensor]:
-        for images, _ in loader:
-            yield images
-
-    return batches
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    steps = [v2.Resize((scale, scale)), v2.PILToTensor(), to_float, v2.Normalize(MEAN, STD)]
+    loader = DataLoader(ImageFolder(root, v2.Compose(steps)), batch_size=BATCH)
+    return lambda: (images for images, _ in loader)
 
 
-def _source(root: str) -> Source:
-    from sppcls.data.files import Subset
-    from sppcls.data.sources import load_splits
-
-    splits = load_splits("folder", root)
-    # The same files in ImageFolder's order: by path.
-    whole = splits.train
-    return Subset(whole, sorted(range(len(whole.names)), key=lambda index: whole.names[index]))
-
-
-def _photographs(folder: Path, count: int) -> str:
-    from PIL import Image
-
-    from sppcls.data.shapes import ShapesSource
-
-    shapes = ShapesSource("train", max(count, 64))
-    for index, target in enumerate(shapes.targets.tolist()):
-        place = folder / shapes.classes[target]
+def _photographs(folder: str, count: int) -> str:
+    shapes = ShapesSource("train", count)
+    for index, target in enumerate(shapes.targets):
+        place = Path(folder, shapes.classes[target])
         place.mkdir(exist_ok=True)
         pixels = shapes.read(index).permute(1, 2, 0).numpy()
         Image.fromarray(pixels).resize((300, 240)).save(place / f"{index}.jpg", quality=90)
-    return str(folder)
+    return folder

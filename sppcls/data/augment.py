@@ -46,12 +46,13 @@ class Augment:
         self.flip = flip
         self.seed = seed
         self.transforms: list[Transform] = []
-        if not any((brightness, contrast, saturation, hue, randaugment, erasing)):
+        jitter = (brightness, contrast, saturation, hue)
+        if not any((*jitter, randaugment, erasing)):
             return
         from torchvision.transforms import v2
 
-        if any((brightness, contrast, saturation, hue)):
-            self.transforms.append(v2.ColorJitter(brightness, contrast, saturation, hue))
+        if any(jitter):
+            self.transforms.append(v2.ColorJitter(*jitter))
         if randaugment:
             self.transforms.append(v2.RandAugment(randaugment))
         if erasing:
@@ -69,11 +70,8 @@ class Augment:
             image = image.flip(-1)
         if not self.transforms:
             return image
-        before = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(draw.seed)
-        try:
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(draw.seed)
             for transform in self.transforms:
                 image = transform(image)
-        finally:
-            torch.default_generator.set_state(before)
         return image

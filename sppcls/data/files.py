@@ -1,13 +1,12 @@
 """Folders of image files, their sizes from headers (cached between runs), and sources of files, arrays and parts."""
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sppcls.atomic import write_text
 from sppcls.data.cache import cache_dir
 from sppcls.data.images import decode, quiet, read_size_unguarded, shown
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
+from sppcls.terminal import track
 
 Skipped = list[tuple[str, str]]
 Groups = dict[str, list[Path]]  # class -> its files
@@ -137,15 +138,16 @@ def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[Fil
     """Scan the files of each class and return them as a source, with the files that were skipped.
 
     Raises:
-        DataError: A class without a readable image, and what `scan` raises.
+        DataError: No class, one without a readable image, and what `scan` raises.
     """
     targets = {path: target for target, files in enumerate(groups.values()) for path in files}
     kept, sizes, skipped = scan(list(targets), on_error, size_cache(root))
     source = FileSource(kept, [targets[path] for path in kept], tuple(groups), sizes)
     counts = np.bincount(source.targets, minlength=len(groups))
     bare = [name for name, count in zip(groups, counts, strict=True) if count == 0]
-    if bare:
-        raise DataError(f"{shown(root)}: no readable image in class {', '.join(bare[:5])}; add some or remove it")
+    if bare or not groups:
+        where = f"class {', '.join(bare[:5])}" if bare else "a class folder"
+        raise DataError(f"{shown(root)}: no readable image in {where}; add some or remove it")
     return source, skipped
 
 
@@ -167,10 +169,10 @@ def scan(
     """
     if on_error not in ON_ERROR:
         raise ConfigError(f"data.on_error: got {on_error!r}{did_you_mean(on_error, ON_ERROR)}")
-    known = _load(cache)
-    entries = list(_probe_all(paths, known))
+    known = _load(cache) if cache else {}
+    entries = _probe_all(paths, known)
     fresh = {str(path): entry for path, entry in zip(paths, entries, strict=True) if isinstance(entry, list)}
-    if any(known.get(name) != entry for name, entry in fresh.items()):
+    if cache and any(known.get(name) != entry for name, entry in fresh.items()):
         _save(cache, known | fresh)
     skipped = [(str(path), entry) for path, entry in zip(paths, entries, strict=True) if isinstance(entry, str)]
     if skipped and on_error == "fail":
@@ -181,17 +183,12 @@ def scan(
     return [path for path in paths if str(path) in fresh], sizes, skipped
 
 
-def _probe_all(paths: Sequence[Path], known: Mapping[str, _Entry]) -> Iterator[_Entry | str]:
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    with quiet(), ThreadPoolExecutor(_THREADS) as pool:
-        results: Iterable[list[_Entry | str]] = pool.map(lambda chunk: [_probe(path, known) for path in chunk], chunks)
-        if sys.stderr.isatty() and len(paths) - len(known) > _WORTH_A_BAR:
-            from rich.console import Console
-            from rich.progress import track
-
-            results = track(results, "Reading image sizes", len(chunks), console=Console(stderr=True))
-        for chunk in results:
-            yield from chunk
+def _probe_all(paths: Sequence[Path], known: Mapping[str, _Entry]) -> list[_Entry | str]:
+    with quiet(), ThreadPool(_THREADS) as pool:
+        entries: Iterable[_Entry | str] = pool.imap(lambda path: _probe(path, known), paths, _CHUNK)
+        if len(paths) - len(known) > _WORTH_A_BAR:
+            entries = track(entries, "Reading image sizes", len(paths))
+        return list(entries)
 
 
 def _probe(path: Path, known: Mapping[str, _Entry]) -> _Entry | str:
@@ -210,18 +207,15 @@ def _probe(path: Path, known: Mapping[str, _Entry]) -> _Entry | str:
 
 def size_cache(root: Path) -> Path | None:
     """Return the file that keeps the sizes of the images under ``root``, in the user's cache folder."""
-    resolved = root.resolve()
-    digest = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     try:
         return cache_dir() / "sizes" / f"{digest}.json"
     except RuntimeError:  # a user without a home
         return None
 
 
-def _load(cache: Path | None) -> dict[str, _Entry]:
+def _load(cache: Path) -> dict[str, _Entry]:
     """Return what a cache file holds; a missing or damaged one holds nothing."""
-    if cache is None:
-        return {}
     try:
         entries = json.loads(cache.read_bytes())
         whole = all(len(entry) == 4 and all(type(value) is int for value in entry) for entry in entries.values())
@@ -230,14 +224,7 @@ def _load(cache: Path | None) -> dict[str, _Entry]:
     return entries if whole else {}
 
 
-def _save(cache: Path | None, entries: Mapping[str, _Entry]) -> None:
-    if cache is None:
-        return
-    beside = cache.with_name(f"{cache.name}.{os.getpid()}")
-    try:
+def _save(cache: Path, entries: Mapping[str, _Entry]) -> None:
+    with suppress(OSError):  # no room or no right to write: the next run reads the headers again
         cache.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(entries))
-        beside.replace(cache)
-    except OSError:  # no room or no right to write: the next run reads the headers again
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+        write_text(cache, json.dumps(entries))

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +168,9 @@ def _cut(image: torch.Tensor, size: Size, offset: tuple[float, float]) -> torch.
     return image[:, top : top + height, left : left + width]
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[object]:
     """Hide Pillow's warnings (odd metadata, large images): what cannot be read raises, the rest is no news."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -120,8 +120,7 @@ class PlannedLoader:
         self._workers = DataLoader(
             dataset,
             batch_size=None,
-            sampler=_Handover(self._batches),
-            collate_fn=_as_is,
+            sampler=self._batches,  # read anew whenever an epoch starts
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -168,20 +167,3 @@ class PlannedLoader:
         done = state["position"] >= self._length
         self.epoch, self.position = (state["epoch"] + 1, 0) if done else (state["epoch"], state["position"])
         self._resumed = True
-
-
-class _Handover:
-    """Gives a loader the batches that lie in a list at the time it starts to iterate."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(list(self.batches))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

@@ -45,8 +45,7 @@ class Schedule:
         """Return the scale of each of the ``steps`` steps of an epoch (counted from 0)."""
         if self.kind == "random":
             rng = np.random.default_rng([self.seed, epoch, 1])
-            draws = steps if self.every == "batch" else 1
-            drawn = [int(s) for s in rng.choice(self.choices, size=draws)]
+            drawn: list[int] = rng.choice(self.choices, steps if self.every == "batch" else 1).tolist()
             return drawn if self.every == "batch" else drawn * steps
         if self.kind == "progressive":
             part = min(epoch * len(self.scales) // max(self.epochs, 1), len(self.scales) - 1)

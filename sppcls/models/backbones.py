@@ -1,26 +1,31 @@
 """Trunks by name: from normalised images [N, 3, H, W] to a feature map [N, C, h, w] of any size."""
 
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sppcls.errors import ConfigError, did_you_mean
-from sppcls.models.lite import EfficientNetLite0, lite0_weights
+from sppcls.models.lite import efficientnet_lite0
 from sppcls.models.paper import TABLE, paper_trunk
 from sppcls.models.tiny import tiny
-from sppcls.models.weights import load_weights
+from sppcls.models.weights import load_weights, reason
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
-_SIZED: dict[str, Callable[..., nn.Module]] = {"tiny": tiny, **{name: partial(paper_trunk, name) for name in TABLE}}
-_LITE = "efficientnet_lite0"
+# A builder's parameters are the settings that its network takes: of width, norm and weights ("pretrained").
+Builder = Callable[..., nn.Module]
+_OWN: dict[str, Builder] = {"tiny": tiny, "efficientnet_lite0": efficientnet_lite0}
+_OWN |= {name: partial(paper_trunk, name) for name in TABLE}
 _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 _TAIL = ("avgpool", "classifier", "fc")
 # A multiple of every usual total stride (12, 16, 20, 24, 32, 64), so that a map grows by exactly _STEP / stride.
@@ -80,55 +85,45 @@ def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weigh
     """
     if not width > 0:
         raise ConfigError(f"model.width is {width}; it is a factor above 0, such as 0.5")
-    options: dict[str, Any] = ({} if width == 1.0 else {"width": width}) | ({} if norm is None else {"norm": norm})
-    net = _network(name, options, weights == "pretrained")
+    pretrained = weights == "pretrained"
+    net = _network(name, width=None if width == 1 else width, norm=norm, weights=weights if pretrained else None)
     try:
         trunk = Trunk(net)
     except ValueError as error:
         raise ConfigError(f"model.backbone={name}: {error}; choose a convolutional network such as resnet18") from error
-    if weights is not None and weights != "pretrained":
+    if weights is not None and not pretrained:
         load_weights(net, weights)
     return trunk
 
 
 def backbone_names() -> list[str]:
     """Return every name that `build_trunk` takes, without those of timm."""
-    return sorted({*_SIZED, _LITE, *_torchvision_names(), *_registered()})
+    return sorted({*_OWN, *_torchvision_names(), *_registered()})
 
 
-def _network(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
-    build, settings = _find(name)
-    for key, value in (options | ({"weights": "pretrained"} if pretrained else {})).items():
-        if key not in settings:
+def _network(name: str, **settings: Any) -> nn.Module:
+    build, given = _find(name), {key: value for key, value in settings.items() if value is not None}
+    for key, value in given.items():
+        if key not in signature(build).parameters:
             raise ConfigError(f"model.{key} is {value!r}, but {name} cannot take it; leave it out")
-    return build(**options, **({"pretrained": pretrained} if "weights" in settings else {}))
+    return build(**given)
 
 
-def _find(name: str) -> tuple[Callable[..., nn.Module], tuple[str, ...]]:
-    """Return what builds the network, and the settings that it takes."""
-    if name in _SIZED:
-        return _SIZED[name], ("width", "norm")
-    if name == _LITE:
-        return _lite0, ("weights",)
+def _find(name: str) -> Builder:
+    if name in _OWN:
+        return _OWN[name]
     if name.startswith("timm:"):
-        return partial(_timm, name.removeprefix("timm:")), ("weights",)
+        return partial(_timm, name.removeprefix("timm:"))
     if name in _torchvision_names():
-        return partial(_torchvision, name), ("weights",)
+        return partial(_torchvision, name)
     if name in (registered := _registered()):
-        return partial(_from_package, registered[name]), ("width",)
+        return partial(_from_package, registered[name])
     if name.startswith(_TRANSFORMERS):
         raise ConfigError(
             f"model.backbone={name} is a transformer, not a convolutional network, and gives no feature map "
             "at every input size; choose a convolutional network such as resnet18"
         )
     raise ConfigError(f"model.backbone is {name!r}, which is unknown{did_you_mean(name, backbone_names())}")
-
-
-def _lite0(pretrained: bool) -> nn.Module:
-    net = EfficientNetLite0()
-    if pretrained:
-        load_weights(net, lite0_weights())
-    return net
 
 
 def _from_package(point: EntryPoint, width: float = 1.0) -> nn.Module:
@@ -148,46 +143,37 @@ def _torchvision_names() -> list[str]:
     return [name for name in models.list_models(module=models) if not name.startswith(_TRANSFORMERS)]
 
 
-class _Cut(nn.Sequential):
-    mean = IMAGENET_MEAN
-    std = IMAGENET_STD
-
-
-def _torchvision(name: str, pretrained: bool) -> nn.Module:
+def _torchvision(name: str, weights: str | None = None) -> nn.Module:
     from torchvision import models
 
-    weights = models.get_model_weights(name).DEFAULT
+    known = models.get_model_weights(name).DEFAULT
     inception = name in ("googlenet", "inception_v3")
-    options = {"init_weights": True, "aux_logits": False} if inception and not pretrained else {}
+    options = {"init_weights": True, "aux_logits": False} if inception and not weights else {}
     try:
-        net = models.get_model(name, weights=weights if pretrained else None, **options)
+        net = models.get_model(name, weights=known if weights else None, **options)
     except (OSError, RuntimeError) as error:
-        file, folder = weights.url.rsplit("/", 1)[-1], f"{torch.hub.get_dir()}/checkpoints"
+        file, folder = known.url.rsplit("/", 1)[-1], f"{torch.hub.get_dir()}/checkpoints"
         raise ConfigError(
-            f"model.weights=pretrained: the download for {name} failed ({_reason(error)}); "
+            f"model.weights=pretrained: the download for {name} failed ({reason(error)}); "
             f"put {file} into {folder}, or give model.weights a local file"
         ) from error
-    cut = _before_pooling(net)
+    cut: Any = _before_pooling(net)
     # These two networks' forward turns ImageNet's normalisation into this one first, which is not part of the cut.
-    preset = None if inception else weights.transforms()
+    preset = None if inception else known.transforms()
     cut.mean, cut.std = (preset.mean, preset.std) if preset else ((0.5,) * 3, (0.5,) * 3)
-    return cut
+    return cut  # type: ignore[no-any-return]
 
 
-def _before_pooling(net: nn.Module) -> _Cut:
+def _before_pooling(net: nn.Module) -> nn.Sequential:
     """Chain the children of a torchvision network up to its pooling, under their own names."""
-    cut = _Cut()
-    for name, child in net.named_children():
-        if name in _TAIL:
-            break
-        if not name.lower().startswith("aux"):
-            cut.add_module(name, child)
+    children = takewhile(lambda child: child[0] not in _TAIL, net.named_children())
+    cut = OrderedDict((name, child) for name, child in children if not name.lower().startswith("aux"))
     if type(net).__name__ == "DenseNet":  # the only one with a function between its layers and its pooling
-        cut.add_module("relu", nn.ReLU(inplace=True))
-    return cut
+        cut["relu"] = nn.ReLU(inplace=True)
+    return nn.Sequential(cut)
 
 
-def _timm(name: str, pretrained: bool) -> nn.Module:
+def _timm(name: str, weights: str | None = None) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -195,16 +181,12 @@ def _timm(name: str, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         raise ConfigError(f"model.backbone=timm:{name} is unknown to timm{did_you_mean(name, timm.list_models())}")
     try:
-        net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+        net: Any = timm.create_model(name, pretrained=weights is not None, num_classes=0, global_pool="")
     except Exception as error:  # timm and its hub raise errors of their own kinds, and not all networks take no pooling
-        what = "its pretrained weights cannot be had; give model.weights a local file" if pretrained else "not a trunk"
-        raise ConfigError(f"model.backbone=timm:{name}: {what} ({_reason(error)})") from error
+        what = "its pretrained weights cannot be had; give model.weights a local file" if weights else "not a trunk"
+        raise ConfigError(f"model.backbone=timm:{name}: {what} ({reason(error)})") from error
     net.mean, net.std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
     return net  # type: ignore[no-any-return]
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _map_shape(net: nn.Module, height: int, width: int) -> torch.Size:
@@ -241,7 +223,7 @@ def _channels_and_stride(net: nn.Module, smallest: int) -> tuple[int, int]:
     try:
         near, far = (_map_shape(net, smallest, side) for side in (width, width + _STEP))
     except Exception as error:  # a network may raise anything
-        raise ValueError(f"no feature map [N, C, h, w] from {smallest}x{width} pixels: {_reason(error)}") from error
+        raise ValueError(f"no feature map [N, C, h, w] from {smallest}x{width} pixels: {reason(error)}") from error
     if near[:3] != far[:3] or near[3] == far[3]:
         raise ValueError(f"no feature map [N, C, h, w]: it returns {list(near)}, and {list(far)} for wider images")
     return near[1], round(_STEP / (far[3] - near[3]))

@@ -73,7 +73,8 @@ class SppClassifier(nn.Module):
         net = build_trunk(trunk) if isinstance(trunk, str) else trunk
         self.trunk = net if isinstance(net, Trunk) else Trunk(net)
         self.mean, self.std, self.smallest = self.trunk.mean, self.trunk.std, self.trunk.smallest
-        self.head = _HEADS[head](self.trunk.channels, self.levels, len(self.classes), hidden, dropout)
+        lengths = [self.trunk.channels * n * n for n in self.levels]
+        self.head = _HEADS[head](lengths, len(self.classes), hidden, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [N, K] of images as `features` takes them."""

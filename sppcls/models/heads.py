@@ -1,4 +1,4 @@
-"""Heads: from the pooled bins of each pyramid level to class logits."""
+"""Heads: from the pooled bins of each pyramid level, whose ``lengths`` are C * n * n, to class logits."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,10 @@ from torch import Tensor, nn
 
 
 class LevelsHead(nn.Module):
-    """A classifier for each level; their logits are averaged.
+    """A classifier for each level, normalised apart so that none drowns another; their logits are averaged."""
 
-    It is one classifier over all bins, whose levels are normalised apart so that none drowns another.
-    """
-
-    def __init__(
-        self, channels: int, levels: Sequence[int], classes: int, hidden: Sequence[int] = (), dropout: float = 0.2
-    ) -> None:
+    def __init__(self, lengths: Sequence[int], classes: int, hidden: Sequence[int], dropout: float) -> None:
         super().__init__()
-        lengths = [channels * level * level for level in levels]
         self.levels = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(n), nn.Dropout(dropout), _layers(n, classes, hidden, dropout)) for n in lengths
         )
@@ -29,11 +23,9 @@ class LevelsHead(nn.Module):
 class StackHead(nn.Module):
     """One stack of layers on all bins together, as in the paper (there ``hidden=(4096, 4096), dropout=0.5``)."""
 
-    def __init__(
-        self, channels: int, levels: Sequence[int], classes: int, hidden: Sequence[int] = (), dropout: float = 0.2
-    ) -> None:
+    def __init__(self, lengths: Sequence[int], classes: int, hidden: Sequence[int], dropout: float) -> None:
         super().__init__()
-        self.layers = _layers(channels * sum(level * level for level in levels), classes, hidden, dropout)
+        self.layers = _layers(sum(lengths), classes, hidden, dropout)
 
     def forward(self, bins: Sequence[Tensor]) -> Tensor:
         """Return logits [N, K] of one [N, C * n * n] a level."""

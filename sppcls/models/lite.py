@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sppcls.errors import ConfigError
+from sppcls.models.weights import load_weights
 
 # (kernel, stride, expansion, channels, repeats), tensorflow/tpu efficientnet_lite_builder.py
 _STAGES = (
@@ -98,6 +99,14 @@ class EfficientNetLite0(nn.Module):
         x = self.act(self.bn0(self.conv_stem(_padded(x, self.conv_stem))))
         y: Tensor = self.act(self.bn1(self.conv_head(self.blocks(x))))
         return y
+
+
+def efficientnet_lite0(weights: str | None = None) -> EfficientNetLite0:
+    """Build the network; with any ``weights``, those of ImageNet."""
+    net = EfficientNetLite0()
+    if weights is not None:
+        load_weights(net, lite0_weights())
+    return net
 
 
 def lite0_weights() -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sppcls.errors import ConfigError
 
-_PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # all but the first are torch pickles
 
 
 def load_weights(net: nn.Module, path: str | Path) -> None:
@@ -51,13 +51,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: no such file, an unknown kind of file, code in it, or no tensors.
     """
     if not path.is_file():
-        raise ConfigError(f"model.weights={path} is no file; give null, pretrained or a path of {_kinds()}")
-    if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
-    elif path.suffix in _PICKLES:
-        state = _read_pickle(path)
-    else:
-        raise ConfigError(f"model.weights={path} ends in {path.suffix!r}; allowed: {_kinds()}")
+        raise ConfigError(f"model.weights={path} is no file; give null, pretrained or a path of {', '.join(_SUFFIXES)}")
+    if path.suffix not in _SUFFIXES:
+        raise ConfigError(f"model.weights={path} ends in {path.suffix!r}; allowed: {', '.join(_SUFFIXES)}")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -85,8 +82,12 @@ def _read_pickle(path: Path) -> Any:
             "save its state_dict() as .safetensors"
         ) from error
     except Exception as error:  # torch.load fails in many ways on a file that is cut short or of another kind
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"model.weights={path} cannot be read as a torch file: {reason}") from error
+        raise ConfigError(f"model.weights={path} cannot be read as a torch file: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _match(wanted: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,7 +113,3 @@ def _splits(key: str) -> Iterable[tuple[str, str]]:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _kinds() -> str:
-    return ", ".join((".safetensors", *_PICKLES))

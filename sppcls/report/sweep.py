@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from sppcls.atomic import write_json, write_text
 from sppcls.measure.statistics import Comparison, Estimate
@@ -68,7 +68,7 @@ def notes(found: Study) -> list[str]:
     """Return what a reader has to know to read the tables."""
     lines = [
         "Intervals are 95 %: Student's t over seeds; bootstrap: over test images and seeds, 10,000 resamples.",
-        f"Equal compute: the last measurement by {found.budget:,.0f} megapixels seen, what the cheapest run saw; "
+        f"Equal compute: the last measurement by {found.budget:,.4g} megapixels seen, what the cheapest run saw; "
         "the learning rate of a longer run had not decayed by then.",
     ]
     few = sorted({one.note for measures in found.comparisons.values() for one in measures.values() if one.note})
@@ -83,7 +83,14 @@ def variant_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
         mark = " (baseline)" if name == found.baseline else ""
         cells = [interval(one.estimates.get(measure)) for measure in MEASURES]
         costs = [one.estimates[key].mean for key in ("train_megapixels", "seconds")]
-        rows.append([name + mark, str(len(one.runs)), *cells, *(f"{cost:,.0f}" for cost in costs)])
+        rows.append(
+            [
+                name + mark,
+                str(len(one.runs)),
+                *cells,
+                *(f"{cost:,.0f}" if cost >= 10 else f"{cost:.2g}" for cost in costs),
+            ]
+        )
     return f"Variants: mean ± half of the 95 % interval, in percent; trained to {found.scale}", [
         *columns, "megapixels", "seconds",
     ], rows  # fmt: skip
@@ -130,7 +137,7 @@ def _ps(one: Comparison) -> list[str]:
 
 
 def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(*columns, title=title)
+    table = Table(Column(columns[0], overflow="fold", min_width=16), *columns[1:], title=title)
     for row in rows:
         table.add_row(*row)
     return table

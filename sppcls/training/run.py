@@ -16,7 +16,7 @@ from sppcls.data.source import Source
 from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.classifier import SppClassifier
-from sppcls.report.run_page import write_run_page
+from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.spec import Spec
 from sppcls.terminal import show
 from sppcls.training.datamodule import MultiScaleDataModule
@@ -118,7 +118,11 @@ def _train(spec: Spec, folder: RunFolder) -> None:
     summary["gap_seconds"] = round(gap_seconds(folder.path), 1)
     write_json(folder.path / "summary.json", summary)
     folder.write_status("finished")
-    write_run_page(folder.path)
+    try:
+        write_run_tables(folder.path)
+        write_run_page(folder.path)
+    except Exception as error:  # a page is no reason to call a trained network a failure
+        log.warning("no report (%s: %s); `sppcls report %s` tries again", type(error).__name__, error, folder.path)
     show(result_table(summary), *closing_lines(summary, str(folder.path)))
 
 

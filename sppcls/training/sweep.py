@@ -100,7 +100,7 @@ def run_job(spec: Spec) -> int:
 
     folder = Path(str(spec.sweep_dir))
     jobs = _manifest(folder).get("jobs", {})
-    name = next(name for name, entry in jobs.items() if entry["digest"] == spec.digest)
+    name = next((name for name, entry in jobs.items() if entry["digest"] == spec.digest), spec.digest)
     path = folder / name
     state = state_of(path)
     if state == "finished":
