@@ -1,5 +1,6 @@
 """Training under Lightning: the network sees the plan, epoch by epoch, also after a resume."""
 
+import csv
 import json
 import math
 
@@ -300,3 +301,42 @@ def test_a_checkpoint_that_is_not_ours_is_refused(tmp_path):
         load_model(tmp_path / "absent")
     with pytest.raises(ConfigError, match=r"no checkpoints/last\.ckpt"):
         load_model(tmp_path)
+
+
+def table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def gap_rows(folder):
+    return [{key: float(value) for key, value in row.items()} for row in table(folder / "gap.csv")]
+
+
+def test_the_gaps_curves_change_nothing_and_end_at_what_is_measured_afterwards(tmp_path):
+    weights = []
+    for every in (0, 1):
+        more = {"metrics": {"test_scales": [24, 32], "gap_images": 30, "gap_every": every}, "data": {"cache": "none"}}
+        assert run(spec(tmp_path / str(every), **more)) == 0
+        state = torch.load(tmp_path / str(every) / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        weights.append(state)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not (tmp_path / "0" / "run" / "gap.csv").exists()
+    folder = tmp_path / "1" / "run"
+    rows = gap_rows(folder)
+    assert [(row["epoch"], row["scale"]) for row in rows] == [(0, 24), (0, 32), (1, 24), (1, 32)]
+    assert all(row["gap"] == pytest.approx(row["train_acc1"] - row["val_acc1"], abs=1e-6) for row in rows)
+    summary = json.loads((folder / "summary.json").read_text())
+    for row, measured, test in zip(rows[2:], summary["gaps"], summary["scales"], strict=True):
+        assert row["scale"] == measured["scale"] == test["scale"]
+        assert row["train_acc1"] == pytest.approx(measured["train_acc1"], abs=1e-6)
+        assert row["val_acc1"] == pytest.approx(test["acc1"], abs=1e-6)
+    assert summary["generalization_gap"] == summary["gaps"][-1]["generalization_gap"]
+    epochs = [float(row["megapixels"]) for row in table(folder / "metrics.csv")]
+    assert summary["train_megapixels"] == pytest.approx(sum(epochs), abs=0.002)
+
+
+@pytest.mark.parametrize(("every", "check", "measured"), [(2, 1, [1, 3]), (3, 2, [3]), (1, 2, [1, 3])])
+def test_the_gap_is_measured_at_validations_as_often_as_asked(tmp_path, every, check, measured):
+    more = {"metrics": {"test_scales": [24], "gap_images": 12, "gap_every": every}}
+    assert run(spec(tmp_path, trainer={"max_epochs": 4, "check_val_every": check, "accelerator": "cpu"}, **more)) == 0
+    assert sorted({row["epoch"] for row in gap_rows(tmp_path / "run")}) == measured

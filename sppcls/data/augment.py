@@ -1,7 +1,7 @@
 """Augmentation that neither crops nor warps by default, drawn per sample from (seed, epoch, index)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,8 +9,7 @@ import torch
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """What was drawn for one sample: where a crop lies (fractions) and the seed of its transforms."""
 
     offset: tuple[float, float]
@@ -21,14 +20,9 @@ class Draw:
 class Augment:
     """Flip, colour jitter, RandAugment and random erasing of one [3, H, W] uint8 image.
 
-    What is drawn depends on (seed, epoch, index) alone: not on the worker, the batch or the order.
-
-    Args:
-        flip: Probability of a horizontal flip.
-        brightness: Largest relative change; contrast and saturation likewise, ``hue`` in turns of the circle.
-        randaugment: Number of RandAugment operations; 0 is none. Some of them move pixels.
-        erasing: Probability of random erasing.
-        seed: First of the three numbers that everything is drawn from.
+    What is drawn depends on (seed, epoch, index) alone: not on the worker, the batch or the order. ``flip`` and
+    ``erasing`` are probabilities, ``brightness``, ``contrast`` and ``saturation`` the largest relative changes, ``hue``
+    is in turns of the circle, and ``randaugment`` a number of operations, some of which move pixels.
     """
 
     def __init__(

@@ -20,13 +20,9 @@ def cache_dir() -> Path:
 class PixelCache:
     """One flat buffer with a slot an image, filled by whichever worker reads the image first.
 
-    The slots' places follow from the sizes in the scan, so workers share the buffer and need no lock: two that fill
-    a slot at once write the same bytes, and the flag is set last.
-
-    Args:
-        source: Whose images are kept.
-        short: Shorter side, in pixels, that images are shrunk to; smaller ones are kept as they are.
-        folder: Folder of the mapped file; None keeps the buffer in shared memory.
+    Images are shrunk to a shorter side of ``short`` pixels; smaller ones are kept as they are. The buffer is a mapped
+    file in ``folder``, or shared memory without one. The slots' places follow from the sizes in the scan, so workers
+    need no lock: two that fill a slot at once write the same bytes, and the flag is set last.
     """
 
     def __init__(self, source: Source, short: int, folder: Path | None = None) -> None:

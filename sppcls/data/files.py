@@ -113,10 +113,7 @@ def _folders(root: Path) -> list[Path]:
 def image_files(folder: Path) -> list[Path]:
     """Return the files at any depth whose suffix is an image's, sorted; hidden files and folders are left out.
 
-    Links are followed; a folder that was seen already is not entered again.
-
-    Raises:
-        DataError: A folder that may not be read.
+    Links are followed, into no folder twice. Raises ``DataError`` at a folder that may not be read.
     """
     found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
@@ -154,18 +151,14 @@ def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[Fil
 def scan(
     paths: Sequence[Path], on_error: str = "fail", cache: Path | None = None
 ) -> tuple[list[Path], npt.NDArray[np.int64], Skipped]:
-    """Read the sizes of image files from their headers, in threads.
+    """Return the readable paths, their sizes [N, 2] int64 as (H, W), and (path, reason) of the others.
 
-    Args:
-        paths: The files.
-        on_error: ``fail`` raises at unreadable files; ``skip`` leaves them out and lists them.
-        cache: A file that keeps sizes between runs, by path, length and time of change (see `size_cache`).
-
-    Returns:
-        The readable paths, their sizes [N, 2] int64 as (H, W), and (path, reason) of the others.
+    Sizes are read from the files' headers, in threads; ``cache`` is a file that keeps them between runs, by path,
+    length and time of change (see `size_cache`).
 
     Raises:
-        DataError: Naming the first unreadable file and how many more there are.
+        ConfigError: ``on_error`` is neither ``fail`` nor ``skip``.
+        DataError: With ``fail``, naming the first unreadable file and how many more there are.
     """
     if on_error not in ON_ERROR:
         raise ConfigError(f"data.on_error: got {on_error!r}{did_you_mean(on_error, ON_ERROR)}")

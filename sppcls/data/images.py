@@ -42,10 +42,7 @@ _TURNS = {
 
 
 def read_size(path: str | os.PathLike[str]) -> Size:
-    """Return the (H, W) of an image file as a person sees it, from its header alone.
-
-    Raises ``DataError`` naming the file and why it is no readable image.
-    """
+    """Return the (H, W) of an image file as a person sees it, from its header alone; raises ``DataError``."""
     with quiet():
         return read_size_unguarded(path)
 
@@ -63,12 +60,8 @@ def decode(path: str | os.PathLike[str], min_short: int | None = None) -> torch.
     EXIF orientation is applied. Alpha, in every form, is composited on white. Grey is repeated over the channels:
     16-bit grey maps 0..65535 to 0..255, floats in 0..1 map to 0..255, and any other integers or floats are stretched
     from their own minimum and maximum. CMYK is converted without a colour profile; of an animation comes the first
-    frame.
-
-    Args:
-        path: Any file that Pillow reads.
-        min_short: Allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size (ceil(H / n), ceil(W / n)) with a
-            shorter side of at least 1.25 * ``min_short``. Give `fit_image` the full size as ``native`` then.
+    frame. With ``min_short`` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (ceil(H / n), ceil(W / n)) with a
+    shorter side of at least 1.25 * ``min_short``; give `fit_image` the full size as ``native`` then.
 
     Raises:
         DataError: Naming the file and why it cannot be read: missing, empty, truncated, no image, too many pixels.
@@ -84,9 +77,7 @@ def decode(path: str | os.PathLike[str], min_short: int | None = None) -> torch.
 
 
 def fitted_size(h: int, w: int, size: Size) -> Size:
-    """Return the (H, W) of an h x w image scaled by one factor until it touches the box ``size`` from inside.
-
-    One dimension is that of the box; the other is rounded, and at least 1.
+    """Return the (H, W), at least 1, of an h x w image scaled by one factor to touch the box ``size`` from inside.
 
     >>> fitted_size(200, 300, (96, 160))
     (96, 144)
@@ -107,20 +98,16 @@ def fit_image(
     native: Size | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Put an image into exactly ``size``, resized (bilinear, antialiased) at most once.
+    """Put an image into exactly ``size``, (H, W), resized (bilinear, antialiased) at most once.
 
     Args:
         image: [3, h, w] uint8, fastest in channels-last memory as `decode` returns it.
-        size: The (H, W) wanted.
         fit: ``keep`` scales by one factor (`fitted_size`) and fills up with ``pad`` on the right or at the bottom;
             ``crop`` cuts the largest part of the aspect of ``size``; ``warp`` resizes each side apart.
         pad: RGB, 0 to 255.
         offset: Where ``crop`` cuts, as fractions (top, left) of the room there is; (0.5, 0.5) is the centre.
         native: Full (h, w) of the file where `decode` reduced it: the aspect kept is then the file's own.
-        out: [3, H, W] uint8 to write into, such as one image of a batch.
-
-    Returns:
-        [3, H, W] uint8: ``out`` if given; ``image`` itself where nothing is to be done.
+        out: [3, H, W] uint8 to write into, and to be returned; without it ``image`` itself may be.
 
     Raises:
         ConfigError: An unknown ``fit``.

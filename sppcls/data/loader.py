@@ -56,14 +56,13 @@ class BatchDataset(Dataset[ImageBatch]):
 
     def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
         image, native = self._read(index, min(batch.size)), self._native(index)
-        augment = self.augment if batch.epoch >= 0 else None
-        draw = augment.draw(batch.epoch, index) if augment else None
+        draw = self.augment.draw(batch.epoch, index) if self.augment and batch.epoch >= 0 else None
         offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
         fit_image(image, batch.size, self.fit, self.pad, offset=offset, native=native, out=out)
-        if augment and draw:
+        if self.augment and draw:
             h, w = fitted_size(*native, batch.size) if self.fit == "keep" else batch.size
             shown = out[:, :h, :w]
-            shown.copy_(augment(shown, draw))
+            shown.copy_(self.augment(shown, draw))
 
     def _read(self, index: int, short: int) -> torch.Tensor:
         if self.cache is None:
@@ -82,17 +81,12 @@ class BatchDataset(Dataset[ImageBatch]):
 
 
 class PlannedLoader:
-    """Iterates over an epoch's batches; each new iteration is the next epoch, at that epoch's scale.
+    """Iterates over a rank's batches of an epoch; each new iteration is the next epoch, at that epoch's scale.
 
-    Workers persist: all that changes travels inside the batch that they are handed. ``state_dict`` counts batches
-    handed out, not batches prefetched, so a loader that loads it goes on with the very next batch.
-
-    Args:
-        dataset: What makes tensors of a batch.
-        plan: Epoch -> plan; the same length every epoch.
-        rank: Whose share of the plan this loader hands out.
-        on_error: ``fail`` raises ``DataError`` at the first unreadable image; ``skip`` goes on, the image's target
-            is -1 and ``skipped`` names it.
+    ``plan`` gives every epoch as many batches. Workers persist: all that changes travels inside the batch that they are
+    handed. ``state_dict`` counts batches handed out, not batches prefetched, so a loader that loads it goes on with the
+    very next batch. At an unreadable image ``on_error="fail"`` raises ``DataError``; ``skip`` goes on, the image's
+    target is -1 and ``skipped`` names it.
     """
 
     batch_sampler = None  # Lightning asks, having found `sampler`

@@ -117,8 +117,7 @@ class ShapesSource:
     Sides are 48 to 200 pixels, aspects 1:2 to 2:1. The class is the outline: colours, contrast, turn, place, size,
     ground, clutter and noise are drawn alike for all classes, and the object's scale independently of the image's.
 
-    Attributes:
-        object_scale: [N] the diameter of the object's circle over the image's shorter side.
+    ``object_scale`` [N] is the diameter of the object's circle over the image's shorter side.
 
     Raises:
         ConfigError: an unknown split, fewer images than classes, or a negative seed.

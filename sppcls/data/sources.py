@@ -14,8 +14,6 @@ from sppcls.data.images import shown
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["DATA_SETS", "ArraySource", "Splits", "Subset", "load_splits", "split_by_class"]
-
 
 @dataclass(frozen=True)
 class Splits:
@@ -61,21 +59,18 @@ def load_splits(
     val_size: int = 500,
     test_size: int = 0,
 ) -> Splits:
-    """Return the training, validation and test sources of a data set.
+    """Return the training, validation and test sources of a data set, one of ``DATA_SETS``.
 
     A folder holds train/ and val/ (or validation/, or test/), or else a folder a class, which are then split: an
     image's place follows from the seed and from its own class's files. A set without a validation part uses its
     test part.
 
     Args:
-        name: One of ``DATA_SETS``.
         root: The set's folder; ``shapes`` needs none.
         seed: Of the split, of the images that the counts pick, and of ``shapes``.
         train_per_class: Training images a class; by default all, or 80 % of a set that has to be split.
         val_per_class: Validation images a class, or what is left where there are fewer.
-        classes: The classes to keep; by default all.
         on_error: ``fail`` or ``skip``, at files that are no readable image.
-        download: Let torchvision download what is missing.
         train_size, val_size, test_size: Images of ``shapes``; a ``test_size`` of 0 gives no test source.
 
     Raises:

@@ -93,7 +93,9 @@ def averaged(views: Sequence[Tensor]) -> Tensor:
 
 def batches_of(dataset: BatchDataset, batches: Sequence[Batch], num_workers: int = 0) -> Iterator[ImageBatch]:
     """Yield planned batches as tensors."""
-    yield from DataLoader(dataset, batch_size=None, sampler=list(batches), num_workers=num_workers, collate_fn=_as_is)
+    # A generator of its own: starting to iterate draws a number, which measuring must not take from the training.
+    options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_is, "generator": torch.Generator()}
+    yield from DataLoader(dataset, sampler=list(batches), num_workers=num_workers, **options)
 
 
 def _as_is(batch: object) -> object:
