@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
@@ -35,13 +35,14 @@ def _run() -> int:
     jobs, swept = _composed()
     if not swept:
         return _single(jobs[0]) if jobs else 0  # none: Hydra was asked for help or for the config
-    planned = [Job.of(overrides, _parsed(values)) for overrides, values, _ in jobs]
-    sweep = Sweep.planned(planned, jobs[0][2])
+    planned = [Job.of(job.overrides, _parsed(job.values)) for job in jobs]
+    sweep = Sweep.planned(planned, jobs[0].experiment or "sweep")
     if planned[0].spec.sweep.dry_run:
         return sweep.dry_run()
     sweep.start()
     # Plain values to Hydra's launcher, which may run the jobs in other processes or on other machines.
-    _hydra(_launched, f"sweep_dir='{sweep.folder}'", f"hydra.sweep.dir='{sweep.folder}'")
+    folder = str(sweep.folder).replace("'", "\\'")
+    _hydra(_launched, f"sweep_dir='{folder}'", f"hydra.sweep.dir='{folder}'")
     return sweep.finish()
 
 
@@ -49,17 +50,24 @@ def _launched(config: Any) -> int:
     return run_job(_parsed(_plain(config)))
 
 
-def _composed() -> tuple[list[tuple[list[str], dict[str, Any], str]], bool]:
-    """Return every job's overrides, values and experiment without running one, and whether they are a sweep."""
+class _Composed(NamedTuple):
+    overrides: list[str]
+    values: dict[str, Any]
+    experiment: str | None
+
+
+def _composed() -> tuple[list[_Composed], bool]:
+    """Return every job without running one, and whether they are a sweep."""
     from hydra.core.hydra_config import HydraConfig
 
-    jobs: list[tuple[list[str], dict[str, Any], str]] = []
+    jobs: list[_Composed] = []
     modes: set[str] = set()
 
     def record(config: Any) -> None:
         hydra = HydraConfig.get()
         modes.add(hydra.mode.name if hydra.mode else "")
-        jobs.append((list(hydra.overrides.task), _plain(config), hydra.runtime.choices.get("experiment") or "sweep"))
+        experiment = hydra.runtime.choices.get("experiment")
+        jobs.append(_Composed(list(hydra.overrides.task), _plain(config), experiment))
 
     with tempfile.TemporaryDirectory() as scratch:
         _hydra(record, "hydra/launcher=basic", f"hydra.sweep.dir='{scratch}'")
@@ -115,11 +123,10 @@ def _plain(config: Any) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def _single(job: tuple[list[str], dict[str, Any], str]) -> int:
-    overrides, values, _ = job
-    if values["sweep"]["dry_run"]:
+def _single(job: _Composed) -> int:
+    if job.values["sweep"]["dry_run"]:
         raise ConfigError("sweep.dry_run=true lists the jobs of a sweep; add -m or an experiment that is one")
-    spec = _resumed(values, overrides) if values.get("resume") else _parsed(values)
+    spec = _resumed(job.values, job.overrides) if job.values.get("resume") else _parsed(job.values)
     from sppcls.training.run import run
 
     return run(spec)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 from sppcls.errors import ConfigError, DataError, did_you_mean
@@ -29,7 +29,6 @@ _DRAFTS = (8, 4, 2)
 # What folders of photographs hold. Left out on purpose: formats without a signature (TGA, PCX), which would take any
 # garbage for an image, and those that start another program (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "DIB", "JPEG2000")
-_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -197,7 +196,7 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow turns these by itself
     try:
         # The base class's getexif: that of PNG would decode the pixels in search of metadata behind them.
-        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata is no reason to lose an image
         return 1
 

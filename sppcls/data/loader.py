@@ -1,6 +1,7 @@
 """Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ ImageBatch = dict[str, Any]
 IGNORED = -1
 
 
+@dataclass(eq=False)
 class BatchDataset(Dataset[ImageBatch]):
     """Turns a ``Batch`` of the plan into tensors; the batch carries all that changes from epoch to epoch.
 
@@ -24,20 +26,11 @@ class BatchDataset(Dataset[ImageBatch]):
     image could not be read), ``indices`` [B] int64, ``scale``, ``broken``: (index, reason) of the unreadable ones.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        fit: Fit = "keep",
-        pad: tuple[int, int, int] = (0, 0, 0),
-        augment: Augment | None = None,
-        cache: PixelCache | None = None,
-    ) -> None:
-        self.source = source
-        self.fit: Fit = fit
-        self.pad = pad
-        self.augment = augment
-        self.cache = cache
+    source: Source
+    fit: Fit = "keep"
+    pad: tuple[int, int, int] = (0, 0, 0)
+    augment: Augment | None = None
+    cache: PixelCache | None = None
 
     def __getitem__(self, batch: Batch) -> ImageBatch:
         height, width = batch.size

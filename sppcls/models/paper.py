@@ -19,13 +19,8 @@ TABLE: dict[str, tuple[_Layer, ...]] = {
 def paper_trunk(name: str, width: float = 1.0, norm: str = "lrn") -> nn.Sequential:
     """Build one of the paper's networks without its classifier: [N, 3, H, W] -> [N, C, h, w].
 
-    Args:
-        name: ``zf5``, ``convnet5`` (total stride 16), ``overfeat5`` or ``overfeat7`` (total stride 12).
-        width: factor on every layer's number of channels.
-        norm: ``lrn`` as in the paper, or ``batch`` for batch-norm in its place.
-
-    Raises:
-        ConfigError: the norm is neither.
+    The total stride of ``zf5`` and ``convnet5`` is 16, of ``overfeat5`` and ``overfeat7`` 12. ``width`` is a factor on
+    every layer's channels; ``norm`` is ``lrn`` as in the paper or ``batch``, and anything else a ``ConfigError``.
 
     Source: He et al., "Spatial Pyramid Pooling in Deep Convolutional Networks", table 1. The weights are drawn as by
     He et al. 2015, without which seven layers do not start to learn.

@@ -1,5 +1,6 @@
 """Weights from a local file into a network, by name, without running any code of the file."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,11 +46,7 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a state dict by name, on the CPU.
-
-    Raises:
-        ConfigError: no such file, an unknown kind of file, code in it, or no tensors.
-    """
+    """Return the tensors of a file's state dict by name, on the CPU; raises ``ConfigError`` where it has none."""
     if not path.is_file():
         raise ConfigError(f"model.weights={path} is no file; give null, pretrained or a path of {', '.join(_SUFFIXES)}")
     if path.suffix not in _SUFFIXES:
@@ -94,7 +91,8 @@ def _match(wanted: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Te
     """Name the file's tensors as the network does, where they have a name in common."""
     names = {_plain(name): name for name in wanted}
     plain = {_plain(key): tensor for key, tensor in tensors.items()}
-    prefixes = Counter(head for key in plain for head, tail in _splits(key) if tail in names)
+    splits = ((key[:at], key[at:]) for key in plain for at in (0, *(dot.end() for dot in re.finditer(r"\.", key))))
+    prefixes = Counter(head for head, tail in splits if tail in names)
     prefix = prefixes.most_common(1)[0][0] if prefixes else ""
     return {name: plain[prefix + tail] for tail, name in names.items() if prefix + tail in plain}
 
@@ -102,13 +100,6 @@ def _match(wanted: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Te
 def _plain(key: str) -> str:
     """Drop leading underscores, which efficientnet-lite-pytorch puts before every module's name."""
     return ".".join(part.lstrip("_") for part in key.split("."))
-
-
-def _splits(key: str) -> Iterable[tuple[str, str]]:
-    parts = key.split(".")
-    for at in range(len(parts)):
-        tail = ".".join(parts[at:])
-        yield key[: len(key) - len(tail)], tail
 
 
 def _few(names: list[str]) -> str:

@@ -4,12 +4,7 @@ from collections.abc import Iterable
 
 
 def check_levels(levels: Iterable[int]) -> tuple[int, ...]:
-    """Return the levels as a tuple.
-
-    Raises:
-        TypeError: levels is no sequence, or one of them is no int.
-        ValueError: there is none, or one is below 1.
-    """
+    """Return the levels as a tuple; raises ``TypeError`` or ``ValueError`` where they are not positive integers."""
     if not isinstance(levels, Iterable):
         raise TypeError(f"levels: got {levels!r}, a sequence of positive integers is needed, as (6, 3, 2, 1)")
     checked = tuple(levels)

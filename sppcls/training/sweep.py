@@ -11,7 +11,7 @@ from typing import Any
 
 from sppcls.atomic import write_json
 from sppcls.errors import ConfigError
-from sppcls.report.runs import Run, chosen_baseline, read_json, variants
+from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_run, variants
 from sppcls.spec import Spec
 from sppcls.terminal import show
 
@@ -47,8 +47,8 @@ class Sweep:
             raise ConfigError("resume= and plan_only= are for one run; a sweep's command goes on when given again")
         whole = hashlib.sha256("".join(sorted(by_digest)).encode()).hexdigest()[:8]
         folder = Path(jobs[0].spec.sweep_dir or f"sweeps/{title}-{whole}")
-        _check_baseline(jobs)
-        common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+        _check_baseline(folder, jobs)
+        common = set.intersection(*(set(job.overrides) for job in jobs))
         known = {entry["digest"]: name for name, entry in _manifest(folder).get("jobs", {}).items()}
         named = {known.get(digest) or _name(job, common, digest): job for digest, job in by_digest.items()}
         return cls(folder, named)
@@ -75,12 +75,8 @@ class Sweep:
         for name in self.jobs:
             seconds = seconds_of(self.folder / name)
             table.add_row(name, state_of(self.folder / name), "-" if seconds is None else f"{seconds:.0f}")
-        show(table, self.time_left())
+        show(table, time_left(self.folder, list(self.jobs)))
         return 0
-
-    def time_left(self) -> str:
-        """Say how many jobs are done and, from their seconds, how long the others may take one after another."""
-        return time_left(self.folder, list(self.jobs))
 
     def finish(self) -> int:
         """Report on the folder and return 1 where a job of this sweep has not finished, else 0."""
@@ -140,10 +136,11 @@ def time_left(folder: Path, names: Sequence[str]) -> str:
     return f"{said}, about {seconds / 60:.0f} min left" if seconds > 90 else f"{said}, about {seconds:.0f} s left"
 
 
-def _check_baseline(jobs: Iterable[Job]) -> None:
-    """Refuse a baseline that is no variant before anything is trained."""
+def _check_baseline(folder: Path, jobs: Iterable[Job]) -> None:
+    """Refuse a baseline that will be no variant of the folder before anything is trained."""
     values = [job.spec.model_dump(mode="json") for job in jobs]
-    chosen_baseline(variants([Run(Path(), config, {}, {}, [], [], {}) for config in values]), ())
+    there = [read_run(path) for path in folder.glob("*") if is_run(path)]
+    chosen_baseline(variants([*there, *(Run(Path(), config, {}, {}, [], [], {}) for config in values)]), ())
 
 
 def _name(job: Job, common: set[str], digest: str) -> str:
