@@ -322,7 +322,7 @@ def test_a_bootstrap_of_seeds_with_other_images_is_left_out_or_made_of_those_ali
     assert studied(tmp_path).comparisons["other"]["acc1"].n == 2
 
 
-@pytest.mark.parametrize("seeds", [1, 2, 3, 6])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5, 6])
 @pytest.mark.usefixtures("no_plots")
 def test_p_is_shown_from_three_seeds_on_and_below_the_report_says_why(tmp_path, seeds):
     for seed in range(seeds):
@@ -350,6 +350,22 @@ def test_no_seed_in_common_is_said_too(tmp_path):
     write_run(tmp_path / "b", variant="other", seed=1)
     write_sweep_report(tmp_path)
     assert "in common" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.xfail(strict=True, reason="the page says it once for every variant, without a space between")
+@pytest.mark.usefixtures("no_plots")
+def test_why_there_is_no_p_is_said_once(pair):
+    write_run(pair / "third-0", seed=0, variant="third")
+    write_run(pair / "third-1", seed=1, variant="third")
+    write_sweep_report(pair)
+    assert (pair / "report.html").read_text().count("2 seeds in common: no p below 3") == 1
+
+
+@pytest.mark.xfail(strict=True, reason="four digits of 123,000 are written as 1.23e+05")
+@pytest.mark.usefixtures("no_plots")
+def test_the_pixels_of_large_studies_are_plain_numbers(tmp_path):
+    write_run(tmp_path / "large", variant="large", megapixels=41000.0)
+    assert any("by 123,000 megapixels seen" in line for line in write_sweep_report(tmp_path) if isinstance(line, str))
 
 
 @pytest.mark.xfail(strict=True, reason="a second run of a variant and seed replaces the first, and counts by scale")
@@ -553,11 +569,12 @@ def test_a_report_is_of_what_is_there_and_changes_no_run(tmp_path):
         "summary.csv", "summary.json", "summary.md", "report.html", "sweep.json",
     }  # fmt: skip
     page, markdown = (folder / "report.html").read_text(), (folder / "summary.md").read_text()
-    for said in ("boom: failed: no memory left", "slow: running", "halted: interrupted", "1 jobs have not started"):
+    for said in ("boom: failed: no memory left", "slow: running", "halted: interrupted"):
         assert said in shown
         assert said in markdown
         assert said in page
     assert "    the last line" in shown
+    assert [text.count("not started") for text in ("\n".join(shown), markdown, page)] == [1, 1, 1]
     for said in ("4 of 8 runs finished", "still running", "never", "train.py -m all", "the last line"):
         assert said in page
     values = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
@@ -644,6 +661,8 @@ def test_a_damaged_file_costs_its_own_part_or_is_one_line(pair, name, content):
         return
     found = json.loads((pair / "summary.json").read_text())["variants"]
     assert found["base"]["seeds"] == [0, 1]
+    if name == "config.yaml":  # what it holds is a config, whatever variant that is
+        return
     finished = name not in ("status.json", "summary.json")
     assert found["other"]["seeds"] == [0, 1][: 1 + finished]
     assert any(isinstance(line, str) and line.startswith("other-1: ") for line in shown) != finished
@@ -847,7 +866,7 @@ def test_the_page_of_a_sweep_has_its_parts(pages):
     text = Page(pages["sweep"]).text
     for said in (
         "10 of 13 runs finished", "Some are still running: this page shows what there is so far.", "slow: running",
-        "1 jobs have not started", "Accuracy by test scale", "dotted: scales that are trained at", "at equal compute",
+        "Accuracy by test scale", "dotted: scales that are trained at", "at equal compute",
         "Against base, paired by seed", "Generalization gap", "Cost against accuracy", "padding", "aspect changed by",
         "Confusion of base", "Most confident mistakes of base, seed 0", "boom failed", "python 3.11.7", "cores: 2",
         FOUND_ELSEWHERE["command"], "schedule.kind",
@@ -913,6 +932,14 @@ def test_a_baseline_that_is_a_list_is_shown_as_it_is(tmp_path, capsys):
         write_run(tmp_path / f"run-{number}", data={"classes": classes})
     show(*write_sweep_report(tmp_path))
     assert "Against data.classes=[cat,dog], paired by seed" in capsys.readouterr().out
+
+
+@pytest.mark.xfail(strict=True, reason="rich reads :x: as the name of a picture")
+@pytest.mark.usefixtures("no_plots")
+def test_an_error_is_shown_as_it_is(pair, capsys):
+    write_run(pair / "boom", variant="other", seed=2, state="failed", error="[red]a:x:b[/red] [/b]")
+    show(*write_sweep_report(pair))
+    assert "boom: failed: [red]a:x:b[/red] [/b]" in capsys.readouterr().out
 
 
 # Confusion

@@ -64,11 +64,9 @@ def _buffer(size: int, path: Path | None) -> torch.Tensor:
         buffer.share_memory_()  # type: ignore[no-untyped-call]
         return buffer
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.stat().st_size != size:
+    if not path.exists():
         _check_room(size, shutil.disk_usage(path.parent).free, "data.cache=disk", "data.cache=none")
-        with path.open("wb") as file:
-            file.truncate(size)
-    return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+    return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)  # makes a file of zeros if need be
 
 
 def _check_room(size: int, room: int, key: str, instead: str) -> None:

@@ -134,8 +134,7 @@ def _refuse(error: OSError) -> NoReturn:
 def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[FileSource, Skipped]:
     """Scan the files of each class and return them as a source, with the files that were skipped.
 
-    Raises:
-        DataError: No class, one without a readable image, and what `scan` raises.
+    Raises what `scan` does, and ``DataError`` where there is no class or one without a readable image.
     """
     targets = {path: target for target, files in enumerate(groups.values()) for path in files}
     kept, sizes, skipped = scan(list(targets), on_error, size_cache(root))
@@ -166,7 +165,9 @@ def scan(
     entries = _probe_all(paths, known)
     fresh = {str(path): entry for path, entry in zip(paths, entries, strict=True) if isinstance(entry, list)}
     if cache and any(known.get(name) != entry for name, entry in fresh.items()):
-        _save(cache, known | fresh)
+        with suppress(OSError):  # no room or no right to write: the next run reads the headers again
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_text(cache, json.dumps(known | fresh))
     skipped = [(str(path), entry) for path, entry in zip(paths, entries, strict=True) if isinstance(entry, str)]
     if skipped and on_error == "fail":
         more = f" ({len(skipped) - 1} more such files)" if len(skipped) > 1 else ""
@@ -215,9 +216,3 @@ def _load(cache: Path) -> dict[str, _Entry]:
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
     return entries if whole else {}
-
-
-def _save(cache: Path, entries: Mapping[str, _Entry]) -> None:
-    with suppress(OSError):  # no room or no right to write: the next run reads the headers again
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_text(cache, json.dumps(entries))

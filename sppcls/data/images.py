@@ -67,7 +67,8 @@ def decode(path: str | os.PathLike[str], min_short: int | None = None) -> torch.
     """
     with quiet(), _open(path) as image:
         if min_short is not None:
-            _draft(image, min_short)
+            n = next((n for n in _DRAFTS if -(-min(image.size) // n) >= _DRAFT_MARGIN * min_short), 1)
+            image.draft(None, (image.width // n, image.height // n))  # only JPEG files do anything here
         orientation = _orientation(image)
         rgb = _to_rgb(image)
         if orientation in _TURNS:
@@ -182,13 +183,6 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
         return error.strerror
     first = str(error).strip().partition("\n")[0]
     return f"a damaged image ({first or type(error).__name__})"
-
-
-def _draft(image: Image.Image, min_short: int) -> None:
-    w, h = image.size
-    n = next((n for n in _DRAFTS if -(-min(w, h) // n) >= _DRAFT_MARGIN * min_short), None)
-    if n is not None:
-        image.draft(None, (w // n, h // n))  # only JPEG files do anything here
 
 
 def _orientation(image: Image.Image) -> int:

@@ -136,14 +136,11 @@ class PlannedLoader:
         self._batches[:] = self.plan(self.epoch).of_rank(self.rank)[self.position :]
         for batch in self._workers:
             self.position += 1
-            yield self._checked(batch)
-
-    def _checked(self, batch: ImageBatch) -> ImageBatch:
-        for index, reason in batch.pop("broken"):
-            if self._on_error == "fail":
-                raise DataError(f"{reason}; data.on_error=skip leaves such files out")
-            self.skipped[str(self.dataset.source.names[index])] = reason
-        return batch
+            for index, reason in batch.pop("broken"):
+                if self._on_error == "fail":
+                    raise DataError(f"{reason}; data.on_error=skip leaves such files out")
+                self.skipped[str(self.dataset.source.names[index])] = reason
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and how many of its batches were handed out."""

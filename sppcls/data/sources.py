@@ -101,8 +101,7 @@ def load_splits(
 def split_by_class(source: Source, seed: int, n_train: int | None, n_val: int | None) -> tuple[Source, Source]:
     """Split each class in two, 80 % and 20 % where no count is given; see `load_splits`.
 
-    Raises:
-        DataError: Naming the smallest class where nothing of it would be left for one of the two.
+    Raises ``DataError`` naming the smallest class where nothing of it would be left for one of the two.
     """
     orders = _orders(source, seed)
     n, name = min((len(order), name) for order, name in zip(orders, source.classes, strict=True))

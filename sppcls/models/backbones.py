@@ -39,7 +39,7 @@ class Trunk(nn.Module):
         channels: C.
         stride: input pixels from one map cell to the next.
         smallest: the smallest side, in pixels, of a square input that gives a map of at least one cell.
-        mean, std: what images are normalised with, a colour, in 0..1: those of ``net`` if it has them, or ImageNet's.
+        mean, std: per colour, in units of 0..1, what images are normalised with: those of ``net`` or else ImageNet's.
 
     Raises:
         ValueError: ``net`` gives no map that grows with its input.

@@ -1,15 +1,13 @@
 """The default trunk: learns from a few thousand small images in under a minute on two cores."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
 from sppcls.errors import ConfigError, did_you_mean
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    "group": lambda channels: nn.GroupNorm(8, channels),
-}
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "group": partial(nn.GroupNorm, 8)}
 
 
 def _conv(inputs: int, outputs: int, stride: int, norm: str) -> nn.Sequential:
@@ -32,9 +30,7 @@ def tiny(width: float = 1.0, norm: str = "batch") -> nn.Module:
 
     Three halving convolutions and a residual one: at width 1, 0.2 million weights and 3.7 thousand multiply-adds an
     input pixel. C is rounded to a multiple of 8. ``norm`` is "batch" or "group" (no statistics shared in a batch).
-
-    Raises:
-        ConfigError: an unknown norm, or a width that leaves no channel.
+    Raises ``ConfigError`` at another norm or a width that is not above 0.
 
     >>> import torch
     >>> tiny()(torch.zeros(2, 3, 48, 67)).shape

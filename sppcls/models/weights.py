@@ -23,8 +23,8 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     that most of the names of ``net`` have there. What ``net`` has no place for, such as a classifier, is left out.
 
     Raises:
-        ConfigError: no such file, not a file of weights, code in it, or a tensor of ``net`` that is missing or has
-            another shape; ``net`` is then as it was.
+        ConfigError: no such file, not a file of weights, code in it, or not every tensor of ``net`` in its own shape;
+            ``net`` is then as it was.
     """
     path = Path(path)
     wanted = net.state_dict()
