@@ -13,7 +13,7 @@ def show(*things: Any) -> None:
 
     console = Console() if sys.stdout.isatty() else Console(width=140, color_system=None)
     for thing in things:
-        console.print(thing, highlight=False, markup=False, soft_wrap=isinstance(thing, str))
+        console.print(thing, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(thing, str))
 
 
 def track(things: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:

@@ -207,7 +207,7 @@ def test_compare_agrees_with_the_paired_t_test_of_scipy(pairs):
 def test_no_difference_has_p_1(n):
     got = compare_counts([(700 + i, 700 + i) for i in range(n)])
     assert (got.difference, got.low, got.high) == (0, 0, 0)
-    assert (got.p_t, got.p_sign_flip, got.p, got.note) == (1, 1, 1, "")
+    assert (got.p_t, got.p_sign_flip, got.p, got.note) == (1, 1 if n >= 6 else None, 1, "")
 
 
 @pytest.mark.parametrize("n", [3, 5, 6, 8])

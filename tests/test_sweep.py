@@ -157,12 +157,14 @@ def test_a_digest_is_of_what_decides_the_result():
 
 
 def test_a_job_is_known_by_its_hash_whatever_its_folder_is_called(tmp_path):
-    spec = parse({"sweep_dir": str(tmp_path / "s"), "seed": 3})
-    Sweep.planned([Job.of(["seed=3"], spec)], "sweep").start()
+    jobs = [Job.of([f"seed={seed}"], parse({"sweep_dir": str(tmp_path / "s"), "seed": seed})) for seed in (3, 4)]
+    Sweep.planned(jobs, "sweep").start()
     manifest = tmp_path / "s" / "sweep.json"
     name = next(iter(json.loads(manifest.read_text())["jobs"]))
+    assert name == f"seed-3-{jobs[0].spec.digest}"
     manifest.write_text(manifest.read_text().replace(name, "elsewhere"))
-    assert list(Sweep.planned([Job.of(["seed=3", "optim.lr=0.004"], spec)], "sweep").jobs) == ["elsewhere"]
+    again = Job.of(["optim.lr=0.004", "seed=3"], jobs[0].spec)
+    assert list(Sweep.planned([jobs[1], again], "sweep").jobs)[1] == "elsewhere"
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):

@@ -66,12 +66,16 @@ class Answers:
 
 
 def load_answers(folder: Path) -> Answers | None:
-    """Return the answers kept in a folder, or None where there are none; runs no code of the file."""
+    """Return the answers kept in a folder, or None where there are none; runs no code of the file.
+
+    Raises:
+        SppclsError: The file is damaged.
+    """
     path = folder / FILE
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:  # np.load leaves a torn one open
             values: dict[str, Any] = {name: file[name] for name in file.files}
         return Answers(**values | {"images": str(values["images"])})
     except Exception as error:  # a damaged archive fails in whichever class its damage meets first

@@ -93,7 +93,7 @@ def compare(variant: Mapping[int, float], baseline: Mapping[int, float]) -> Comp
         few = f"{n} seed{'s'[: n - 1]} in common: no p below 3"
         return Comparison(mean.mean, None, None, n, None, None, None, note=few)
     if mean.mean == mean.sd == 0:
-        return Comparison(0.0, 0.0, 0.0, n, 1.0, 1.0, 1.0)
+        return Comparison(0.0, 0.0, 0.0, n, 1.0, 1.0 if n >= 6 else None, 1.0)
     p_t, p_flip = _tests(differences, noise)
     note = "all differences are equal: t is not defined" if p_t is None else ""
     return Comparison(mean.mean, mean.low, mean.high, n, p_t, p_flip, p_t if p_flip is None else p_flip, note=note)

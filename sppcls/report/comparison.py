@@ -35,12 +35,13 @@ class Variant:
 class Study:
     """All variants at one reference scale, and the comparisons with the baseline by variant and measure.
 
-    ``budget`` is the pixels, in millions, that the cheapest variant has seen: equal compute is read off there.
+    ``budget`` is the pixels, in millions, that the cheapest run has seen: equal compute is read off there. None where
+    no run says what it saw.
     """
 
     scale: int
     baseline: str
-    budget: float
+    budget: float | None
     variants: dict[str, Variant]
     comparisons: dict[str, dict[str, Comparison]]
     bootstraps: dict[str, Bootstrap]
@@ -51,9 +52,10 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     finished = {name: tuple(run for run in runs if run.finished) for name, runs in by_variant.items()}
     if not finished[baseline]:
         raise ConfigError(f"baseline {baseline!r} has no finished run; run the sweep again or name another --baseline")
+    _refuse_twins(finished)
     scale = int(finished[baseline][0].summary["last_scale"])
-    costs = [run.summary["train_megapixels"] for runs in finished.values() for run in runs]
-    budget = min(costs)
+    costs = [run.summary.get("train_megapixels") for runs in finished.values() for run in runs]
+    budget = min((cost for cost in costs if cost is not None), default=None)
     tables = {n: {run.seed: values_of(run, scale, budget) for run in runs} for n, runs in finished.items() if runs}
     variants = {name: _variant(name, finished[name], table) for name, table in tables.items()}
     others = [name for name in variants if name != baseline]
@@ -62,7 +64,17 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     return Study(scale, baseline, budget, variants, comparisons, bootstraps)
 
 
-def values_of(run: Run, scale: int, budget: float) -> dict[str, float]:
+def _refuse_twins(by_variant: Mapping[str, Sequence[Run]]) -> None:
+    for name, runs in by_variant.items():
+        seen: dict[int, Run] = {}
+        for run in runs:
+            twin = seen.setdefault(run.seed, run)
+            if twin is not run:
+                both = f"{twin.folder.name} and {run.folder.name}"
+                raise ConfigError(f"two runs of {name!r} with seed {run.seed}: {both}; move one away")
+
+
+def values_of(run: Run, scale: int, budget: float | None) -> dict[str, float]:
     """Return a run's measures by name, those that it has: accuracies at ``scale``, and what holds over all scales."""
     summary = run.summary
     gaps = {row["scale"]: row["generalization_gap"] for row in summary.get("gaps", [])}
@@ -78,13 +90,15 @@ def values_of(run: Run, scale: int, budget: float) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _at_budget(run: Run, scale: int, budget: float) -> float | None:
+def _at_budget(run: Run, scale: int, budget: float | None) -> float | None:
     """Return the accuracy at the last measurement of gap.csv by which the run had seen ``budget`` megapixels."""
-    if run.summary["train_megapixels"] <= budget:
+    total = run.summary.get("train_megapixels")
+    if budget is None or total is None:
+        return None
+    if total <= budget * 1.001:
         return next((row["acc1"] for row in run.summary["scales"] if row["scale"] == scale), None)
-    seen = dict(
-        zip((r["epoch"] for r in run.epochs), accumulate(float(r["megapixels"]) for r in run.epochs), strict=True)
-    )
+    pixels = [float(r.get("megapixels") or "inf") for r in run.epochs]
+    seen = dict(zip((r.get("epoch") for r in run.epochs), accumulate(pixels), strict=True))
     within = [r for r in run.gaps if r["scale"] == str(scale) and seen.get(r["epoch"], np.inf) <= budget * 1.001]
     return float(within[-1]["val_acc1"]) if within else None
 
@@ -119,16 +133,20 @@ def _adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[s
 
 def _bootstrapped(runs: Sequence[Run], base: Sequence[Run], scale: int) -> Bootstrap | None:
     """Return the paired bootstrap over images and seeds, where both sides kept answers to the same images."""
-    sides = [{run.seed: load_answers(run.folder) for run in side} for side in (runs, base)]
-    pairs = [(sides[0][seed], sides[1][seed]) for seed in sorted(sides[0].keys() & sides[1].keys())]
-    right = [
-        (ours.right[ours.at(scale)], theirs.right[theirs.at(scale)])
+    by_seed = [{run.seed: load_answers(run.folder) for run in side} for side in (runs, base)]
+    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
+    alike = [
+        (ours, theirs)
         for ours, theirs in pairs
         if ours and theirs and ours.images == theirs.images and scale in ours.scales and scale in theirs.scales
     ]
-    if not right:
+    alike = [(ours, theirs) for ours, theirs in alike if ours.images == alike[0][0].images]
+    if not alike:
         return None
-    return bootstrap_difference(np.stack([ours for ours, _ in right]), np.stack([theirs for _, theirs in right]))
+    ours_right, their_right = (
+        np.stack([one.right[one.at(scale)] for one in side]) for side in zip(*alike, strict=True)
+    )
+    return bootstrap_difference(ours_right, their_right)
 
 
 def as_values(found: Study) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def _groups(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     shares = _shares(counts)
     apart = 1 - (shares + shares.T) / 2
     np.fill_diagonal(apart, 0)
-    found: npt.NDArray[np.int64] = fcluster(linkage(squareform(apart, checks=False), "average"), MOST, "maxclust") - 1
+    links = linkage(squareform(apart, checks=False), "average")
+    links[:, 2] = range(len(links))  # classes that are never confused are all 1 apart: cut between merges, not heights
+    found: npt.NDArray[np.int64] = fcluster(links, MOST, "maxclust") - 1
     return found
 
 

@@ -1,7 +1,9 @@
 """Plots as inline SVG that follow the page's colours."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +24,14 @@ class Curve:
 
 def line_plot(curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[float] = (), log: bool = False) -> str:
     """Return an ``<svg>`` of curves in percent; ``marks`` are dotted verticals, ``log`` doubles along x."""
-    with _axes(x, f"{y} (%)") as (axes, text):
+    with _axes(x, f"{y} (%)", 3.4 + _legend_height(curves)) as (axes, text):
+        lines: list[Any] = []
         for mark in marks:
             axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
-        for number, (name, curve) in enumerate(curves.items()):
+        for number, curve in enumerate(curves.values()):
             colour = COLOURS[(number if curve.colour is None else curve.colour) % len(COLOURS)]
             across = [p[0] for p in curve.points]
-            axes.plot(across, _percent(p[1] for p in curve.points), curve.style, color=colour, label=name, markersize=4)
+            lines += axes.plot(across, _percent(p[1] for p in curve.points), curve.style, color=colour, markersize=4)
             if curve.band:
                 low, high = (_percent(b[side] for b in curve.band) for side in (0, 1))
                 axes.fill_between(across, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -38,31 +41,34 @@ def line_plot(curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[fl
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         else:
             axes.xaxis.get_major_locator().set_params(integer=True)
-        _legend(axes, len(curves))
+        _legend(axes, lines, curves)
     return text.getvalue()
 
 
 def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
     """Return an ``<svg>`` of one value in percent a name, with its interval, under one another."""
-    with _axes(f"{x} (%)", "", height=0.8 + 0.32 * len(dots)) as (axes, text):
+    names = [textwrap.fill(name, 30) for name in dots]
+    rows = sum(1.2 + name.count("\n") * 0.6 for name in names)
+    with _axes(f"{x} (%)", "", 0.8 + 0.27 * rows) as (axes, text):
         for row, (value, low, high) in enumerate(dots.values()):
             colour = COLOURS[row % len(COLOURS)]
             axes.plot([value * 100], [row], "o", color=colour)
             if low is not None and high is not None:
                 axes.plot([low * 100, high * 100], [row, row], "-", color=colour, linewidth=2, alpha=0.6)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(range(len(dots)), list(dots))
+        axes.set_yticks(range(len(dots)), names, parse_math=False)
         axes.set_ylim(len(dots) - 0.5, -0.5)
     return text.getvalue()
 
 
 def scatter_plot(dots: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> str:
     """Return an ``<svg>`` of points (x, y), y in 0..1, a colour a name."""
-    with _axes(x, f"{y} (%)") as (axes, text):
-        for number, (name, points) in enumerate(dots.items()):
+    with _axes(x, f"{y} (%)", 3.4 + _legend_height(dots)) as (axes, text):
+        lines: list[Any] = []
+        for number, points in enumerate(dots.values()):
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot([p[0] for p in points], _percent(p[1] for p in points), "o", color=colour, label=name, alpha=0.7)
-        _legend(axes, len(dots))
+            lines += axes.plot([p[0] for p in points], _percent(p[1] for p in points), "o", color=colour, alpha=0.7)
+        _legend(axes, lines, dots)
     return text.getvalue()
 
 
@@ -70,10 +76,23 @@ def _percent(values: Any) -> list[float]:
     return [min(max(value, 0), 1) * 100 for value in values]
 
 
-def _legend(axes: Any, names: int) -> None:
-    if names > 1:
+def _legend(axes: Any, lines: Sequence[Any], names: Iterable[str]) -> None:
+    labels = _wrapped(names)
+    if len(labels) > 1:
         place = {"loc": "outside lower center", "ncols": 2, "fontsize": "small"}
-        axes.figure.legend(frameon=False, labelcolor=INK, **place)
+        legend = axes.figure.legend(lines, labels, frameon=False, labelcolor=INK, **place)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name with "$" is no formula
+
+
+def _wrapped(names: Iterable[str]) -> list[str]:
+    return [textwrap.fill(name, 36) for name in names]
+
+
+def _legend_height(names: Iterable[str]) -> float:
+    """Return the inches that a legend takes beyond the two rows that a plot has room for."""
+    rows = sum(label.count("\n") + 1 for label in _wrapped(names)) / 2
+    return max(0.0, rows - 2) * 0.2
 
 
 @contextmanager
@@ -97,5 +116,7 @@ def _axes(x: str, y: str, height: float = 3.4) -> Iterator[tuple[Any, io.StringI
             spine.set_visible(False)
         whole = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(whole, format="svg", transparent=True, metadata=nothing)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's font draws it
+            figure.savefig(whole, format="svg", transparent=True, metadata=nothing)
     text.write(whole.getvalue()[whole.getvalue().index("<svg") :])

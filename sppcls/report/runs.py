@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Run:
     @property
     def finished(self) -> bool:
         """Return whether there is a summary to report."""
-        return self.state == "finished" and bool(self.summary)
+        whole = isinstance(self.summary.get("scales"), list) and "last_scale" in self.summary
+        return self.state == "finished" and whole
 
     @property
     def seed(self) -> int:
@@ -58,12 +60,14 @@ def read_run(folder: Path) -> Run:
     """Return a run folder's values; raises ``ConfigError`` where its config cannot be read."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a date that is none is a ValueError
         raise ConfigError(f"{folder} is not a run folder: config.yaml: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{folder} is not a run folder: config.yaml holds no mapping")
+    if not isinstance(config.get("seed", 0), int) or not isinstance(config.get("sweep") or {}, dict):
+        raise ConfigError(f"{folder} is not a run folder: config.yaml has another seed or sweep than a run's")
     status, summary, mistakes = (read_json(folder / f"{name}.json") for name in ("status", "summary", "mistakes"))
-    return Run(folder, config, status, summary, _rows(folder / "metrics.csv"), _rows(folder / "gap.csv"), mistakes)
+    return Run(folder, config, status, summary, _rows(folder / "metrics.csv"), _gaps(folder / "gap.csv"), mistakes)
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -72,10 +76,20 @@ def read_runs(folder: Path) -> list[Run]:
         raise ConfigError(f"no folder {folder}; name a run or a sweep")
     order = list(read_json(folder / "sweep.json").get("jobs", {}))
     paths = sorted(folder.iterdir(), key=lambda p: (order.index(p.name) if p.name in order else len(order), p.name))
-    runs = [read_run(path) for path in paths if is_run(path)]
+    runs = [_read_or_unreadable(path) for path in paths if is_run(path)]
     if not runs:
         raise ConfigError(f"{folder} holds no run: neither it nor a folder in it has config.yaml and status.json")
+    if all(run.state == "unreadable" for run in runs):
+        raise ConfigError(str(runs[0].status["error"]))
     return runs
+
+
+def _read_or_unreadable(folder: Path) -> Run:
+    """Return a run, or where its config is damaged one without values, so that the others can be reported."""
+    try:
+        return read_run(folder)
+    except ConfigError as error:
+        return Run(folder, {}, {"state": "unreadable", "error": str(error)}, {}, [], [], {})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -89,11 +103,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     """Return a table's rows, an epoch and scale once: one that was begun again after a kill counts as it ended."""
-    if not path.is_file():
+    try:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+    except (OSError, UnicodeDecodeError, csv.Error):
         return []
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
     return list({(row.get("epoch"), row.get("scale") if "gap" in row else None): row for row in rows}.values())
+
+
+def _gaps(path: Path) -> list[dict[str, str]]:
+    """Return the rows of gap.csv whose cells are numbers."""
+
+    def whole(row: dict[str, str]) -> bool:
+        try:
+            return all(int(row[name]) >= 0 for name in ("epoch", "scale")) and all(
+                isfinite(float(row[name])) for name in ("train_acc1", "val_acc1", "gap")
+            )
+        except (KeyError, ValueError):
+            return False
+
+    return [row for row in _rows(path) if whole(row)]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -104,7 +133,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found
 
 
@@ -118,7 +147,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
 def variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return the runs by variant: the name that a sweep gave it, and the values that differ within that name."""
     named: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in (run for run in runs if run.state != "unreadable"):
         named.setdefault(str((run.config.get("sweep") or {}).get("variant") or ""), []).append(run)
     found: dict[str, list[Run]] = {}
     for name, alike in named.items():

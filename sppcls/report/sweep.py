@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
+from rich.text import Text
 
 from sppcls.atomic import write_json, write_text
 from sppcls.measure.statistics import Comparison, Estimate
 from sppcls.report.comparison import TESTED, Study, as_values, study
 from sppcls.report.page import percent, points
-from sppcls.report.runs import Run, chosen_baseline, read_json, read_runs, variants
+from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
 
 MEASURES = {
@@ -33,18 +34,23 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]
     """
     runs = read_runs(folder)
     by_variant = variants(runs)
-    baseline = chosen_baseline(by_variant, baselines)
-    missing = [name for name in read_json(folder / "sweep.json").get("jobs", {}) if not (folder / name).is_dir()]
+    baseline, instead = chosen_baseline(by_variant, baselines), ""
+    missing = [name for name in read_json(folder / "sweep.json").get("jobs", {}) if not is_run(folder / name)]
     _write_csv(folder, by_variant)
     if not any(run.finished for run in by_variant[baseline]):
-        return [*problems(runs, missing), f"no run of the baseline {baseline!r} has finished yet: no comparison"]
+        ready = [name for name, some in by_variant.items() if any(run.finished for run in some)]
+        instead = f"no run of the baseline {baseline!r} has finished yet"
+        if not ready:
+            return [*problems(runs, missing), f"{instead}, nor of any other variant: no report"]
+        baseline = ready[0]
     found = study(by_variant, baseline)
     write_json(folder / "summary.json", {"states": states(runs), "missing": missing} | as_values(found))
     tables = [variant_rows(found), comparison_rows(found)]
     write_text(folder / "summary.md", _markdown(found, tables, runs, missing))
-    page = write_sweep_page(folder, found, runs, missing, tables)
+    said = [*notes(found), *([f"{instead}: compared with {baseline!r} for now"] if instead else [])]
+    page = write_sweep_page(folder, found, runs, missing, tables, said)
     shown = [_rich(*table) for table in tables if table[1]]
-    return [*shown, *notes(found), *problems(runs, missing), f"report: {page}"]
+    return [*shown, *said, *problems(runs, missing), f"report: {page}"]
 
 
 def states(runs: Sequence[Run]) -> dict[str, int]:
@@ -55,22 +61,26 @@ def states(runs: Sequence[Run]) -> dict[str, int]:
 
 def problems(runs: Sequence[Run], missing: Sequence[str]) -> list[str]:
     """Return a line for each run that has not finished, and the last lines of those that failed."""
-    lines = [f"{len(missing)} jobs have not started"] if missing else []
+    lines = [f"{len(missing)} {'job has' if len(missing) == 1 else 'jobs have'} not started"] if missing else []
     for run in runs:
         if not run.finished:
             why = f": {run.status['error']}" if run.status.get("error") else ""
-            lines.append(f"{run.folder.name}: {run.state}{why}")
+            said = "finished, and its summary.json cannot be read" if run.state == "finished" else run.state
+            lines.append(f"{run.folder.name}: {said}{why}")
             lines += [f"    {line}" for line in run.last_lines(3)] if run.state == "failed" else []
     return lines
 
 
 def notes(found: Study) -> list[str]:
     """Return what a reader has to know to read the tables."""
-    lines = [
-        "Intervals are 95 %: Student's t over seeds; bootstrap: over test images and seeds, 10,000 resamples.",
-        f"Equal compute: the last measurement by {found.budget:,.4g} megapixels seen, what the cheapest run saw; "
-        "the learning rate of a longer run had not decayed by then.",
-    ]
+    lines = ["Intervals are 95 %: Student's t over seeds; bootstrap: over test images and seeds, 10,000 resamples."]
+    if found.budget is not None:
+        lines.append(
+            f"Equal compute: the last measurement by {_amount(found.budget)} megapixels seen, what the cheapest run "
+            "saw; the learning rate of a longer run had not decayed by then."
+        )
+    apart = [name for name, measures in found.comparisons.items() if not measures]
+    lines += [f"{name}: no seed and measure in common with {found.baseline}, so it is not compared" for name in apart]
     few = sorted({one.note for measures in found.comparisons.values() for one in measures.values() if one.note})
     return lines + [f"p: {note}" for note in few]
 
@@ -82,18 +92,19 @@ def variant_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
     for name, one in found.variants.items():
         mark = " (baseline)" if name == found.baseline else ""
         cells = [interval(one.estimates.get(measure)) for measure in MEASURES]
-        costs = [one.estimates[key].mean for key in ("train_megapixels", "seconds")]
-        rows.append(
-            [
-                name + mark,
-                str(len(one.runs)),
-                *cells,
-                *(f"{cost:,.0f}" if cost >= 10 else f"{cost:.2g}" for cost in costs),
-            ]
-        )
+        costs = [_cost(one.estimates.get(key)) for key in ("train_megapixels", "seconds")]
+        rows.append([name + mark, str(len(one.runs)), *cells, *costs])
     return f"Variants: mean ± half of the 95 % interval, in percent; trained to {found.scale}", [
         *columns, "megapixels", "seconds",
     ], rows  # fmt: skip
+
+
+def _cost(one: Estimate | None) -> str:
+    return "-" if one is None else _amount(one.mean)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def comparison_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
@@ -137,7 +148,7 @@ def _ps(one: Comparison) -> list[str]:
 
 
 def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(Column(columns[0], overflow="fold", min_width=16), *columns[1:], title=title)
+    table = Table(Column(columns[0], overflow="fold", min_width=16), *columns[1:], title=Text(title))
     for row in rows:
         table.add_row(*row)
     return table
@@ -159,6 +170,8 @@ def _csv_row(variant: str, run: Run) -> dict[str, Any]:
     if run.finished:
         kept = ("acc1", "generalization_gap", "scale_area", "scale_spread", "scale_consistency", "last_scale")
         row |= {key: run.summary.get(key) for key in (*kept, "epochs", "train_megapixels", "parameters")}
+        if len(run.summary["scales"]) < 2:  # a network of one size has no spread
+            row |= dict.fromkeys(("scale_area", "scale_spread", "scale_consistency"))
         row |= {f"acc1@{one['scale']}": one["acc1"] for one in run.summary["scales"]}
     return row
 

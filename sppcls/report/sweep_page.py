@@ -14,7 +14,7 @@ from sppcls.report.runs import Run, differences, flat, read_json
 
 
 def write_sweep_page(
-    folder: Path, found: Study, runs: Sequence[Run], missing: Sequence[str], tables: Sequence[Any]
+    folder: Path, found: Study, runs: Sequence[Run], missing: Sequence[str], tables: Sequence[Any], notes: Sequence[str]
 ) -> Path:
     """Write report.html into the sweep's folder and return its path."""
     keys = differences(runs)
@@ -26,6 +26,7 @@ def write_sweep_page(
         study=found,
         runs=runs,
         missing=missing,
+        notes=notes,
         variants=tables[0],
         comparisons=tables[1],
         scales=_scales(found),
@@ -95,7 +96,7 @@ def _scales(found: Study) -> dict[str, Any]:
 
 
 def _trained(variant: Variant) -> list[int]:
-    return sorted(set(variant.runs[0].config["schedule"]["scales"]))
+    return sorted(set((variant.runs[0].config.get("schedule") or {}).get("scales") or ()))
 
 
 def _cell(one: Estimate | None) -> str:
@@ -106,8 +107,10 @@ def _cell(one: Estimate | None) -> str:
     )
 
 
-def _gaps(found: Study) -> dict[str, Any]:
+def _gaps(found: Study) -> dict[str, Any] | None:
     gaps = {name: gap for name, one in found.variants.items() if (gap := one.estimates.get("generalization_gap"))}
+    if not gaps:
+        return None
     plot = dot_plot({name: (e.mean, e.low, e.high) for name, e in gaps.items()}, x=f"gap at scale {found.scale}")
     return {"svg": plot, "columns": ["variant", "gap"], "rows": [[name, _cell(one)] for name, one in gaps.items()]}
 
@@ -147,8 +150,9 @@ def _costs(found: Study) -> dict[str, Any]:
     dots: dict[str, list[tuple[float, float]]] = {}
     for name, one in found.variants.items():
         for run in one.runs:
+            seen = run.summary.get("train_megapixels")
             at = [row["acc1"] for row in run.summary["scales"] if row["scale"] == found.scale]
-            dots.setdefault(name, []).extend((run.summary["train_megapixels"], acc1) for acc1 in at)
+            dots.setdefault(name, []).extend((seen, acc1) for acc1 in at if seen is not None)
     dots = {name: some for name, some in dots.items() if some}
     rows = [[name, f"{x:,.1f}", percent(y)] for name, some in dots.items() for x, y in some]
     plot = scatter_plot(dots, x="megapixels seen in training", y=f"top-1 at scale {found.scale}")
