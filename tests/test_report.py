@@ -269,7 +269,7 @@ def test_differences_and_p_are_paired_by_seed_and_adjusted_over_the_whole_family
     folder, asked = small
     found = studied(folder)
     assert set(found.comparisons) == {"other", "third"}
-    base, ps = values_asked(asked, "base"), {}
+    base, ps = values_asked(asked, "base"), {"t": {}, "sign_flip": {}}
     for name in ("other", "third"):
         for measure, ours in values_asked(asked, name).items():
             seeds = sorted(ours.keys() & base[measure].keys())
@@ -282,13 +282,16 @@ def test_differences_and_p_are_paired_by_seed_and_adjusted_over_the_whole_family
             assert got.p_t == pytest.approx(test.pvalue)
             flip = all_flips(differences.tolist()) if len(seeds) >= 6 else None
             assert got.p_sign_flip == (None if flip is None else pytest.approx(flip))
-            ps[name, measure] = flip or test.pvalue
+            ps["t"][name, measure] = test.pvalue
+            ps["sign_flip"] |= {(name, measure): flip} if flip else {}
     # The gap is the same at every seed: t is not defined, and the flips are the least that there are.
     assert found.comparisons["other"]["generalization_gap"].difference == pytest.approx(-0.05)
-    ps["other", "generalization_gap"] = 2 / 2**6
-    assert found.comparisons["third"]["generalization_gap"].p_holm is None
-    for (name, measure), p in by_holm(ps).items():
-        assert found.comparisons[name][measure].p_holm == pytest.approx(p), (name, measure)
+    ps["sign_flip"]["other", "generalization_gap"] = 2 / 2**6
+    assert found.comparisons["third"]["generalization_gap"].p_t_holm is None
+    for kind, family in ps.items():
+        for (name, measure), p in by_holm(family).items():
+            got = getattr(found.comparisons[name][measure], f"p_{kind}_holm")
+            assert got == pytest.approx(p), (kind, name, measure)
 
 
 def test_the_bootstrap_draws_common_seeds_and_images_in_pairs(small):
@@ -331,15 +334,15 @@ def test_p_is_shown_from_three_seeds_on_and_below_the_report_says_why(tmp_path, 
     shown = write_sweep_report(tmp_path)
     got = json.loads((tmp_path / "summary.json").read_text())["comparisons"]["other"]["acc1"]
     assert got["n"] == seeds
-    assert (got["p_t"] is None) == (got["p_holm"] is None) == (got["low"] is None) == (seeds < 3)
+    assert (got["p_t"] is None) == (got["p_t_holm"] is None) == (got["low"] is None) == (seeds < 3)
     assert (got["p_sign_flip"] is None) == (seeds < 6)
     texts = ["\n".join(line for line in shown if isinstance(line, str)), (tmp_path / "summary.md").read_text()]
     texts.append((tmp_path / "report.html").read_text())
     why = f"{seeds} seed{'s'[: seeds - 1]} in common: no p below 3"
     assert [why in text for text in texts] == [seeds < 3] * 3
     row = next(line for line in texts[1].splitlines() if line.startswith("| other | top-1 at 64"))
-    dashes = [cell.strip() == "-" for cell in row.split("|")[-4:-1]]
-    assert dashes == [seeds < 3, seeds < 6, seeds < 3]
+    dashes = [cell.strip() == "-" for cell in row.split("|")[-5:-1]]
+    assert dashes == [seeds < 3, seeds < 3, seeds < 6, seeds < 6]
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -880,9 +883,8 @@ def test_numbers_of_the_page_are_those_of_summary_json(sweep_folder, pages):
             assert f"{one['mean']:.1%} ({one['low'] * 100:.1f} to {one['high'] * 100:.1f})" in text
     one = found["comparisons"][VARIANT]["acc1"]
     assert f"{one['low'] * 100:+.1f} to {one['high'] * 100:+.1f}" in text
-    assert one["p_holm"] == pytest.approx(
-        by_holm({name: test["p"] for name, test in found["comparisons"][VARIANT].items() if test["p"]})["acc1"]
-    )
+    ps = {name: test["p_t"] for name, test in found["comparisons"][VARIANT].items() if test["p_t"]}
+    assert one["p_t_holm"] == pytest.approx(by_holm(ps)["acc1"])
     boot = found["bootstraps"][VARIANT]
     assert f"{boot['low'] * 100:+.1f} to {boot['high'] * 100:+.1f}" in text
 

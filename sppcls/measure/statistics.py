@@ -25,7 +25,7 @@ class Estimate:
 class Comparison:
     """Mean of variant minus baseline over ``n`` common seeds, its 95 % interval and its two-sided p-values.
 
-    ``p`` is ``p_sign_flip`` or else ``p_t``; ``p_holm`` is the caller's to fill; ``note`` says why a number is missing.
+    Holm's values are the caller's to fill, a family a kind of test; ``note`` says why a number is missing.
     """
 
     difference: float
@@ -34,8 +34,8 @@ class Comparison:
     n: int
     p_t: float | None
     p_sign_flip: float | None
-    p: float | None
-    p_holm: float | None = None
+    p_t_holm: float | None = None
+    p_sign_flip_holm: float | None = None
     note: str = ""
 
 
@@ -91,12 +91,12 @@ def compare(variant: Mapping[int, float], baseline: Mapping[int, float]) -> Comp
     mean, n = estimate(differences.tolist()), len(differences)
     if n < 3:
         few = f"{n} seed{'s'[: n - 1]} in common: no p below 3"
-        return Comparison(mean.mean, None, None, n, None, None, None, note=few)
+        return Comparison(mean.mean, None, None, n, None, None, note=few)
     if mean.mean == mean.sd == 0:
-        return Comparison(0.0, 0.0, 0.0, n, 1.0, 1.0 if n >= 6 else None, 1.0)
+        return Comparison(0.0, 0.0, 0.0, n, 1.0, 1.0 if n >= 6 else None)
     p_t, p_flip = _tests(differences, noise)
     note = "all differences are equal: t is not defined" if p_t is None else ""
-    return Comparison(mean.mean, mean.low, mean.high, n, p_t, p_flip, p_t if p_flip is None else p_flip, note=note)
+    return Comparison(mean.mean, mean.low, mean.high, n, p_t, p_flip, note=note)
 
 
 def _paired(variant: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[FloatArray, float]:

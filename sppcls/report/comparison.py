@@ -123,11 +123,12 @@ def _compared(
 
 
 def _adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[str, Comparison]]:
-    """Return the comparisons with Holm's p: the family is every test of every variant."""
+    """Return the comparisons with Holm's p: a family is every test of one kind, of every variant and measure."""
     places = [(name, measure) for name, measures in comparisons.items() for measure in measures]
-    adjusted = holm([comparisons[name][measure].p for name, measure in places]) if places else []
-    for (name, measure), p in zip(places, adjusted, strict=True):
-        comparisons[name][measure] = replace(comparisons[name][measure], p_holm=p)
+    tests = [comparisons[name][measure] for name, measure in places]
+    by_t, by_flip = (holm(ps) if ps else [] for ps in ([one.p_t for one in tests], [one.p_sign_flip for one in tests]))
+    for (name, measure), t, flip in zip(places, by_t, by_flip, strict=True):
+        comparisons[name][measure] = replace(comparisons[name][measure], p_t_holm=t, p_sign_flip_holm=flip)
     return comparisons
 
 

@@ -124,8 +124,9 @@ def comparison_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
         "interval",
         "bootstrap",
         "p (t)",
+        "Holm",
         "p (sign flip)",
-        "p (Holm)",
+        "Holm",
     ]
     return f"Against {found.baseline}, paired by seed, in percentage points", columns, rows
 
@@ -142,9 +143,8 @@ def _between(one: Comparison) -> str:
 
 
 def _ps(one: Comparison) -> list[str]:
-    return [
-        "-" if p is None else f"{p:.4f}" if p >= 0.0001 else "< 0.0001" for p in (one.p_t, one.p_sign_flip, one.p_holm)
-    ]
+    ps = (one.p_t, one.p_t_holm, one.p_sign_flip, one.p_sign_flip_holm)
+    return ["-" if p is None else f"{p:.4f}" if p >= 0.0001 else "< 0.0001" for p in ps]
 
 
 def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
