@@ -59,18 +59,25 @@ class _Composed(NamedTuple):
 def _composed() -> tuple[list[_Composed], bool]:
     """Return every job without running one, and whether they are a sweep."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf.errors import OmegaConfBaseException
 
     jobs: list[_Composed] = []
     modes: set[str] = set()
+    wrong: list[str] = []
 
     def record(config: Any) -> None:
         hydra = HydraConfig.get()
         modes.add(hydra.mode.name if hydra.mode else "")
         experiment = hydra.runtime.choices.get("experiment")
-        jobs.append(_Composed(list(hydra.overrides.task), _plain(config), experiment))
+        try:
+            jobs.append(_Composed(list(hydra.overrides.task), _plain(config), experiment))
+        except OmegaConfBaseException as error:  # here, as Hydra would print lines of its own
+            wrong.append(_one_line(error))
 
     with tempfile.TemporaryDirectory() as scratch:
         _hydra(record, "hydra/launcher=basic", f"hydra.sweep.dir='{scratch}'")
+    if wrong:
+        raise ConfigError(wrong[0])
     asked = {"-m", "--multirun"} & set(sys.argv[1:])
     if asked and not jobs and not _asked_for_text():
         raise ConfigError("the sweep has no job: an override gives no value; name at least one, as seed=0,1,2")
@@ -114,6 +121,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}: {text}"
     unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown and unknown[1] in keys():
+        return f"{unknown[1]} takes new entries with a plus: +{unknown[1]}.NAME=..."
     return f"unknown key {unknown[1]}{did_you_mean(unknown[1], keys())}" if unknown else text
 
 

@@ -1,6 +1,7 @@
 """A checkpoint as data: tensors and plain values, rebuilt from names, safe to load from a stranger."""
 
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        line = str(error).splitlines()[0]
+        line = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0].split(". ")[0]
         raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({line})") from None
     except Exception as error:
         # A damaged archive fails in whichever class its damage meets first: struct, zip, pickle, key, run-time.

@@ -1,5 +1,6 @@
 """What a person sees: tables in colour and bars on a terminal, plain text elsewhere."""
 
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -7,11 +8,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def width() -> int:
+    """Return how many columns there are to print in; 140 where it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
+
+
 def show(*things: Any) -> None:
     """Print tables and lines; in colour and as wide as the terminal where there is one."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=140, color_system=None)
+    console = Console() if sys.stdout.isatty() else Console(width=width(), color_system=None)
     for thing in things:
         console.print(thing, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(thing, str))
 

@@ -15,15 +15,14 @@ from sppcls.measure.answers import Answers, load_answers
 from sppcls.measure.evaluate import mapped
 from sppcls.measure.mistakes import worst_mistakes
 from sppcls.measure.recalibrate import recalibrate_bn
+from sppcls.measure.result import ScaleResult, rows_of
 from sppcls.measure.scales import (
     Evaluation,
-    ScaleResult,
     averaged,
     evaluate_fused,
     evaluate_scales,
     full_view,
     gap_subset,
-    rows_of,
 )
 from sppcls.measure.views import cells, crop_boxes, multi_view, multi_view_by_crops
 from sppcls.models.backbones import build_trunk

@@ -19,7 +19,7 @@ from scipy import stats
 from sppcls import cli
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.measure.answers import Answers
-from sppcls.measure.scales import ScaleResult, ScaleRow
+from sppcls.measure.result import ScaleResult, ScaleRow
 from sppcls.measure.statistics import Estimate
 from sppcls.report import run_page, sweep_page
 from sppcls.report.comparison import TESTED, study
@@ -500,8 +500,8 @@ def test_a_baseline_is_the_first_the_named_or_the_given(tmp_path):
     assert chosen_baseline(two, ["y"]) == "y"
     for by_variant, asked, said in (
         (plain, ["zz"], "baseline 'zz' is no variant here; allowed: x, y"),
-        (plain, ["x", "y"], "two baselines, 'x' and 'y'; name one with --baseline"),
-        (two, [], "two baselines, 'x' and 'y'; name one with --baseline"),
+        (plain, ["x", "y"], "two baselines, 'x' and 'y'; name one with sweep.baseline= or, in a report, --baseline"),
+        (two, [], "two baselines, 'x' and 'y'; name one with sweep.baseline= or, in a report, --baseline"),
     ):
         with pytest.raises(ConfigError) as error:
             chosen_baseline(by_variant, asked)
@@ -1060,7 +1060,7 @@ def test_wrong_folders_and_baselines_are_one_line(tmp_path, command):
         (["s/base-0", "--baseline", "base"], "base-0 is one run; leave it out"),
         (["s", "--baseline", "base", "--baseline", "other"], "two baselines, 'base' and 'other'"),
         (["s", "--baseline", "othr"], "baseline 'othr' is no variant here; did you mean 'other'?"),
-        (["two"], "two baselines, 'a' and 'b'; name one with --baseline"),
+        (["two"], "two baselines, 'a' and 'b'; name one with sweep.baseline= or, in a report, --baseline"),
         ([], "required: DIR"),
     ):
         status, out, err = command(*(tmp_path / arguments[0], *arguments[1:]) if arguments else ())
@@ -1075,7 +1075,7 @@ def test_the_command_writes_and_shows_a_sweep_and_a_run(tmp_path, command):
     folder = two_by_two(tmp_path / "s")
     status, out, err = command(folder, "--baseline", "other")
     assert (status, err) == (0, "")
-    for words in ("other (baseline)", "-5.0", "2 seeds in common: no p below 3", "report: "):
+    for words in ("Against other, paired by seed", "-5.0", "2 seeds in common: no p below 3", "report: "):
         assert words in out, out
     before = (folder / "base-0" / "summary.json").read_bytes()
     status, out, err = command(folder / "base-0")

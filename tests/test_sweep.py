@@ -99,7 +99,9 @@ def test_a_failing_job_stops_no_other_and_does_not_hide(train, tmp_path, capsys)
 def test_the_same_command_means_the_same_folder_and_order_does_not_matter(train, tmp_path, capsys):
     for given in (["seed=0,1", "model.levels=[1],[2]"], ["model.levels=[2],[1]", "seed=1,0,1"]):
         assert train("-m", *SMALL, *given, "sweep.dry_run=true") == 0
-    first, second = (line for line in capsys.readouterr().out.splitlines() if "4 jobs in sweeps/sweep-" in line)
+    first, second = (
+        line for line in capsys.readouterr().out.splitlines() if "sweep in sweeps/sweep-" in line and "jobs: 4" in line
+    )
     assert first.split() == second.split()
     assert list(tmp_path.iterdir()) == []
 
@@ -209,3 +211,37 @@ def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
     with (folder / "summary.csv").open() as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["finished"] * 6
     assert len(variants(read_runs(folder))) == 2
+
+
+def test_a_damaged_checkpoint_or_summary_is_made_again(train, tmp_path, capsys):
+    command = ["-m", *SMALL, "seed=0,1", "sweep_dir=s"]
+    assert train(*command) == 0
+    whole = (tmp_path / "s" / "summary.csv").read_text()
+    first, second = sorted(path for path in (tmp_path / "s").iterdir() if path.is_dir())
+    (first / "summary.json").write_text("")
+    (second / "summary.json").unlink()
+    (second / "status.json").write_text('{"state": "running"}')
+    last = second / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:500])
+    capsys.readouterr()
+    assert [state_of(first), state_of(second)] == ["interrupted", "interrupted"]
+    assert train(*command) == 0
+    assert "starts anew" in capsys.readouterr().out
+    assert (tmp_path / "s" / "summary.csv").read_text() == whole
+
+
+def test_variants_are_compared_at_the_same_scales_whatever_a_random_schedule_ends_at(train, tmp_path):
+    small = [value for value in SMALL if not value.startswith(("schedule", "metrics.test"))]
+    schedule = ["schedule=random", "schedule.scales=[16,40]", "schedule.step=8", "metrics.test_scales=[16,40]"]
+    assert train("-m", *schedule, *small, "seed=0,1,2,3", "sweep_dir=s") == 0
+    summaries = [json.loads(path.read_text()) for path in (tmp_path / "s").glob("seed*/summary.json")]
+    assert len({summary["last_scale"] for summary in summaries}) > 1
+    for summary in summaries:
+        by_scale = {row["scale"]: row["acc1"] for row in summary["scales"]}
+        assert by_scale.keys() == {16, 40, summary["last_scale"]}
+        assert summary["scale_spread"] == abs(by_scale[16] - by_scale[40])
+        assert len(summary["agreement"]) == 2
+    found = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert found["scale"] == 40
+    assert found["variants"]["all runs"]["measures"]["acc1"]["n"] == 4
+    assert found["variants"]["all runs"]["scales"].keys() == {"16", "40"}

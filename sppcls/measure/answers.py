@@ -15,6 +15,7 @@ from sppcls.errors import SppclsError
 
 UNREAD = -1
 FILE = "answers.npz"
+BY_SCALE = ("scales", "predicted", "confidence", "loss", "in_top5")
 
 
 @dataclass(frozen=True)

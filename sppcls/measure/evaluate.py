@@ -19,7 +19,8 @@ from sppcls.data.images import shown
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError
 from sppcls.measure.recalibrate import recalibrate_bn
-from sppcls.measure.scales import Predict, ScaleResult, evaluate_fused, evaluate_scales, full_view, gap_subset
+from sppcls.measure.result import ScaleResult
+from sppcls.measure.scales import Predict, evaluate_fused, evaluate_scales, full_view, gap_subset
 from sppcls.measure.views import check_views, multi_view
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import Spec
@@ -83,7 +84,7 @@ def evaluate(model: str, options: Options) -> dict[str, Any]:
             row |= {"train_acc1": on_train.acc1, "generalization_gap": on_train.acc1 - row["acc1"]}
     fused = options.fuse or (scales if options.views == "multi" and len(scales) > 1 else None)
     if fused:
-        row = evaluate_fused(network, source, fused, predict=predict, **how).rows[0]
+        row = evaluate_fused(network, source, fused, predict=predict, prepare=prepare, **how).rows[0]
         found["fused"] = asdict(row) | {"scale": list(fused)}
     if options.object_scale:
         found["object_scale"] = _by_object(source, result)
@@ -141,7 +142,7 @@ def _folder(root: Path, classes: Sequence[str]) -> Source:
     if not groups:
         raise DataError(f"{shown(root)}: no image in class folders; at least one folder named as a class is needed")
     _check_classes(tuple(groups), classes, str(root))
-    return mapped(read_groups(groups, root)[0], classes, str(root))
+    return mapped(read_groups(groups, root, "skip")[0], classes, str(root))
 
 
 def mapped(source: Source, classes: Sequence[str], where: str) -> Source:

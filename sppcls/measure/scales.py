@@ -3,12 +3,11 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,64 +19,12 @@ from sppcls.data.plan import Batch, Fit, plan_evaluation
 from sppcls.data.source import Source
 from sppcls.errors import DataError
 from sppcls.measure.answers import UNREAD, Answers
-from sppcls.measure.statistics import log_scale_area, pairwise_agreement, wilson
+from sppcls.measure.result import ScaleResult, rows_of
 from sppcls.models.classifier import SppClassifier
 from sppcls.terminal import track
 
 # From uint8 images [N, 3, H, W] to log probabilities [N, K].
 Predict = Callable[[SppClassifier, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class ScaleRow:
-    """What one test scale gave; accuracies are fractions, ``acc1_low`` to ``acc1_high`` the 95 % Wilson interval."""
-
-    scale: int
-    acc1: float
-    acc1_low: float
-    acc1_high: float
-    acc5: float
-    loss: float
-    ece: float
-    images: int
-    trained: bool
-
-
-@dataclass(frozen=True)
-class ScaleResult:
-    """Rows of all test scales, the answers behind them, and the images a second at each."""
-
-    rows: tuple[ScaleRow, ...]
-    answers: Answers
-    images_per_s: tuple[float, ...] = ()
-
-    @property
-    def spread(self) -> float:
-        """Best minus worst accuracy over the scales."""
-        accuracies = [row.acc1 for row in self.rows]
-        return max(accuracies) - min(accuracies)
-
-    @property
-    def consistency(self) -> float:
-        """Share of the images whose predicted class is the same at all scales."""
-        return float((self._read == self._read[0]).all(axis=0).mean())
-
-    @property
-    def _read(self) -> npt.NDArray[np.int64]:
-        predicted = self.answers.predicted
-        return predicted[:, (predicted != UNREAD).all(axis=0)]
-
-    def summary(self) -> dict[str, Any]:
-        """Return the rows and what they say together, as plain values."""
-        worst = min(self.rows, key=lambda row: row.acc1)
-        return {
-            "scales": [asdict(row) for row in self.rows],
-            "scale_spread": self.spread,
-            "scale_consistency": self.consistency,
-            "scale_area": log_scale_area([row.scale for row in self.rows], [row.acc1 for row in self.rows]),
-            "worst_scale": worst.scale,
-            "agreement": pairwise_agreement(self._read).round(4).tolist(),
-        }
 
 
 def full_view(network: SppClassifier, images: Tensor) -> Tensor:
@@ -169,14 +116,25 @@ def _one(predict: Predict, network: SppClassifier, images: list[Tensor]) -> Tens
 
 
 def evaluate_fused(
-    network: SppClassifier, source: Source, scales: Sequence[int], *, predict: Predict = full_view, **how: Any
+    network: SppClassifier,
+    source: Source,
+    scales: Sequence[int],
+    *,
+    predict: Predict = full_view,
+    prepare: Callable[[SppClassifier, int], SppClassifier] | None = None,
+    **how: Any,
 ) -> ScaleResult:
     """Measure the average of the predictions at ``scales``; the one row bears the largest of them."""
     evaluation = Evaluation(source, **how)
     answers = Answers.empty([max(scales)], source.targets, source.names)
     with evaluating(network, evaluation.device):
-        _fill(answers, 0, evaluation, network, scales, lambda images: averaged([predict(network, i) for i in images]))
+        networks = [prepare(network, scale) if prepare else network for scale in scales]
+        _fill(answers, 0, evaluation, network, scales, partial(_fused, predict, networks))
     return ScaleResult(rows_of(answers, network.scales), answers)
+
+
+def _fused(predict: Predict, networks: Sequence[SppClassifier], images: list[Tensor]) -> Tensor:
+    return averaged([predict(network, one) for network, one in zip(networks, images, strict=True)])
 
 
 def _fill(
@@ -207,23 +165,6 @@ def _keep(answers: Answers, row: int, indices: Any, said: Tensor, targets: Tenso
     answers.confidence[row, indices] = top.values[:, 0].exp().numpy()
     answers.in_top5[row, indices] = (top.indices == targets[:, None]).any(1).numpy()
     answers.loss[row, indices] = -said.gather(1, targets[:, None])[:, 0].numpy()
-
-
-def rows_of(answers: Answers, trained: Sequence[int]) -> tuple[ScaleRow, ...]:
-    """Return a row for each scale of the answers; unreadable images have no part in it."""
-    from torchmetrics.functional.classification import binary_calibration_error
-
-    rows = []
-    for at, scale in enumerate(answers.scales.tolist()):
-        seen = answers.predicted[at] != UNREAD
-        right, images = int(answers.right[at].sum()), int(seen.sum())
-        confidence, correct = (torch.from_numpy(values[at, seen]) for values in (answers.confidence, answers.right))
-        ece = binary_calibration_error(confidence.clamp(0, 1), correct.long(), n_bins=15)
-        acc5, loss = float(answers.in_top5[at, seen].mean()), float(answers.loss[at, seen].mean(dtype=np.float64))
-        acc5, loss, error = (round(value, 6) for value in (acc5, loss, float(ece)))
-        low, high = wilson(right, images)
-        rows.append(ScaleRow(scale, right / images, low, high, acc5, loss, error, images, scale in trained))
-    return tuple(rows)
 
 
 def gap_subset(source: Source, images: int) -> Subset:

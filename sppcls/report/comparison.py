@@ -53,7 +53,7 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     if not finished[baseline]:
         raise ConfigError(f"baseline {baseline!r} has no finished run; run the sweep again or name another --baseline")
     _refuse_twins(finished)
-    scale = int(finished[baseline][0].summary["last_scale"])
+    scale = _reference(finished[baseline])
     costs = [run.summary.get("train_megapixels") for runs in finished.values() for run in runs]
     budget = min((cost for cost in costs if cost is not None), default=None)
     tables = {n: {run.seed: values_of(run, scale, budget) for run in runs} for n, runs in finished.items() if runs}
@@ -62,6 +62,14 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     comparisons = _adjusted({name: _compared(tables[name], tables[baseline]) for name in others})
     bootstraps = {n: found for n in others if (found := _bootstrapped(finished[n], finished[baseline], scale))}
     return Study(scale, baseline, budget, variants, comparisons, bootstraps)
+
+
+def _reference(runs: Sequence[Run]) -> int:
+    """Return the scale that all runs end at or else, as a random schedule's, the largest that all were measured at."""
+    last = {int(run.summary["last_scale"]) for run in runs}
+    measured = set.intersection(*({int(row["scale"]) for row in run.summary["scales"]} for run in runs))
+    trained = measured & set((runs[0].config.get("schedule") or {}).get("scales", ()))
+    return last.pop() if len(last) == 1 else max(trained or measured or last)
 
 
 def _refuse_twins(by_variant: Mapping[str, Sequence[Run]]) -> None:
@@ -107,7 +115,7 @@ def _variant(name: str, runs: tuple[Run, ...], table: Mapping[int, Mapping[str, 
     measures = dict.fromkeys(key for values in table.values() for key in values)
     estimates = {key: estimate([values[key] for values in table.values() if key in values]) for key in measures}
     rows = [row for run in runs for row in run.summary["scales"]]
-    scales = sorted({row["scale"] for row in rows})
+    scales = sorted(set.intersection(*({row["scale"] for row in run.summary["scales"]} for run in runs)))
     return Variant(name, runs, estimates, {s: estimate([r["acc1"] for r in rows if r["scale"] == s]) for s in scales})
 
 

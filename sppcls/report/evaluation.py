@@ -19,7 +19,8 @@ def run_evaluate(given: Namespace) -> int:
     values = {field.name: getattr(given, field.name) for field in fields(Options)}
     found = evaluate(given.model, Options(**values | {"device": pick_device(given.device)}))
     model = Path(given.model)
-    out = Path(given.out) if given.out else model if model.is_dir() else model.parent
+    beside = model.parent.parent if model.parent.name == "checkpoints" else model.parent
+    out = Path(given.out) if given.out else model if model.is_dir() else beside
     write_evaluation(found, out)
     write_text(out / "evaluation.svg", _plot(found))
     show(*evaluation_tables(found), *_lines(found), f"written: {out}/evaluation.json, .csv, .svg")

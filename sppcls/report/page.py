@@ -35,4 +35,4 @@ def points(share: float | None) -> str:
     >>> points(-0.0125)
     '-1.2'
     """
-    return "-" if share is None else f"{share * 100:+.1f}"
+    return "-" if share is None else f"{round(share * 100, 1) + 0.0:+.1f}"  # and no -0.0

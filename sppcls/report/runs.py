@@ -175,7 +175,9 @@ def chosen_baseline(by_variant: dict[str, list[Run]], given: Sequence[str]) -> s
     }
     wanted = list(dict.fromkeys(given)) or sorted(named)
     if len(wanted) > 1:
-        raise ConfigError(f"two baselines, {wanted[0]!r} and {wanted[1]!r}; name one with --baseline")
+        raise ConfigError(
+            f"two baselines, {wanted[0]!r} and {wanted[1]!r}; name one with sweep.baseline= or, in a report, --baseline"
+        )
     if wanted and wanted[0] not in by_variant:
         raise ConfigError(f"baseline {wanted[0]!r} is no variant here{did_you_mean(wanted[0], by_variant)}")
     ready = (name for name, runs in by_variant.items() if any(run.finished for run in runs))

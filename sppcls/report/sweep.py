@@ -15,7 +15,9 @@ from sppcls.report.comparison import TESTED, Study, as_values, study
 from sppcls.report.page import percent, points
 from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
+from sppcls.terminal import width
 
+_WIDE = ("consistency", "at equal compute", "seconds", "seeds", "bootstrap", "p (sign flip)", "Holm (sign flip)")
 MEASURES = {
     "acc1": "top-1 at {scale}",
     "acc1_equal_compute": "at equal compute",
@@ -34,8 +36,10 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]
     """
     runs = read_runs(folder)
     by_variant = variants(runs)
-    baseline, instead = chosen_baseline(by_variant, baselines), ""
-    missing = [name for name in read_json(folder / "sweep.json").get("jobs", {}) if not is_run(folder / name)]
+    manifest = read_json(folder / "sweep.json")
+    named = baselines or [name for name in [manifest.get("baseline")] if name]
+    baseline, instead = chosen_baseline(by_variant, named), ""
+    missing = [name for name in manifest.get("jobs") or {} if not is_run(folder / name)]
     _write_csv(folder, by_variant)
     if not any(run.finished for run in by_variant[baseline]):
         ready = [name for name, some in by_variant.items() if any(run.finished for run in some)]
@@ -49,7 +53,7 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]
     write_text(folder / "summary.md", _markdown(found, tables, runs, missing))
     said = [*notes(found), *([f"{instead}: compared with {baseline!r} for now"] if instead else [])]
     page = write_sweep_page(folder, found, runs, missing, tables, said)
-    shown = [_rich(*table) for table in tables if table[1]]
+    shown = [_rich(*table) for table in tables if table[2]]
     return [*shown, *said, *problems(runs, missing), f"report: {page}"]
 
 
@@ -94,7 +98,7 @@ def variant_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
         cells = [interval(one.estimates.get(measure)) for measure in MEASURES]
         costs = [_cost(one.estimates.get(key)) for key in ("train_megapixels", "seconds")]
         rows.append([name + mark, str(len(one.runs)), *cells, *costs])
-    return f"Variants: mean ± half of the 95 % interval, in percent; trained to {found.scale}", [
+    return "Variants: mean ± half of the 95 % interval, in percent", [
         *columns, "megapixels", "seconds",
     ], rows  # fmt: skip
 
@@ -126,7 +130,7 @@ def comparison_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
         "p (t)",
         "Holm",
         "p (sign flip)",
-        "Holm",
+        "Holm (sign flip)",
     ]
     return f"Against {found.baseline}, paired by seed, in percentage points", columns, rows
 
@@ -148,9 +152,11 @@ def _ps(one: Comparison) -> list[str]:
 
 
 def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(Column(columns[0], overflow="fold", min_width=16), *columns[1:], title=Text(title))
+    """Return a terminal's table, on a narrow one without the columns that the page has too."""
+    kept = [i for i, name in enumerate(columns) if width() >= 125 or name not in _WIDE]
+    table = Table(Column(columns[0], overflow="fold"), *(columns[i] for i in kept[1:]), title=Text(title))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[i] for i in kept))
     return table
 
 
@@ -178,7 +184,7 @@ def _csv_row(variant: str, run: Run) -> dict[str, Any]:
 
 def _markdown(found: Study, tables: Sequence[Any], runs: Sequence[Run], missing: Sequence[str]) -> str:
     parts = [f"# {runs[0].folder.parent.resolve().name}"]
-    for title, columns, rows in tables:
+    for title, columns, rows in (table for table in tables if table[2]):
         body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         parts += [f"## {title}", "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *body])]
     parts += ["\n".join(f"- {line}" for line in (*notes(found), *problems(runs, missing)))]

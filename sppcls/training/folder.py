@@ -103,6 +103,20 @@ class RunFolder:
         write_json(self.path / "status.json", status | environment() | ({"error": error} if error else {}))
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a process has the run folder open."""
+    try:
+        import fcntl
+
+        with (path / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
 def environment() -> dict[str, Any]:
     """Return the command, the versions and the hardware, as the report shows them."""
     import torch

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,9 @@ def _told(error: Exception, folder: RunFolder | None) -> int:
     line = str(error) if isinstance(error, SppclsError) else f"{type(error).__name__}: {error}".splitlines()[0]
     if folder:
         folder.write_status("failed", error=line)
+        said = line if isinstance(error, SppclsError) else "".join(traceback.format_exception(error))
+        with (folder.path / "train.log").open("a") as file:
+            file.write(f"{said.rstrip()}\n")
     if os.environ.get("SPPCLS_DEBUG") == "1":
         raise error
     print(f"error: {line}", file=sys.stderr)

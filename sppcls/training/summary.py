@@ -11,7 +11,8 @@ from sppcls.atomic import write_json
 from sppcls.data.doctor import scale_costs
 from sppcls.data.plan import padding_share
 from sppcls.measure.mistakes import worst_mistakes
-from sppcls.measure.scales import ScaleRow, evaluate_scales, gap_subset
+from sppcls.measure.result import ScaleRow
+from sppcls.measure.scales import evaluate_scales, gap_subset
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import Spec
 from sppcls.training.datamodule import MultiScaleDataModule
@@ -57,13 +58,16 @@ def summarize(
     options: dict[str, Any] = how | {"device": trainer.strategy.root_device, "bar": True}
     summary: dict[str, Any] = {"acc1": None, "generalization_gap": None, "scales": []}
     if data.val is not None:
-        scales = {last, *(scale for scale in spec.test_scales if scale >= network.smallest)}
+        wanted = [scale for scale in spec.test_scales if scale >= network.smallest]
+        scales = {last, *wanted}
         result = evaluate_scales(network, data.val, sorted(scales), **options)
         result.answers.save(folder)
         mistakes = worst_mistakes(data.val, result.answers, network.classes, last)
         write_json(folder / "mistakes.json", {"scale": last, "classes": network.classes, "worst": mistakes})
         at_last = next(row for row in result.rows if row.scale == last)
-        summary |= result.summary() | {"acc1": at_last.acc1}
+        # Over the scales that were asked for: the last one of a random schedule is another for each seed.
+        summary |= result.over(wanted or scales).summary()
+        summary |= {"scales": [asdict(row) for row in result.rows], "acc1": at_last.acc1}
         if spec.metrics.gap_images:
             part, at = gap_subset(data.train, spec.metrics.gap_images), sorted({*spec.gap_scales, last} & scales)
             val = {row.scale: row.acc1 for row in result.rows}
@@ -103,11 +107,10 @@ def result_table(summary: dict[str, Any]) -> Table:
 def closing_lines(summary: dict[str, Any], folder: str) -> list[str]:
     """Return the lines below the table: the gap, the spread, the seconds, the folder."""
     lines = []
-    if summary["generalization_gap"] is not None:
-        lines.append(
-            f"top-1 {summary['acc1']:.1%} at scale {summary['last_scale']}, "
-            f"generalization gap {summary['generalization_gap'] * 100:+.1f} points"
-        )
+    if summary["acc1"] is not None:
+        gap = summary["generalization_gap"]
+        said = f", generalization gap {gap * 100:+.1f} points" if gap is not None else ""
+        lines.append(f"top-1 {summary['acc1']:.1%} at scale {summary['last_scale']}{said}")
     if "scale_spread" in summary:
         spread, consistency = summary["scale_spread"], summary["scale_consistency"]
         lines.append(f"scale spread {spread * 100:.1f} points, scale consistency {consistency:.1%}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from statistics import fmean
 from typing import Any
 
 from sppcls.atomic import write_json
-from sppcls.errors import ConfigError
+from sppcls.checkpoint import read_checkpoint
+from sppcls.errors import ConfigError, SppclsError
 from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_run, variants
 from sppcls.spec import Spec
 from sppcls.terminal import show
+from sppcls.training.folder import is_held
 
 MANIFEST = "sweep.json"
 
@@ -45,6 +48,12 @@ class Sweep:
         by_digest = {job.spec.digest: job for job in jobs}
         if any(job.spec.resume or job.spec.plan_only for job in jobs):
             raise ConfigError("resume= and plan_only= are for one run; a sweep's command goes on when given again")
+        if any(o.startswith("run_dir=") for job in jobs for o in job.overrides):
+            raise ConfigError(
+                "run_dir= is for one run; sweep_dir= names the folder of a sweep, with a run folder a job"
+            )
+        if len({(job.spec.sweep_dir, job.spec.sweep.dry_run) for job in jobs}) > 1:
+            raise ConfigError("sweep_dir= and sweep.dry_run= have one value in a sweep, got several")
         whole = hashlib.sha256("".join(sorted(by_digest)).encode()).hexdigest()[:8]
         folder = Path(jobs[0].spec.sweep_dir or f"sweeps/{title}-{whole}")
         _check_baseline(folder, jobs)
@@ -61,17 +70,17 @@ class Sweep:
             name: {"digest": job.spec.digest, "overrides": list(job.overrides)} for name, job in self.jobs.items()
         }
         baseline = next(iter(self.jobs.values())).spec.sweep.baseline
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         values = {"command": command, "baseline": baseline or before.get("baseline")}
         write_json(self.folder / MANIFEST, values | {"jobs": before.get("jobs", {}) | entries})
         done = sum(state_of(self.folder / name) == "finished" for name in self.jobs)
-        show(f"sweep of {len(self.jobs)} jobs in {self.folder}" + (f", {done} of them done already" if done else ""))
+        show(f"sweep in {self.folder}, jobs: {len(self.jobs)}" + (f", {done} of them done already" if done else ""))
 
     def dry_run(self) -> int:
         """Print the jobs, which are done, and an estimate from those that are."""
         from rich.table import Table
 
-        table = Table("job", "state", "seconds", title=f"{len(self.jobs)} jobs in {self.folder}")
+        table = Table("job", "state", "seconds", title=f"sweep in {self.folder}, jobs: {len(self.jobs)}")
         for name in self.jobs:
             seconds = seconds_of(self.folder / name)
             table.add_row(name, state_of(self.folder / name), "-" if seconds is None else f"{seconds:.0f}")
@@ -102,7 +111,7 @@ def run_job(spec: Spec) -> int:
     if state == "finished":
         return 0
     show(f"\n== {name}: {time_left(folder, list(jobs))}")
-    resumable = state in ("running", "interrupted") and (path / "checkpoints" / "last.ckpt").is_file()
+    resumable = state in ("running", "interrupted") and _has_checkpoint(path)
     own = spec.model_copy(update={"run_dir": str(path), "resume": str(path) if resumable else None})
     status = run(own, anew=not resumable)
     if status == 130:
@@ -110,9 +119,25 @@ def run_job(spec: Spec) -> int:
     return status
 
 
+def _has_checkpoint(run: Path) -> bool:
+    if not (run / "checkpoints" / "last.ckpt").is_file():
+        return False
+    try:
+        read_checkpoint(run)
+    except SppclsError as error:
+        show(f"starts anew: {error}")
+        return False
+    return True
+
+
 def state_of(run: Path) -> str:
-    """Return running, finished, failed or interrupted, or missing where the folder says nothing."""
-    return str(read_json(run / "status.json").get("state", "missing"))
+    """Return running, finished, failed or interrupted, or missing where the folder says nothing.
+
+    A run that nobody holds is not running, and without a summary it has not finished: both were interrupted.
+    """
+    state = str(read_json(run / "status.json").get("state", "missing"))
+    killed = state == "running" and not is_held(run)
+    return "interrupted" if killed or (state == "finished" and not read_json(run / "summary.json")) else state
 
 
 def seconds_of(run: Path) -> float | None:
@@ -140,7 +165,8 @@ def _check_baseline(folder: Path, jobs: Iterable[Job]) -> None:
     """Refuse a baseline that will be no variant of the folder before anything is trained."""
     values = [job.spec.model_dump(mode="json") for job in jobs]
     there = [read_run(path) for path in folder.glob("*") if is_run(path)]
-    chosen_baseline(variants([*there, *(Run(Path(), config, {}, {}, [], [], {}) for config in values)]), ())
+    given = [job.spec.sweep.baseline for job in jobs if job.spec.sweep.baseline]
+    chosen_baseline(variants([*there, *(Run(Path(), config, {}, {}, [], [], {}) for config in values)]), given)
 
 
 def _name(job: Job, common: set[str], digest: str) -> str:
