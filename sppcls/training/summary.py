@@ -111,7 +111,7 @@ def closing_lines(summary: dict[str, Any], folder: str) -> list[str]:
         gap = summary["generalization_gap"]
         said = f", generalization gap {gap * 100:+.1f} points" if gap is not None else ""
         lines.append(f"top-1 {summary['acc1']:.1%} at scale {summary['last_scale']}{said}")
-    if "scale_spread" in summary:
+    if len(summary["scales"]) > 1:
         spread, consistency = summary["scale_spread"], summary["scale_consistency"]
         lines.append(f"scale spread {spread * 100:.1f} points, scale consistency {consistency:.1%}")
     if summary.get("gap_seconds", 0) >= 1:
