@@ -162,3 +162,12 @@ def test_a_network_of_one_size_says_so(evaluate, tmp_path):
         status, _, said = evaluate(fixed, *arguments)
         assert status == 2
         assert text in said.err
+
+
+def test_a_scale_too_small_for_the_network_is_named(evaluate, tmp_path):
+    run_folder = trained(tmp_path / "zf5", backbone="zf5", width=0.05)
+    smallest = load_model(run_folder).smallest
+    for option in ("--scales", "--fuse"):
+        status, _, said = evaluate(run_folder, option, f"{smallest - 1},64")
+        assert status == 2
+        assert f"scale {smallest - 1} is too small for zf5; the smallest scale is {smallest}" in said.err
