@@ -727,6 +727,9 @@ def test_a_sweep_without_a_gap_has_a_page(pair):
         (run / "gap.csv").unlink()
         edit(run / "summary.json", without)
     write_sweep_report(pair)
+    page = (pair / "report.html").read_text()
+    assert "Accuracy by test scale" in page
+    assert "gap at scale" not in page
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -891,9 +894,13 @@ def test_numbers_of_the_page_are_those_of_summary_json(sweep_folder, pages):
 
 @pytest.mark.parametrize("names", [[f"variant-number-{n}" for n in range(48)], [f"{'long ' * 22}{n}" for n in (1, 2)]])
 def test_many_and_long_names_leave_room_for_the_plots(names):
-    sweep_page.dot_plot(dict.fromkeys(names, (0.1, 0.05, 0.15)), x="gap")
+    dots = sweep_page.dot_plot(dict.fromkeys(names, (0.1, 0.05, 0.15)), x="gap")
     curves = {name: sweep_page.Curve([(48, 0.5), (64, 0.6)]) for name in names}
-    sweep_page.line_plot(curves, x="scale", y="top-1", log=True)
+    lines = sweep_page.line_plot(curves, x="scale", y="top-1", log=True)
+    # No room would be a warning, which is an error here; and each name is in the drawing, wrapped or not.
+    for svg in (dots, lines):
+        assert svg.startswith("<svg")
+        assert all(name.split()[0] in svg for name in names)
 
 
 @pytest.mark.parametrize(
