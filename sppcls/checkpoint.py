@@ -66,13 +66,13 @@ def _description(loaded: dict[str, Any], path: str | Path) -> dict[str, Any]:
     return described
 
 
-def read_spec(path: str | Path) -> Spec:
-    """Return the spec of the run that wrote a checkpoint; raises as `load_model`."""
-    return parse(_description(read_checkpoint(path), path)["spec"])
-
-
 def load_model(path: str | Path) -> SppClassifier:
-    """Return the classifier of a run folder or a checkpoint, in eval mode.
+    """Return the classifier of a run folder or a checkpoint, in eval mode; see `load_run`."""
+    return load_run(path)[0]
+
+
+def load_run(path: str | Path) -> tuple[SppClassifier, Spec]:
+    """Return the classifier of a run folder or a checkpoint, in eval mode, and the spec that it was trained by.
 
     The network is rebuilt from names and its weights are loaded with ``weights_only=True``.
 
@@ -96,4 +96,4 @@ def load_model(path: str | Path) -> SppClassifier:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise SppclsError(f"{path}: weights contradict the description: {' '.join(str(error).split())[:300]}") from None
-    return network.eval()
+    return network.eval(), spec

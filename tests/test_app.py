@@ -1,11 +1,10 @@
 """The Hydra application and the verbs: exit statuses, one-line errors, sweeps, the installed program."""
 
 import json
-import sys
 
 import pytest
 
-from sppcls import app, cli
+from sppcls import cli
 from sppcls.bench.timing import BenchReport, paired
 
 SMALL = [
@@ -19,20 +18,6 @@ SMALL = [
     "metrics.test_scales=[16]",
     "metrics.gap_images=12",
 ]
-
-
-@pytest.fixture
-def train(monkeypatch, tmp_path):
-    """Run train.py's main in an empty folder and return its exit status."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        return end.value.code
-
-    return call
 
 
 @pytest.mark.parametrize(

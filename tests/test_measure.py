@@ -19,7 +19,6 @@ from sppcls.measure.result import ScaleResult, rows_of
 from sppcls.measure.scales import (
     Evaluation,
     averaged,
-    evaluate_fused,
     evaluate_scales,
     full_view,
     gap_subset,
@@ -145,7 +144,7 @@ def test_answers_are_kept_and_a_damaged_file_is_named(tmp_path):
 
 def test_fused_predictions_are_the_mean_over_scales_image_by_image(network):
     source = ShapesSource("val", 30)
-    fused = evaluate_fused(network, source, [24, 40], batch_size=7).answers
+    fused = evaluate_scales(network, source, [24, 40], fuse=True, batch_size=7).answers
     network.eval()
     for index in range(30):
         said = []
@@ -201,7 +200,7 @@ def test_views_of_a_map_are_views_of_the_image_where_no_cell_looks_beyond_the_cr
 def test_recalibrated_statistics_are_those_of_the_images_at_that_scale(network):
     source = ShapesSource("train", 24)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    renewed = recalibrate_bn(network, source, 40, batch_size=12, fit="warp")
+    renewed = recalibrate_bn(network, 40, source, batch_size=12, fit="warp")
     assert not renewed.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     weights = {

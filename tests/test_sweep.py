@@ -33,20 +33,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def train(monkeypatch, tmp_path):
-    """Run train.py's main in an empty folder and return its exit status."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        return end.value.code
-
-    return call
-
-
 def stamps(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 

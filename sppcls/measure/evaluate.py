@@ -1,31 +1,27 @@
 """``sppcls evaluate``: one trained network on any labelled images, at scales it was trained at and others."""
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sppcls.atomic import write_json, write_text
+from sppcls.atomic import write_csv, write_json
 from sppcls.build import build_splits
-from sppcls.checkpoint import load_model, read_spec
+from sppcls.checkpoint import load_run
 from sppcls.data.files import Subset, class_folders, part_folders, read_groups
 from sppcls.data.images import shown
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError
 from sppcls.measure.recalibrate import recalibrate_bn
 from sppcls.measure.result import ScaleResult
-from sppcls.measure.scales import Predict, evaluate_fused, evaluate_scales, full_view, gap_subset
+from sppcls.measure.scales import Predict, evaluate_scales, full_view, gap_subset
 from sppcls.measure.views import check_views, multi_view
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import Spec
-
-SPLITS = ("val", "test", "train")
 
 
 @dataclass(frozen=True)
@@ -54,38 +50,39 @@ def evaluate(model: str, options: Options) -> dict[str, Any]:
         ConfigError: No usable checkpoint, a scale too small, or options that do not go together.
         DataError: Images that cannot be read, or of classes that the network does not have.
     """
-    network, spec = load_model(model), read_spec(model)
+    network, spec = load_run(model)
     fit = options.fit or spec.data.fit
     scales = _scales(network, spec, options, fit)
     source, train = _sources(network, spec, options)
     if options.object_scale and not hasattr(source, "object_scale"):
         raise ConfigError("--object-scale knows the objects of data=shapes only; leave it out for other images")
-    how = {"fit": fit, "batch_size": options.batch_size, "num_workers": options.num_workers, "bar": True}
-    how |= {"max_aspect": spec.data.max_aspect, "device": options.device}
+    how: dict[str, Any] = {"fit": fit, "batch_size": options.batch_size, "num_workers": options.num_workers}
+    how |= {"max_aspect": spec.data.max_aspect, "device": options.device, "bar": True}
     predict: Predict = full_view
     if options.views == "multi":
         check_views(network)
         predict = multi_view(max(network.scales), options.places)
-    found: dict[str, Any] = {"model": model, "split": options.split or "val", "data": options.data or spec.data.name}
-    found |= {
+    prepare = partial(recalibrate_bn, source=train(), **how) if options.recalibrate_bn else None
+    measure: Callable[..., ScaleResult] = partial(evaluate_scales, network, predict=predict, prepare=prepare, **how)
+    result = measure(source, scales)
+    found: dict[str, Any] = {
+        "model": model,
+        "split": options.split or "val",
+        "data": options.data or spec.data.name,
         "fit": fit,
         "views": options.views,
         "recalibrated": options.recalibrate_bn,
         "classes": len(network.classes),
-    }
-    prepare = partial(_recalibrated, source=train(), how=how) if options.recalibrate_bn else None
-    result = evaluate_scales(network, source, scales, predict=predict, prepare=prepare, **how)
-    found |= result.summary()
+    } | result.summary()
     for row, speed in zip(found["scales"], result.images_per_s, strict=True):
         row["images_per_s"] = round(speed, 1)
     if options.gap:
-        part = evaluate_scales(network, gap_subset(train(), 600), scales, predict=predict, prepare=prepare, **how)
+        part = measure(gap_subset(train(), spec.metrics.gap_images or 600), scales)
         for row, on_train in zip(found["scales"], part.rows, strict=True):
             row |= {"train_acc1": on_train.acc1, "generalization_gap": on_train.acc1 - row["acc1"]}
     fused = options.fuse or (scales if options.views == "multi" and len(scales) > 1 else None)
     if fused:
-        row = evaluate_fused(network, source, fused, predict=predict, prepare=prepare, **how).rows[0]
-        found["fused"] = asdict(row) | {"scale": list(fused)}
+        found["fused"] = asdict(measure(source, fused, fuse=True).rows[0]) | {"scale": list(fused)}
     if options.object_scale:
         found["object_scale"] = _by_object(source, result)
     return found
@@ -96,11 +93,7 @@ def write_evaluation(found: dict[str, Any], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "evaluation.json", found)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(found["scales"][0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found["scales"])
-        write_text(out / "evaluation.csv", text.getvalue())
+        write_csv(out / "evaluation.csv", found["scales"])
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}; name a folder that can be written") from None
 
@@ -119,18 +112,19 @@ def _scales(network: SppClassifier, spec: Spec, options: Options, fit: str) -> t
     return scales
 
 
-def _sources(network: SppClassifier, spec: Spec, options: Options) -> tuple[Source, Any]:
+def _sources(network: SppClassifier, spec: Spec, options: Options) -> tuple[Source, Callable[[], Source]]:
     """Return the images to measure, and a function that gives the training images."""
     moved = {"root": options.data} if options.data else {}
     own = spec.data.model_copy(update=moved)
     if options.data and options.split is None:
         source = _folder(Path(options.data), network.classes)
-        return source, lambda: build_splits(spec.data).train
+        return source, cache(lambda: build_splits(spec.data).train)
     splits = build_splits(own)
     source = getattr(splits, options.split or "val")
     if source is None:
         raise DataError(f"{own.name} has no {options.split} split; use --split val or train, or --data DIR")
-    return mapped(source, network.classes, own.root or own.name), lambda: splits.train
+    where = own.root or own.name
+    return mapped(source, network.classes, where), lambda: mapped(splits.train, network.classes, where)
 
 
 def _folder(root: Path, classes: Sequence[str]) -> Source:
@@ -158,10 +152,6 @@ def _check_classes(got: Sequence[str], classes: Sequence[str], where: str) -> No
     if strange:
         shown_ = ", ".join(map(repr, strange[:5])) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
         raise DataError(f"{where}: the model has no class {shown_}; its {len(classes)}: {', '.join(classes[:5])}, ...")
-
-
-def _recalibrated(network: SppClassifier, scale: int, source: Source, how: dict[str, Any]) -> SppClassifier:
-    return recalibrate_bn(network, source, scale, **how)
 
 
 def _by_object(source: Source, result: ScaleResult, parts: int = 5) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from sppcls.models.classifier import SppClassifier
 
 
 def recalibrate_bn(
-    network: SppClassifier, source: Source, scale: int, *, images: int = 512, **how: Any
+    network: SppClassifier, scale: int, source: Source, *, images: int = 512, **how: Any
 ) -> SppClassifier:
     """Return a copy whose batch-norm statistics are those of training images at ``scale``, without augmentation.
 

@@ -41,12 +41,8 @@ def averaged(views: Sequence[Tensor]) -> Tensor:
 def batches_of(dataset: BatchDataset, batches: Sequence[Batch], num_workers: int = 0) -> Iterator[ImageBatch]:
     """Yield planned batches as tensors."""
     # A generator of its own: starting to iterate draws a number, which measuring must not take from the training.
-    options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_is, "generator": torch.Generator()}
+    options: dict[str, Any] = {"batch_size": None, "generator": torch.Generator()}
     yield from DataLoader(dataset, sampler=list(batches), num_workers=num_workers, **options)
-
-
-def _as_is(batch: object) -> object:
-    return batch
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,7 @@ def evaluate_scales(
     *,
     predict: Predict = full_view,
     prepare: Callable[[SppClassifier, int], SppClassifier] | None = None,
+    fuse: bool = False,
     **how: Any,
 ) -> ScaleResult:
     """Measure ``network`` in eval mode at each scale; what it says of an image depends on that image alone.
@@ -94,43 +91,23 @@ def evaluate_scales(
         scales: Test scales, in pixels.
         predict: From uint8 images to log probabilities; whole images by default.
         prepare: Gives the network to use at a scale, as `recalibrate_bn` does.
+        fuse: Average the predictions at all scales; the one row then bears the largest of them.
         **how: Values of `Evaluation`: ``fit, batch_size, num_workers, max_aspect, device, cache, bar``.
 
     Raises:
         DataError: No image could be read.
     """
     evaluation = Evaluation(source, **how)
-    answers = Answers.empty(scales, source.targets, source.names)
+    groups = [tuple(scales)] if fuse else [(scale,) for scale in scales]
+    answers = Answers.empty([max(group) for group in groups], source.targets, source.names)
     speeds = []
     with evaluating(network, evaluation.device):
-        for row, scale in enumerate(scales):
-            prepared = prepare(network, scale) if prepare else network
+        for row, group in enumerate(groups):
+            networks = [prepare(network, scale) if prepare else network for scale in group]
             started = time.perf_counter()
-            _fill(answers, row, evaluation, network, [scale], partial(_one, predict, prepared))
+            _fill(answers, row, evaluation, network, group, partial(_fused, predict, networks))
             speeds.append(len(source.targets) / (time.perf_counter() - started))
     return ScaleResult(rows_of(answers, network.scales), answers, tuple(speeds))
-
-
-def _one(predict: Predict, network: SppClassifier, images: list[Tensor]) -> Tensor:
-    return predict(network, images[0])
-
-
-def evaluate_fused(
-    network: SppClassifier,
-    source: Source,
-    scales: Sequence[int],
-    *,
-    predict: Predict = full_view,
-    prepare: Callable[[SppClassifier, int], SppClassifier] | None = None,
-    **how: Any,
-) -> ScaleResult:
-    """Measure the average of the predictions at ``scales``; the one row bears the largest of them."""
-    evaluation = Evaluation(source, **how)
-    answers = Answers.empty([max(scales)], source.targets, source.names)
-    with evaluating(network, evaluation.device):
-        networks = [prepare(network, scale) if prepare else network for scale in scales]
-        _fill(answers, 0, evaluation, network, scales, partial(_fused, predict, networks))
-    return ScaleResult(rows_of(answers, network.scales), answers)
 
 
 def _fused(predict: Predict, networks: Sequence[SppClassifier], images: list[Tensor]) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from sppcls.errors import ConfigError
-from sppcls.measure.answers import load_answers
 from sppcls.measure.statistics import Bootstrap, Comparison, Estimate, bootstrap_difference, compare, estimate, holm
 from sppcls.report.runs import Run
 
@@ -25,7 +24,6 @@ TESTED = {
 class Variant:
     """One variant's runs that have finished, and its estimates by measure."""
 
-    name: str
     runs: tuple[Run, ...]
     estimates: dict[str, Estimate]
     by_scale: dict[int, Estimate]
@@ -57,7 +55,7 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     costs = [run.summary.get("train_megapixels") for runs in finished.values() for run in runs]
     budget = min((cost for cost in costs if cost is not None), default=None)
     tables = {n: {run.seed: values_of(run, scale, budget) for run in runs} for n, runs in finished.items() if runs}
-    variants = {name: _variant(name, finished[name], table) for name, table in tables.items()}
+    variants = {name: _variant(finished[name], table) for name, table in tables.items()}
     others = [name for name in variants if name != baseline]
     comparisons = _adjusted({name: _compared(tables[name], tables[baseline]) for name in others})
     bootstraps = {n: found for n in others if (found := _bootstrapped(finished[n], finished[baseline], scale))}
@@ -111,12 +109,12 @@ def _at_budget(run: Run, scale: int, budget: float | None) -> float | None:
     return float(within[-1]["val_acc1"]) if within else None
 
 
-def _variant(name: str, runs: tuple[Run, ...], table: Mapping[int, Mapping[str, float]]) -> Variant:
+def _variant(runs: tuple[Run, ...], table: Mapping[int, Mapping[str, float]]) -> Variant:
     measures = dict.fromkeys(key for values in table.values() for key in values)
     estimates = {key: estimate([values[key] for values in table.values() if key in values]) for key in measures}
     rows = [row for run in runs for row in run.summary["scales"]]
     scales = sorted(set.intersection(*({row["scale"] for row in run.summary["scales"]} for run in runs)))
-    return Variant(name, runs, estimates, {s: estimate([r["acc1"] for r in rows if r["scale"] == s]) for s in scales})
+    return Variant(runs, estimates, {s: estimate([r["acc1"] for r in rows if r["scale"] == s]) for s in scales})
 
 
 def _compared(
@@ -142,7 +140,7 @@ def _adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[s
 
 def _bootstrapped(runs: Sequence[Run], base: Sequence[Run], scale: int) -> Bootstrap | None:
     """Return the paired bootstrap over images and seeds, where both sides kept answers to the same images."""
-    by_seed = [{run.seed: load_answers(run.folder) for run in side} for side in (runs, base)]
+    by_seed = [{run.seed: run.answers for run in side} for side in (runs, base)]
     pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
     alike = [
         (ours, theirs)

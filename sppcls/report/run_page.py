@@ -1,14 +1,12 @@
 """The report of one run: report.html, and beside a finished run's own summary.json summary.csv and summary.md."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sppcls.atomic import write_text
-from sppcls.report.page import percent, points, write_page
+from sppcls.atomic import write_csv, write_text
+from sppcls.report.page import markdown, percent, points, write_page
 from sppcls.report.plots import Curve, line_plot
 from sppcls.report.runs import Run, read_run
 from sppcls.report.sweep_page import confused, data_rows
@@ -41,18 +39,9 @@ def write_run_tables(folder: Path) -> None:
     summary = read_run(folder).summary
     if not summary.get("scales"):
         return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(summary["scales"][0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(summary["scales"])
-    write_text(folder / "summary.csv", text.getvalue())
-    tables = [(["measure", "value"], _headline(summary)), (_SCALE, _scale_rows(summary))]
-    parts = [[_line(columns), "|---" * len(columns) + "|", *map(_line, rows)] for columns, rows in tables]
-    write_text(folder / "summary.md", "\n\n".join("\n".join(part) for part in parts) + "\n")
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    write_csv(folder / "summary.csv", summary["scales"])
+    tables = [markdown(["measure", "value"], _headline(summary)), markdown(_SCALE, _scale_rows(summary))]
+    write_text(folder / "summary.md", "\n\n".join(tables) + "\n")
 
 
 def _headline(summary: dict[str, Any]) -> list[list[str]]:

@@ -4,13 +4,15 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sppcls.errors import ConfigError, did_you_mean
+from sppcls.errors import ConfigError, SppclsError, did_you_mean
+from sppcls.measure.answers import Answers, load_answers
 
 # Of a run's settings, those that say where and how it ran, or which of several alike it is.
 _BESIDE = ("seed", "run_dir", "sweep_dir", "resume", "plan_only", "sweep.", "logger.")
@@ -44,6 +46,14 @@ class Run:
     def seed(self) -> int:
         """Return the seed; runs of two variants are paired by it."""
         return int(self.config.get("seed", 0))
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """Return the answers that the run kept, or None where there are none that can be read."""
+        try:
+            return load_answers(self.folder)
+        except SppclsError:
+            return None
 
     def last_lines(self, count: int = 5) -> list[str]:
         """Return the end of train.log."""

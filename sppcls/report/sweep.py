@@ -1,7 +1,5 @@
 """The report of a sweep: summary.csv, summary.json, summary.md, report.html and the tables on the terminal."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,11 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
-from sppcls.atomic import write_json, write_text
+from sppcls.atomic import write_csv, write_json, write_text
+from sppcls.measure.answers import FILE as ANSWERS
 from sppcls.measure.statistics import Comparison, Estimate
 from sppcls.report.comparison import TESTED, Study, as_values, study
-from sppcls.report.page import percent, points
+from sppcls.report.page import markdown, percent, points
 from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
 from sppcls.terminal import width
@@ -72,6 +71,8 @@ def problems(runs: Sequence[Run], missing: Sequence[str]) -> list[str]:
             said = "finished, and its summary.json cannot be read" if run.state == "finished" else run.state
             lines.append(f"{run.folder.name}: {said}{why}")
             lines += [f"    {line}" for line in run.last_lines(3)] if run.state == "failed" else []
+        elif run.answers is None and (run.folder / ANSWERS).is_file():
+            lines.append(f"{run.folder.name}: {ANSWERS} is damaged, and has no part in bootstrap and confusion")
     return lines
 
 
@@ -163,12 +164,7 @@ def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def _write_csv(folder: Path, by_variant: dict[str, list[Run]]) -> None:
     """Write a row a run: what depends on its settings alone, so that a sweep in two parts has the same file."""
     rows = [_csv_row(name, run) for name, runs in by_variant.items() for run in sorted(runs, key=lambda r: r.seed)]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "summary.csv", text.getvalue())
+    write_csv(folder / "summary.csv", rows)
 
 
 def _csv_row(variant: str, run: Run) -> dict[str, Any]:
@@ -185,7 +181,6 @@ def _csv_row(variant: str, run: Run) -> dict[str, Any]:
 def _markdown(found: Study, tables: Sequence[Any], runs: Sequence[Run], missing: Sequence[str]) -> str:
     parts = [f"# {runs[0].folder.parent.resolve().name}"]
     for title, columns, rows in (table for table in tables if table[2]):
-        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        parts += [f"## {title}", "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *body])]
+        parts += [f"## {title}", markdown(columns, rows)]
     parts += ["\n".join(f"- {line}" for line in (*notes(found), *problems(runs, missing)))]
     return "\n\n".join(parts) + "\n"

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sppcls.measure.answers import load_answers
 from sppcls.measure.statistics import Estimate, estimate
 from sppcls.report.comparison import Study, Variant
 from sppcls.report.confusion import confusion
@@ -46,7 +45,7 @@ def write_sweep_page(
 
 def confused(runs: Sequence[Run], scale: int) -> dict[str, Any] | None:
     """Return the confusion of some runs together, where they kept answers."""
-    answers = [one for run in runs if (one := load_answers(run.folder))]
+    answers = [run.answers for run in runs if run.answers]
     classes = runs[0].mistakes.get("classes")
     return confusion(answers, classes, scale) if answers and classes else None
 

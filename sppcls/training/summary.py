@@ -72,9 +72,10 @@ def summarize(
             part, at = gap_subset(data.train, spec.metrics.gap_images), sorted({*spec.gap_scales, last} & scales)
             val = {row.scale: row.acc1 for row in result.rows}
             gaps = [gap_row(row, val[row.scale]) for row in evaluate_scales(network, part, at, **options).rows]
-            summary |= {"gaps": gaps} | next(row for row in gaps if row["scale"] == last)
-            del summary["scale"]
-    costs = scale_costs(data.train.sizes, data.schedule.choices, fit=values.fit, batch_size=values.batch_size)
+            at_last_scale = gaps[at.index(last)]
+            summary |= {key: at_last_scale[key] for key in ("train_acc1", "generalization_gap")} | {"gaps": gaps}
+    how = values.model_dump(include={"fit", "batch_size", "max_aspect"})
+    costs = scale_costs(data.train.sizes, data.schedule.choices, **how)
     return summary | {
         "last_scale": last,
         "epochs": trainer.current_epoch,
