@@ -13,7 +13,7 @@ from PIL import Image
 
 from sppcls.data import doctor
 from sppcls.data.doctor import examine, scale_costs
-from sppcls.data.images import fitted_size
+from sppcls.data.geometry import fitted_size
 from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError

@@ -12,7 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from sppcls.data.images import decode, fit_image, fitted_size, read_size
+from sppcls.data.decode import read_size
+from sppcls.data.geometry import fitted_size
+from sppcls.data.images import decode, fit_image
 from sppcls.errors import ConfigError, DataError
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)

@@ -14,7 +14,7 @@ from sppcls.bench.timing import paired
 from sppcls.ops import SpatialPyramidPool2d, bin_edges, bins, sliding_window
 from sppcls.ops import spatial_pyramid_levels2d as pool_levels
 from sppcls.ops import spatial_pyramid_pool2d as pool2d
-from sppcls.ops.pyramid import _plan, _sliced
+from sppcls.ops.pyramid import _masked, _plan
 
 PYRAMIDS = [(6, 3, 2, 1), (4, 3, 2, 1), (4, 2, 1), (3, 2, 1)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -172,10 +172,10 @@ def test_an_exported_program_is_right_away_from_its_traced_size(mode):
 
 
 @pytest.mark.parametrize(("h", "w", "n"), [(1, 1, 3), (7, 7, 4), (10, 13, 6), (40, 30, 6)])
-def test_the_form_of_slices_equals_the_fast_one(h, w, n):
+def test_the_form_for_exporters_equals_the_fast_one(h, w, n):
     x = torch.randn(1, 2, h, w, dtype=torch.float64)
-    assert torch.equal(_sliced(x, n, "max"), F.adaptive_max_pool2d(x, n).flatten(2))
-    assert torch.allclose(_sliced(x, n, "avg"), F.adaptive_avg_pool2d(x, n).flatten(2))
+    assert torch.equal(_masked(x, n, "max"), F.adaptive_max_pool2d(x, n))
+    assert torch.allclose(_masked(x, n, "avg"), F.adaptive_avg_pool2d(x, n))
 
 
 def test_every_coarse_bin_is_a_union_of_finer_ones():

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sppcls.data import files
-from sppcls.data.files import ArraySource, FileSource, Subset, image_files, scan, size_cache
-from sppcls.data.images import read_size_unguarded
+from sppcls.data.decode import read_size_unguarded
+from sppcls.data.files import ArraySource, FileSource, Subset, scan, size_cache
+from sppcls.data.paths import image_files
 from sppcls.data.source import Source
 from sppcls.data.sources import load_splits, split_by_class
 from sppcls.errors import ConfigError, DataError

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from sppcls.bench.timing import BenchReport, paired
 from sppcls.data.cache import PixelCache
-from sppcls.data.files import class_folders, read_groups
+from sppcls.data.files import read_groups
 from sppcls.data.loader import BatchDataset
+from sppcls.data.paths import class_folders
 from sppcls.data.plan import plan_evaluation
 from sppcls.data.shapes import ShapesSource
 from sppcls.data.source import Source

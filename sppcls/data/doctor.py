@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.data.files import Groups, class_folders, image_files, part_folders, scan
-from sppcls.data.images import decode, quiet, shown
+from sppcls.data.decode import quiet, shown
+from sppcls.data.files import scan
+from sppcls.data.images import decode
+from sppcls.data.paths import Groups, class_folders, image_files, part_folders
 from sppcls.data.plan import Fit, Sizes, padding_share, plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError

@@ -1,14 +1,12 @@
-"""Folders of image files, their sizes from headers (cached between runs), and sources of files, arrays and parts."""
+"""Image files with their sizes, from headers and cached between runs; and sources of files, arrays and parts."""
 
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +14,16 @@ import torch
 
 from sppcls.atomic import write_text
 from sppcls.data.cache import cache_dir
-from sppcls.data.images import decode, quiet, read_size_unguarded, shown
+from sppcls.data.decode import quiet, read_size_unguarded, shown
+from sppcls.data.images import decode
+from sppcls.data.paths import Groups
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
 from sppcls.terminal import track
 
 Skipped = list[tuple[str, str]]
-Groups = dict[str, list[Path]]  # class -> its files
 _Entry = list[int]  # bytes, mtime_ns, H, W
 
-# Not hidden (.DS_Store, ._a.jpg), and with the suffix of a format that `decode` reads.
-_IMAGE_NAME = re.compile(
-    r"[^.].*\.(jpe?g|jpe|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?|p[pgbn]m|avif|jp2|j2k)", re.I | re.S
-)
 ON_ERROR = ("fail", "skip")
 _THREADS = 16  # they wait for the disk, which may be a network's
 _CHUNK = 128
@@ -84,51 +79,6 @@ class Subset:
     def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
         """Return image ``index`` of the subset as the source reads it."""
         return self.source.read(int(self.indices[index]), min_short)
-
-
-def part_folders(root: Path) -> list[Path]:
-    """Return the folders of a set's parts, in the order train, val, test; or ``root`` where it has no parts."""
-    folders = {path.name: path for path in _folders(root)}
-    val = next((folders[name] for name in ("val", "validation", "test") if name in folders), None)
-    if "train" not in folders or (val is None and len(folders) > 1):
-        return [root]
-    test = folders.get("test")
-    # Competitions hand out a test folder of loose, unlabelled images.
-    labelled = test is not None and test != val and len(_folders(test)) > 0
-    return [folder for folder in (folders["train"], val, test if labelled else None) if folder]
-
-
-def class_folders(root: Path) -> Groups:
-    """Return the image files of each folder in ``root``, classes and files in sorted order."""
-    return {shown(folder.name): image_files(folder) for folder in _folders(root)}
-
-
-def _folders(root: Path) -> list[Path]:
-    try:
-        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        _refuse(error)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the files at any depth whose suffix is an image's, sorted; hidden files and folders are left out.
-
-    Links are followed, into no folder twice. Raises ``DataError`` at a folder that may not be read.
-    """
-    found, seen = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in names if _IMAGE_NAME.fullmatch(name)]
-    return sorted(found)
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise DataError(f"{shown(error.filename)}: {error.strerror}; let it be read or move it away") from error
 
 
 def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[FileSource, Skipped]:

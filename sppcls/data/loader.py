@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache
-from sppcls.data.images import fit_image, fitted_size
+from sppcls.data.geometry import fitted_size
+from sppcls.data.images import fit_image
 from sppcls.data.plan import Batch, EpochPlan, Fit
 from sppcls.data.source import Source
 from sppcls.errors import DataError

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sppcls.data.files import ArraySource, Groups, Skipped, Subset, class_folders, part_folders, read_groups
-from sppcls.data.images import shown
+from sppcls.data.decode import shown
+from sppcls.data.files import ArraySource, Skipped, Subset, read_groups
+from sppcls.data.paths import Groups, class_folders, part_folders
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
 

@@ -12,8 +12,9 @@ import torch
 from sppcls.atomic import write_csv, write_json
 from sppcls.build import build_splits
 from sppcls.checkpoint import load_run
-from sppcls.data.files import Subset, class_folders, part_folders, read_groups
-from sppcls.data.images import shown
+from sppcls.data.decode import shown
+from sppcls.data.files import Subset, read_groups
+from sppcls.data.paths import class_folders, part_folders
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError
 from sppcls.measure.recalibrate import recalibrate_bn

@@ -48,7 +48,7 @@ def spatial_pyramid_pool2d(x: Tensor, levels: Iterable[int], mode: Mode = "max",
     if rule == "adaptive" and mode == "max" and not torch.compiler.is_exporting():
         out: Tensor = _MaxPyramid.apply(batch, levels)
     else:
-        pool = _sliding if rule == "sliding" else _sliced if torch.compiler.is_exporting() else _adaptive_avg
+        pool = _sliding if rule == "sliding" else _masked if torch.compiler.is_exporting() else _adaptive_avg
         out = torch.cat([pool(batch, n, mode).flatten(1) for n in levels], 1)
     return out if x.ndim == 4 else out[0]
 
@@ -157,11 +157,23 @@ def _adaptive_avg(x: Tensor, n: int, _mode: Mode) -> Tensor:
     return F.adaptive_avg_pool2d(x, n)
 
 
-def _sliced(x: Tensor, n: int, mode: Mode) -> Tensor:
-    # For exporters: ONNX has no adaptive pooling and freezes the windows of the traced size, without an error.
-    rows, columns = (bin_edges(size, n) for size in x.shape[2:])
-    cells = [x[:, :, top:bottom, left:right] for top, bottom in rows for left, right in columns]
-    return torch.stack([cell.amax((2, 3)) if mode == "max" else cell.mean((2, 3)) for cell in cells], 2)
+def _masked(x: Tensor, n: int, mode: Mode) -> Tensor:
+    # For exporters: ONNX has no adaptive pooling and freezes the windows of the traced size, without an error; and a
+    # slice whose length the size decides is traced as one of length 1 or as a longer one, not as both.
+    for axis in (2, 3):
+        place = torch.arange(x.shape[axis], device=x.device).view((-1, 1) if axis == 2 else (-1,))
+        parts = [
+            _amax_or_mean(x, (place >= start) & (place < end), end - start, axis, mode)
+            for start, end in bin_edges(x.shape[axis], n)
+        ]
+        x = torch.stack(parts, axis)
+    return x
+
+
+def _amax_or_mean(x: Tensor, inside: Tensor, count: int, axis: int, mode: Mode) -> Tensor:
+    if mode == "max":
+        return x.masked_fill(~inside, float("-inf")).amax(axis)
+    return x.masked_fill(~inside, 0).sum(axis) / count
 
 
 def _sliding(x: Tensor, n: int, mode: Mode) -> Tensor:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sppcls.data.decode import shown
 from sppcls.data.doctor import DataFacts, Histogram, examine
-from sppcls.data.images import shown
 from sppcls.errors import ConfigError
 from sppcls.report.page import percent, write_page
 from sppcls.report.plots import COLOURS, INK

@@ -1,0 +1,46 @@
+"""How an image meets the size of a batch: plain integers, shared by torch's resize and numpy's."""
+
+Size = tuple[int, int]
+FITS = ("keep", "crop", "warp")
+# The mean colour of ImageNet: padding of this colour is all but zero once the batch is normalised.
+PAD = (124, 116, 104)
+DRAFTS = (8, 4, 2)
+
+
+def fitted_size(h: int, w: int, size: Size) -> Size:
+    """Return the (H, W), at least 1, of an h x w image scaled by one factor to touch the box ``size`` from inside.
+
+    >>> fitted_size(200, 300, (96, 160))
+    (96, 144)
+    """
+    height, width = size
+    if height * w <= width * h:
+        return height, max(1, round(w * height / h))
+    return max(1, round(h * width / w)), width
+
+
+def cut_box(h: int, w: int, size: Size, offset: tuple[float, float] = (0.5, 0.5)) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) of the largest part of an h x w image with the aspect of ``size``.
+
+    ``offset`` is where it is cut, as fractions (top, left) of the room there is; (0.5, 0.5) is the centre.
+
+    >>> cut_box(200, 300, (64, 64))
+    (0, 200, 50, 250)
+    """
+    height, width = fitted_size(*size, (h, w))
+    top, left = round(offset[0] * (h - height)), round(offset[1] * (w - width))
+    return top, top + height, left, left + width
+
+
+def source_scale(got: Size, native: Size, size: Size) -> tuple[float, float] | None:
+    """Return source pixels per target pixel, down and across, of an image that was decoded at 1/2, 1/4 or 1/8.
+
+    A reduced pixel covers n x n of the file's, so the last ones reach over its edge: scaling from the file's own size
+    keeps the picture in place. None for an image that was not reduced: its size says it all.
+    """
+    n = next((n for n in (1, *DRAFTS) if got == (-(-native[0] // n), -(-native[1] // n))), 1)
+    if n == 1:
+        return None
+    # The hair is against floor(63.999...) when a size is computed from the factor.
+    down, across = (1 / (target * n / full * (1 + 1e-9)) for target, full in zip(size, native, strict=True))
+    return down, across

@@ -1,0 +1,61 @@
+"""Which files are images, and which folders are classes."""
+
+import os
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from sppcls.data.decode import shown
+from sppcls.errors import DataError
+
+Groups = dict[str, list[Path]]  # class -> its files
+
+# Not hidden (.DS_Store, ._a.jpg), and with the suffix of a format that `decode` reads.
+_IMAGE_NAME = re.compile(
+    r"[^.].*\.(jpe?g|jpe|jfif|mpo|a?png|webp|gif|bmp|dib|tiff?|p[pgbn]m|avif|jp2|j2k)", re.I | re.S
+)
+
+
+def part_folders(root: Path) -> list[Path]:
+    """Return the folders of a set's parts, in the order train, val, test; or ``root`` where it has no parts."""
+    folders = {path.name: path for path in _folders(root)}
+    val = next((folders[name] for name in ("val", "validation", "test") if name in folders), None)
+    if "train" not in folders or (val is None and len(folders) > 1):
+        return [root]
+    test = folders.get("test")
+    # Competitions hand out a test folder of loose, unlabelled images.
+    labelled = test is not None and test != val and len(_folders(test)) > 0
+    return [folder for folder in (folders["train"], val, test if labelled else None) if folder]
+
+
+def class_folders(root: Path) -> Groups:
+    """Return the image files of each folder in ``root``, classes and files in sorted order."""
+    return {shown(folder.name): image_files(folder) for folder in _folders(root)}
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        _refuse(error)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the files at any depth whose suffix is an image's, sorted; hidden files and folders are left out.
+
+    Links are followed, into no folder twice. Raises ``DataError`` at a folder that may not be read.
+    """
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent, name) for name in names if _IMAGE_NAME.fullmatch(name)]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise DataError(f"{shown(error.filename)}: {error.strerror}; let it be read or move it away") from error
