@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from sppcls.data.augment import Augment
 from sppcls.data.schedule import Schedule
 from sppcls.data.sources import Splits, load_splits
+from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import AugmentSpec, DataSpec, ModelSpec, Spec
 
@@ -29,9 +32,17 @@ def build_splits(spec: DataSpec) -> Splits:
 
 
 def build_classifier(
-    spec: ModelSpec, classes: Sequence[str], scales: Sequence[int], *, pretrained: bool = True
+    spec: ModelSpec,
+    classes: Sequence[str],
+    scales: Sequence[int],
+    *,
+    pretrained: bool = True,
+    input_size: tuple[int, int] | None = None,
 ) -> SppClassifier:
-    """Return the network; ``pretrained=False`` leaves ``spec.weights`` alone, as a checkpoint brings its own."""
+    """Return the network; ``pretrained=False`` leaves ``spec.weights`` alone, as a checkpoint brings its own.
+
+    ``input_size`` is that of ``pool: fixed``; by default the first scale's square.
+    """
     from sppcls.models.backbones import build_trunk
 
     weights = spec.weights if pretrained else None
@@ -44,9 +55,19 @@ def build_classifier(
         head=spec.head,
         hidden=spec.hidden,
         dropout=spec.dropout,
-        input_size=scales[0] if spec.pool == "fixed" else None,
+        input_size=(input_size or scales[0]) if spec.pool == "fixed" else None,
         scales=tuple(scales),
     )
     if spec.freeze == "backbone":
         network.freeze_trunk()
     return network
+
+
+def pick_device(name: str) -> str:
+    """Return a device by name, ``auto`` being CUDA where there is one; raises ``ConfigError`` on an absent one."""
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}; use auto or cpu") from None
+    return chosen

@@ -1,43 +1,88 @@
 """A checkpoint as data: tensors and plain values, rebuilt from names, safe to load from a stranger."""
 
+import json
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.classifier import SppClassifier
-from sppcls.spec import Spec, parse
+from sppcls.signature import Signature, read_signature
+from sppcls.spec import Spec, parse, parse_model
 
 KEY = "sppcls"
-SCHEMA = 1
+SCHEMA = 2
+WEIGHTS = "model.safetensors"
+_PREFIX = "network."
 
 
-def describe(spec: Spec, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the plain values that a checkpoint carries beside its tensors."""
-    return {"schema": SCHEMA, "version": _version(), "classes": list(classes), "spec": spec.model_dump(mode="json")}
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: the network in eval mode, how to use it, and what is known of its training.
+
+    Attributes:
+        spec: What `train.py` trained it by; None for networks that were trained otherwise.
+        metrics: Of the epoch that it was saved at, by name.
+    """
+
+    network: SppClassifier
+    signature: Signature
+    spec: Spec | None
+    metrics: dict[str, float]
 
 
-def _version() -> str:
+def signature_of(network: SppClassifier, fit: str | None = None, max_aspect: float = 4.0) -> Signature:
+    """Return how to use a network; ``fit`` is how its images met a scale, ``keep`` (``fixed``: ``warp``) if unknown."""
+    return Signature(
+        classes=network.classes,
+        scales=network.scales,
+        pool=network.pool,
+        fit=fit or ("warp" if network.pool == "fixed" else "keep"),
+        max_aspect=max_aspect,
+        mean=network.mean,
+        std=network.std,
+        smallest=network.smallest,
+        stride=network.trunk.stride,
+        input_size=network.input_size,
+    )
+
+
+def describe(
+    network: SppClassifier, signature: Signature, spec: Spec | None = None, metrics: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Return the plain values that a checkpoint or an export carries beside its tensors."""
     from importlib.metadata import version
 
-    return version("sppcls")
+    return {
+        "schema": SCHEMA,
+        "version": version("sppcls"),
+        "model": network.recipe,
+        "signature": signature.as_values(),
+        "spec": spec.model_dump(mode="json") if spec else None,
+        "metrics": dict(metrics or {}),
+    }
 
 
 def checkpoint_path(path: str | Path) -> Path:
-    """Return the checkpoint that a run folder or a file name means; a run means its last one."""
+    """Return the file of weights that a run folder, an exported folder or a file name means; a run means its last."""
     given = Path(path)
     if given.is_file():
         return given
     if not given.exists():
-        raise ConfigError(f"no run or checkpoint at {given}; name a run folder or a .ckpt file")
-    last = given / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        raise ConfigError(f"{given} has no checkpoints/last.ckpt; it is not a run folder, or has saved nothing yet")
-    return last
+        raise ConfigError(f"no model at {given}; name a run folder, a .ckpt file or an exported folder")
+    files = [given / "checkpoints" / "last.ckpt", given / WEIGHTS]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"{given} has no checkpoints/last.ckpt and no {WEIGHTS}; it is no run or export, or has saved nothing yet"
+        )
+    return found
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -51,49 +96,79 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:
         # A damaged archive fails in whichever class its damage meets first: struct, zip, pickle, key, run-time.
         raise SppclsError(f"{file} is damaged or no checkpoint ({type(error).__name__})") from None
-    if not isinstance(loaded, dict) or "state_dict" not in loaded:
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
         raise SppclsError(f"{file} is no checkpoint: it has no 'state_dict' entry")
     return loaded
 
 
-def _description(loaded: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    described = loaded.get(KEY)
-    if not isinstance(described, dict):
-        raise SppclsError(f"{path} is no checkpoint of this package: it has no {KEY!r} entry")
-    if described.get("schema") != SCHEMA:
-        got = described.get("schema")
-        raise SppclsError(f"{path} has schema {got}, this version reads {SCHEMA}; use the version that wrote it")
-    return described
-
-
 def load_model(path: str | Path) -> SppClassifier:
-    """Return the classifier of a run folder or a checkpoint, in eval mode; see `load_run`."""
-    return load_run(path)[0]
+    """Return the classifier of a run folder, a checkpoint or an exported folder, in eval mode; see `load`."""
+    return load(path).network
 
 
-def load_run(path: str | Path) -> tuple[SppClassifier, Spec]:
-    """Return the classifier of a run folder or a checkpoint, in eval mode, and the spec that it was trained by.
-
-    The network is rebuilt from names and its weights are loaded with ``weights_only=True``.
+def load(path: str | Path) -> Model:
+    """Load a model; the network is rebuilt from names, and its weights are read with ``weights_only=True``.
 
     Raises:
         ConfigError: There is nothing at ``path``.
-        SppclsError: The file is no checkpoint of this package, or its weights contradict its description.
+        SppclsError: The file is no model of this package, or its weights contradict its description.
     """
+    file = checkpoint_path(path)
+    if file.suffix == ".safetensors":
+        described, weights = _read_safetensors(file)
+    elif file.suffix in (".onnx", ".pt2"):
+        raise ConfigError(f"{file} is a graph, which `sppcls predict` runs; a network comes from a run or {WEIGHTS}")
+    else:
+        loaded = read_checkpoint(file)
+        described, weights = loaded.get(KEY), loaded["state_dict"]
+        weights = {k.removeprefix(_PREFIX): v for k, v in weights.items() if str(k).startswith(_PREFIX)}
+    return _rebuilt(described, weights, file)
+
+
+def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
+    import safetensors
+    from safetensors.torch import load_file
+
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            text = (opened.metadata() or {}).get(KEY)
+        return json.loads(text) if text else None, load_file(file)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise SppclsError(f"{file} is damaged or no safetensors file ({type(error).__name__})") from None
+
+
+def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model:
+    if not isinstance(described, dict):
+        raise SppclsError(f"{file} is no model of this package: it has no {KEY!r} entry")
+    if described.get("schema") not in (1, SCHEMA):
+        got = described.get("schema")
+        raise SppclsError(f"{file} has schema {got}, this version reads 1 and {SCHEMA}; use the version that wrote it")
+    known = read_signature(described.get("signature"), str(file)) if described["schema"] > 1 else None
+    try:
+        spec = parse(described["spec"]) if described.get("spec") else None
+        network = _network(described, known, spec)
+        network.load_state_dict({name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()})
+    except SppclsError as error:
+        raise SppclsError(f"{file}: {error}") from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise SppclsError(f"{file}: weights and description contradict each other: {said}") from None
+    if known is None:
+        known = signature_of(network, *((spec.data.fit, spec.data.max_aspect) if spec else ()))
+    network.mean, network.std = known.mean, known.std
+    return Model(network.eval(), known, spec, described.get("metrics", {}))
+
+
+def _network(described: Mapping[str, Any], known: Signature | None, spec: Spec | None) -> SppClassifier:
     from sppcls.build import build_classifier
 
-    loaded = read_checkpoint(path)
-    described = _description(loaded, path)
-    spec = parse(described["spec"])
-    network = build_classifier(spec.model, described["classes"], spec.schedule.scales, pretrained=False)
-    prefix = "network."
-    weights = {
-        name.replace("_orig_mod.", "").removeprefix(prefix): tensor
-        for name, tensor in loaded["state_dict"].items()
-        if name.startswith(prefix)
-    }
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise SppclsError(f"{path}: weights contradict the description: {' '.join(str(error).split())[:300]}") from None
-    return network.eval(), spec
+    if spec is not None:
+        model = spec.model
+    elif described["model"] is not None:
+        model = parse_model(described["model"])
+    else:
+        raise SppclsError("its trunk was not built by name; build the SppClassifier yourself and load its state_dict")
+    if known is not None:
+        return build_classifier(model, known.classes, known.scales, pretrained=False, input_size=known.input_size)
+    # Schema 1, before there were exports: the spec says it all.
+    return build_classifier(model, described["classes"], spec.schedule.scales if spec else (), pretrained=False)

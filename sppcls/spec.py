@@ -220,6 +220,14 @@ def keys(model: type[BaseModel] = Spec, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def parse_model(values: Any) -> ModelSpec:
+    """Return a validated network alone; raises ``ConfigError`` naming the first key that is wrong."""
+    try:
+        return ModelSpec.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_first_line(error, "model.")) from None
+
+
 def parse(values: Mapping[str, Any]) -> Spec:
     """Return the validated spec; raises ``ConfigError`` naming the first key that is wrong.
 
@@ -235,9 +243,9 @@ def parse(values: Mapping[str, Any]) -> Spec:
         raise ConfigError(_first_line(error)) from None
 
 
-def _first_line(error: ValidationError) -> str:
+def _first_line(error: ValidationError, prefix: str = "") -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = prefix + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{did_you_mean(key, keys())}"
     said = first["msg"].removeprefix("Value error, ")

@@ -2,7 +2,8 @@
 
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -24,10 +25,22 @@ def show(*things: Any) -> None:
 
 def track(things: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Yield what is there with a progress bar on standard error, where that is a terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or find_spec("rich") is None:
         yield from things
         return
     from rich.console import Console
     from rich.progress import track as bar
 
     yield from bar(things, label, total, console=Console(stderr=True), transient=True)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown.
+
+    >>> print(markdown(["a", "b"], [["1", "x|y"]]))
+    | a | b |
+    |---|---|
+    | 1 | x\\|y |
+    """
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])

@@ -28,3 +28,33 @@ def train(monkeypatch, tmp_path):
         return end.value.code
 
     return call
+
+
+@pytest.fixture(scope="session")
+def save_model():
+    """Return a function that writes a checkpoint of a random network whose answers differ from image to image."""
+    from sppcls.build import build_classifier
+    from sppcls.checkpoint import KEY, describe, signature_of
+    from sppcls.spec import ModelSpec
+
+    def save(path, **settings):
+        torch.manual_seed(0)
+        network = build_classifier(ModelSpec(**settings), ("cat", "dog", "emu"), (40,)).eval()
+        for name, value in network.named_parameters():
+            if name.startswith("head") and value.ndim == 2:
+                value.data *= 5
+        described = describe(network, signature_of(network), metrics={"val_acc1": 0.25})
+        state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        torch.save({"state_dict": state, KEY: described}, path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, save_model):
+    """Return the folder of a small network in every format; its checkpoint is beside it, as a.ckpt."""
+    from sppcls.deploy.export import export
+
+    model = save_model(tmp_path_factory.mktemp("exported") / "a.ckpt")
+    return export(str(model), ["safetensors", "onnx", "pt2"])

@@ -125,10 +125,10 @@ def test_wrong_inputs_are_one_line(model, photos, evaluate, tmp_path):
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}}, foreign)
     cases = [
-        ([tmp_path / "nowhere"], 2, "no run or checkpoint at"),
+        ([tmp_path / "nowhere"], 2, "no model at"),
         ([unfinished], 2, "has no checkpoints/last.ckpt"),
         ([torn], 1, "damaged"),
-        ([foreign], 1, "no checkpoint of this package"),
+        ([foreign], 1, "no model of this package"),
         ([model, "--scales", "64,x"], 2, "whole numbers and commas"),
         ([model, "--scales", "0"], 2, "a scale is 1 to 8192 pixels"),
         ([model, "--fuse", "-3"], 2, "a scale is 1 to 8192"),

@@ -294,10 +294,10 @@ def test_a_checkpoint_that_is_not_ours_is_refused(tmp_path):
     torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    for name, said in (("evil", "refused"), ("text", "damaged|refused"), ("foreign", "no checkpoint of this")):
+    for name, said in (("evil", "refused"), ("text", "damaged|refused"), ("foreign", "no model of this")):
         with pytest.raises(SppclsError, match=said):
             load_model(tmp_path / f"{name}.ckpt")
-    with pytest.raises(ConfigError, match="no run or checkpoint at"):
+    with pytest.raises(ConfigError, match="no model at"):
         load_model(tmp_path / "absent")
     with pytest.raises(ConfigError, match=r"no checkpoints/last\.ckpt"):
         load_model(tmp_path)

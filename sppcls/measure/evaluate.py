@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sppcls.atomic import write_csv, write_json
 from sppcls.build import build_splits
-from sppcls.checkpoint import load_run
+from sppcls.checkpoint import load
 from sppcls.data.decode import shown
 from sppcls.data.files import Subset, read_groups
 from sppcls.data.paths import class_folders, part_folders
@@ -22,7 +21,8 @@ from sppcls.measure.result import ScaleResult
 from sppcls.measure.scales import Predict, evaluate_scales, full_view, gap_subset
 from sppcls.measure.views import check_views, multi_view
 from sppcls.models.classifier import SppClassifier
-from sppcls.spec import Spec
+from sppcls.signature import Signature
+from sppcls.spec import DataSpec, ModelSpec, ScheduleSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def evaluate(model: str, options: Options) -> dict[str, Any]:
         ConfigError: No usable checkpoint, a scale too small, or options that do not go together.
         DataError: Images that cannot be read, or of classes that the network does not have.
     """
-    network, spec = load_run(model)
+    loaded = load(model)
+    network, spec = loaded.network, loaded.spec or _spec_of(loaded.signature)
     fit = options.fit or spec.data.fit
     scales = _scales(network, spec, options, fit)
     source, train = _sources(network, spec, options)
@@ -120,12 +121,22 @@ def _sources(network: SppClassifier, spec: Spec, options: Options) -> tuple[Sour
     if options.data and options.split is None:
         source = _folder(Path(options.data), network.classes)
         return source, cache(lambda: build_splits(spec.data).train)
+    if own.name == "folder" and not own.root:
+        raise ConfigError("this model does not say where its images are; use --data DIR, a folder of class folders")
     splits = build_splits(own)
     source = getattr(splits, options.split or "val")
     if source is None:
         raise DataError(f"{own.name} has no {options.split} split; use --split val or train, or --data DIR")
     where = own.root or own.name
     return mapped(source, network.classes, where), lambda: mapped(splits.train, network.classes, where)
+
+
+def _spec_of(signature: Signature) -> Spec:
+    """Return the spec of a model that was trained otherwise: how it is used is known, and its data set is not."""
+    data = DataSpec(name="folder", fit=signature.fit, max_aspect=signature.max_aspect)  # type: ignore[arg-type]
+    scales = signature.scales or (signature.scale,)
+    schedule = ScheduleSpec(kind="single" if len(set(scales)) == 1 else "alternate", scales=scales)
+    return Spec(data=data, schedule=schedule, model=ModelSpec(pool=signature.pool))  # type: ignore[arg-type]
 
 
 def _folder(root: Path, classes: Sequence[str]) -> Source:
@@ -172,13 +183,3 @@ def _by_object(source: Source, result: ScaleResult, parts: int = 5) -> list[dict
         }
         for p in range(parts)
     ]
-
-
-def pick_device(name: str) -> str:
-    """Return a device by name, ``auto`` being CUDA where there is one; raises ``ConfigError`` on an absent one."""
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    try:
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}; use auto or cpu") from None
-    return chosen

@@ -40,6 +40,7 @@ class Trunk(nn.Module):
         stride: input pixels from one map cell to the next.
         smallest: the smallest side, in pixels, of a square input that gives a map of at least one cell.
         mean, std: per colour, in units of 0..1, what images are normalised with: those of ``net`` or else ImageNet's.
+        recipe: what `build_trunk` made it from, ``backbone, width, norm``; None where it did not.
 
     Raises:
         ValueError: ``net`` gives no map that grows with its input.
@@ -52,6 +53,7 @@ class Trunk(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.recipe: dict[str, Any] | None = None
         self.mean: Triple = tuple(getattr(net, "mean", IMAGENET_MEAN))
         self.std: Triple = tuple(getattr(net, "std", IMAGENET_STD))
         self.smallest = _smallest(net)
@@ -88,6 +90,7 @@ def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weigh
         raise ConfigError(f"model.backbone={name}: {error}; choose a convolutional network such as resnet18") from error
     if weights is not None and not pretrained:
         load_weights(net, weights)
+    trunk.recipe = {"backbone": name, "width": width, "norm": norm}
     return trunk
 
 

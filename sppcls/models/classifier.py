@@ -1,7 +1,7 @@
 """The classifier: a trunk, a pooling that takes maps of any size, and a head."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sppcls.errors import did_you_mean
 from sppcls.models.backbones import Trunk, build_trunk
 from sppcls.models.heads import LevelsHead, StackHead
-from sppcls.ops import spatial_pyramid_levels2d
+from sppcls.ops import region_pyramid_pool2d, spatial_pyramid_levels2d
 
 _HEADS: dict[str, type[LevelsHead | StackHead]] = {"levels": LevelsHead, "stack": StackHead}
 _POOLS = ("spp", "gap", "fixed")
@@ -73,6 +73,14 @@ class SppClassifier(nn.Module):
         self.mean, self.std, self.smallest = self.trunk.mean, self.trunk.std, self.trunk.smallest
         lengths = [self.trunk.channels * n * n for n in self.levels]
         self.head = _HEADS[head](lengths, len(self.classes), hidden, dropout)
+        self._recipe = {"head": head, "hidden": tuple(hidden), "dropout": dropout}
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """Names and numbers that this network can be built from again; None where its trunk was not built by name."""
+        if self.trunk.recipe is None:
+            return None
+        return self.trunk.recipe | {"pool": self.pool, "levels": self.levels, "mode": self.mode} | self._recipe
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [N, K] of images as `features` takes them."""
@@ -81,6 +89,19 @@ class SppClassifier(nn.Module):
     def classify_map(self, features: Tensor) -> Tensor:
         """Return logits [N, K] of feature maps [N, C, h, w], whole or parts of them."""
         logits: Tensor = self.head(spatial_pyramid_levels2d(features, self.levels, self.mode))
+        return logits
+
+    def classify_regions(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Return logits [sum K_i, K] of regions of images, in one pass of the trunk; boxes as `region_pyramid_pool2d`.
+
+        Raises:
+            ValueError: a box that is none or not inside its image; ``pool="fixed"``.
+        """
+        if self.pool == "fixed":
+            raise ValueError("pool='fixed' takes images of one size and no regions; crop them, or use pool='spp'")
+        features, size = self.features(images), (images.shape[2], images.shape[3])
+        pooled = region_pyramid_pool2d(features, boxes, self.levels, self.trunk.stride, self.mode, size)
+        logits: Tensor = self.head(torch.split(pooled, [features.shape[1] * n * n for n in self.levels], 1))
         return logits
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from sppcls.atomic import write_text
-from sppcls.measure.evaluate import Options, evaluate, pick_device, write_evaluation
+from sppcls.build import pick_device
+from sppcls.measure.evaluate import Options, evaluate, write_evaluation
 from sppcls.report.page import percent, points
 from sppcls.report.plots import Curve, line_plot
 from sppcls.terminal import show

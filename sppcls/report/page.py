@@ -2,7 +2,6 @@
 
 import platform
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,6 @@ def write_page(template: str, path: Path, title: str, **values: Any) -> Path:
     pages.filters |= {"percent": percent, "points": points, "grouped": lambda n: f"{n:,}"}
     made = f"sppcls {version('sppcls')}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d %H:%M')}"
     return write_text(path, pages.get_template(f"{template}.html").render(title=title, made=made, **values))
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown.
-
-    >>> print(markdown(["a", "b"], [["1", "x|y"]]))
-    | a | b |
-    |---|---|
-    | 1 | x\\|y |
-    """
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, *rows)]
-    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
 def percent(share: float | None) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 import yaml
 
 from sppcls.atomic import write_csv, write_text
-from sppcls.report.page import markdown, percent, points, write_page
+from sppcls.report.page import percent, points, write_page
 from sppcls.report.plots import Curve, line_plot
 from sppcls.report.runs import Run, read_run
 from sppcls.report.sweep_page import confused, data_rows
+from sppcls.terminal import markdown
 
 _EPOCH = ("epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", "megapixels", "images_per_s")
 

@@ -11,10 +11,10 @@ from sppcls.atomic import write_csv, write_json, write_text
 from sppcls.measure.answers import FILE as ANSWERS
 from sppcls.measure.statistics import Comparison, Estimate
 from sppcls.report.comparison import TESTED, Study, as_values, study
-from sppcls.report.page import markdown, percent, points
+from sppcls.report.page import percent, points
 from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
-from sppcls.terminal import width
+from sppcls.terminal import markdown, width
 
 _WIDE = ("consistency", "at equal compute", "seconds", "seeds", "bootstrap", "p (sign flip)", "Holm (sign flip)")
 MEASURES = {

@@ -10,10 +10,11 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from sppcls.checkpoint import KEY, describe, signature_of
 from sppcls.data.loader import IGNORED, ImageBatch
 from sppcls.errors import SppclsError
 from sppcls.models.classifier import SppClassifier
-from sppcls.spec import OptimSpec
+from sppcls.spec import OptimSpec, Spec
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.optim import build_optimizer, build_scheduler
 
@@ -26,7 +27,7 @@ class LitSppClassifier(pl.LightningModule):
         mixup: Alpha of mixup; 0 is none. ``cutmix`` likewise.
         loss_weights: [K] weights of the classes in the loss.
         compile: Compile the network for training.
-        describe: Plain values written into each checkpoint, from which ``load_model`` rebuilds the network.
+        spec: What the run was asked for, kept in each checkpoint.
         **optim: Values of ``sppcls.spec.OptimSpec``: ``lr=1e-3, weight_decay=0.05, label_smoothing=0.1`` ...
     """
 
@@ -38,13 +39,13 @@ class LitSppClassifier(pl.LightningModule):
         cutmix: float = 0.0,
         loss_weights: torch.Tensor | None = None,
         compile: bool = False,
-        describe: dict[str, Any] | None = None,
+        spec: Spec | None = None,
         **optim: Any,
     ) -> None:
         super().__init__()
         self.network = network
         self.optim = OptimSpec(**optim)
-        self._describe = describe
+        self._spec = spec
         self._mixers = _mixers(mixup, cutmix, len(network.classes))
         self.loss_weights: torch.Tensor | None
         self.register_buffer("loss_weights", loss_weights, persistent=False)
@@ -138,9 +139,14 @@ class LitSppClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the network, and the state of the random numbers that the network draws."""
-        if self._describe is not None:
-            checkpoint["sppcls"] = self._describe
+        checkpoint[KEY] = self._description()
         checkpoint["rng"] = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def _description(self) -> dict[str, Any]:
+        data = getattr(self.trainer, "datamodule", None)
+        how = (data.fit, data.max_aspect) if isinstance(data, MultiScaleDataModule) else ()
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        return describe(self.network, signature_of(self.network, *how), self._spec, metrics)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the random numbers where the checkpoint left them."""

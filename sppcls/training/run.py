@@ -12,7 +12,7 @@ import torch
 
 from sppcls.atomic import write_json, write_text
 from sppcls.build import build_augment, build_classifier, build_schedule, build_splits
-from sppcls.checkpoint import describe, read_checkpoint
+from sppcls.checkpoint import read_checkpoint
 from sppcls.data.source import Source
 from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError
@@ -108,7 +108,7 @@ def _train(spec: Spec, folder: RunFolder) -> None:
         cutmix=spec.augment.cutmix,
         loss_weights=_balanced(data.train) if spec.optim.class_weights == "balanced" else None,
         compile=spec.trainer.compile,
-        describe=describe(spec, data.classes),
+        spec=spec,
         **spec.optim.model_dump(),
     )
     trainer = build_trainer(spec, folder.path)

@@ -1,0 +1,133 @@
+"""What a program must know to use a model: its classes, sizes and preprocessing; plain values, in every file of it."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sppcls.errors import SppclsError
+
+Triple = tuple[float, float, float]
+INPUTS = ("normalized", "uint8", "float")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How images meet a model, and what comes back.
+
+    Attributes:
+        classes: Names, in the order of the logits.
+        scales: Shorter sides that it was trained at, in pixels.
+        pool: ``spp``, ``gap`` or ``fixed``; the last takes ``input_size``, (H, W), alone.
+        fit, max_aspect: How an image meets a scale (`sppcls.data.plan`).
+        mean, std: Of the three colours, in units of 0..1.
+        smallest, stride: Of the trunk, in pixels.
+        input: What [N, 3, H, W] holds: ``normalized`` floats, ``uint8`` 0..255 or ``float`` 0..1.
+        probabilities: Whether probabilities come back, and not logits.
+        half: Whether its weights are float16.
+        regions: Whether a graph takes boxes beside the images.
+    """
+
+    classes: tuple[str, ...]
+    scales: tuple[int, ...]
+    pool: str
+    fit: str
+    max_aspect: float
+    mean: Triple
+    std: Triple
+    smallest: int
+    stride: int
+    input_size: tuple[int, int] | None = None
+    input: str = "normalized"
+    probabilities: bool = False
+    half: bool = False
+    regions: bool = False
+
+    @property
+    def scale(self) -> int:
+        """The scale to use where none is asked for: the largest trained."""
+        return max(self.scales, default=max(224, self.smallest))
+
+    @property
+    def pad(self) -> tuple[int, int, int]:
+        """The colour that images are filled up with: the mean, 0 once normalised."""
+        red, green, blue = (round(value * 255) for value in self.mean)
+        return red, green, blue
+
+    def prepared(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Return uint8 images [N, 3, H, W] as the model takes them."""
+        if self.input == "uint8":
+            return images
+        if self.input == "float":
+            return images.astype(np.float32) / np.float32(255)
+        mean, std = (np.array(v, np.float32).reshape(3, 1, 1) * np.float32(255) for v in (self.mean, self.std))
+        normal: npt.NDArray[np.float32] = (images.astype(np.float32) - mean) / std
+        return normal
+
+    def as_values(self) -> dict[str, Any]:
+        """Return plain values, as `read_signature` takes them."""
+        return asdict(self)
+
+
+def read_signature(values: Any, where: str) -> Signature:
+    """Return the signature in a file's plain values; raises ``SppclsError`` naming what is wrong in ``where``."""
+    if not isinstance(values, Mapping):
+        raise SppclsError(f"{where}: its signature is {type(values).__name__}, not names and values")
+    try:
+        signature = _cast(values)
+    except (TypeError, KeyError, ValueError) as error:
+        raise SppclsError(f"{where}: its signature is wrong or not whole ({type(error).__name__}: {error})") from None
+    return signature
+
+
+def _cast(values: Mapping[str, Any]) -> Signature:
+    values = {field.name: field.default for field in fields(Signature) if field.default is not MISSING} | dict(values)
+    size = values["input_size"]
+    found = Signature(
+        classes=tuple(_checked(name, str) for name in _checked(values["classes"], list, tuple)),
+        scales=tuple(_pixels(scale) for scale in values["scales"]),
+        pool=_one_of(values["pool"], ("spp", "gap", "fixed")),
+        fit=_one_of(values["fit"], ("keep", "crop", "warp")),
+        max_aspect=float(values["max_aspect"]),
+        mean=_triple(values["mean"]),
+        std=_triple(values["std"]),
+        smallest=_pixels(values["smallest"]),
+        stride=_pixels(values["stride"]),
+        input_size=None if size is None else (_pixels(size[0]), _pixels(size[1])),
+        input=_one_of(values["input"], INPUTS),
+        probabilities=_checked(values["probabilities"], bool),
+        half=_checked(values["half"], bool),
+        regions=_checked(values["regions"], bool),
+    )
+    if len(set(found.classes)) < max(len(found.classes), 2) or not all(found.classes):
+        raise ValueError("classes must be two names or more, all different")
+    if not 1 <= found.max_aspect <= 16 or min(found.std) <= 0 or (found.pool == "fixed") != (size is not None):
+        raise ValueError("max_aspect, std or input_size makes no sense")
+    return found
+
+
+def _checked(value: Any, *kinds: type) -> Any:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{str(value)[:40]!r} is no {kinds[0].__name__}")
+    return value
+
+
+def _one_of(value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{str(value)[:40]!r} is none of {', '.join(allowed)}")
+    return str(value)
+
+
+def _pixels(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= 8192:
+        raise ValueError(f"{str(value)[:40]!r} is no number of pixels")
+    return value
+
+
+def _triple(values: Any) -> Triple:
+    red, green, blue = (float(value) for value in values)
+    if not all(abs(value) < 1000 for value in (red, green, blue)):
+        raise ValueError("mean and std are three numbers")
+    return red, green, blue
