@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sppcls.checkpoint import load_model
     from sppcls.models.classifier import SppClassifier
-    from sppcls.ops import SpatialPyramidPool2d, spatial_pyramid_pool2d
+    from sppcls.ops import SpatialPyramidPool2d, region_pyramid_pool2d, spatial_pyramid_pool2d
     from sppcls.training.datamodule import MultiScaleDataModule
     from sppcls.training.module import LitSppClassifier
 
 _HOMES = {
     "SpatialPyramidPool2d": "sppcls.ops",
+    "region_pyramid_pool2d": "sppcls.ops",
     "spatial_pyramid_pool2d": "sppcls.ops",
     "SppClassifier": "sppcls.models.classifier",
     "load_model": "sppcls.checkpoint",
@@ -28,6 +29,7 @@ __all__ = [
     "SpatialPyramidPool2d",
     "SppClassifier",
     "load_model",
+    "region_pyramid_pool2d",
     "spatial_pyramid_pool2d",
 ]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from sppcls.errors import ConfigError
 from sppcls.measure.scales import Predict, averaged
 from sppcls.models.classifier import SppClassifier
+from sppcls.ops import region_cells
 
 Box = tuple[int, int, int, int]
 
@@ -26,16 +27,6 @@ def crop_boxes(height: int, width: int, side: int, places: int = 3) -> list[Box]
         sorted({i * (whole - part) // (places - 1) for i in range(places)}) for whole, part in ((height, h), (width, w))
     )
     return [(left, top, left + w, top + h) for top, left in itertools.product(tops, lefts)]
-
-
-def cells(start: int, end: int, stride: int, size: int) -> slice:
-    """Return the cells of a map's axis of ``size`` that the pixels start..end lie in, at least one.
-
-    >>> cells(16, 80, 8, 12), cells(90, 95, 8, 12)
-    (slice(2, 10, None), slice(11, 12, None))
-    """
-    first = min(start // stride, size - 1)
-    return slice(first, max(min(-(-end // stride), size), first + 1))
 
 
 def multi_view(side: int, places: int = 3) -> Predict:
@@ -70,9 +61,8 @@ def _views(images: Tensor, side: int, places: int) -> Iterator[tuple[Callable[[T
 
 
 def _parts(network: SppClassifier, images: Tensor, side: int, places: int) -> Iterator[Tensor]:
-    pixels, stride = network.normalize(images), network.trunk.stride
-    boxes = crop_boxes(int(images.shape[2]), int(images.shape[3]), side, places)
+    pixels, size = network.normalize(images), (int(images.shape[2]), int(images.shape[3]))
     features = network.features(torch.cat([pixels, pixels.flip(-1)]))
-    for x1, y1, x2, y2 in boxes:
-        rows, columns = cells(y1, y2, stride, features.shape[2]), cells(x1, x2, stride, features.shape[3])
-        yield from features[:, :, rows, columns].chunk(2)
+    boxes = torch.tensor(crop_boxes(*size, side, places))
+    for y1, x1, y2, x2 in region_cells(boxes, network.trunk.stride, features.shape[2:], size, touched=True).tolist():
+        yield from features[:, :, y1:y2, x1:x2].chunk(2)

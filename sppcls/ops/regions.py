@@ -1,0 +1,132 @@
+"""Pyramids of regions: any number of boxes on one feature map (He et al., arXiv 1406.4729, section 4)."""
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sppcls.ops.bins import bin_edges, bins, check_levels
+from sppcls.ops.pyramid import Mode, spatial_pyramid_pool2d
+
+_AT_ONCE = 1024  # bins: what is gathered for so few stays in the processor's cache
+Size = tuple[int, int]
+
+
+def region_pyramid_pool2d(
+    features: Tensor,
+    boxes: Sequence[Tensor],
+    levels: Sequence[int],
+    stride: int,
+    mode: Mode = "max",
+    image_size: Size | None = None,
+) -> Tensor:
+    """Pool the cells of each box, bit for bit as :func:`spatial_pyramid_pool2d` pools that part of the map.
+
+    Gradients are those of the parts, too. Without them, the time of "max" does not depend on the size of the boxes.
+
+    Args:
+        features: [N, C, h, w], floating point, in any memory layout.
+        boxes: N tensors [K_i, 4], x1 y1 x2 y2 in input pixels, of any real dtype; K_i may be 0.
+        levels, mode: as for a whole map.
+        stride: input pixels from one cell to the next.
+        image_size: (H, W) of the input; then a box may not reach beyond, and the whole image is always the whole map.
+
+    Returns:
+        [sum K_i, C * bins], images in order.
+
+    Raises:
+        TypeError, ValueError: a map, levels or mode that no pyramid takes; boxes of another shape or number; a box that
+            is empty, negative, not finite, or outside the image.
+
+    >>> features, image = torch.arange(12.0).view(1, 1, 3, 4), torch.tensor([[0, 0, 64, 48], [16, 0, 48, 15]])
+    >>> region_pyramid_pool2d(features, [image], (2, 1), stride=16)
+    tensor([[ 5.,  7.,  9., 11., 11.],
+            [ 1.,  2.,  1.,  2.,  2.]])
+    """
+    levels = check_levels(levels)
+    if features.ndim != 4 or len(boxes) != len(features):
+        raise ValueError(f"boxes: got {len(boxes)} tensors for features {list(features.shape)}; one an image is needed")
+    pooled = [spatial_pyramid_pool2d(features[:0], levels, mode)]  # refuses a wrong map or mode
+    regions = torch.empty(0, 5, dtype=torch.int64)
+    for image, some in enumerate(boxes):
+        cells = region_cells(_checked(some, image, image_size), stride, features.shape[2:], image_size)
+        regions = torch.cat([regions, F.pad(cells, (1, 0), value=image)])
+    if mode == "max" and not (features.requires_grad and torch.is_grad_enabled()):
+        return _by_table(features, regions, levels)
+    maps = torch.split(features, 1)  # not features[i]: with three dimensions a map is not known as channels-last
+    for i, top, left, bottom, right in regions.tolist():
+        pooled.append(spatial_pyramid_pool2d(maps[i][:, :, top:bottom, left:right], levels, mode))
+    return torch.cat(pooled)
+
+
+def region_cells(
+    boxes: Tensor, stride: int, map_size: Sequence[int], image_size: Size | None = None, *, touched: bool = False
+) -> Tensor:
+    """Return top, left, bottom and right, ends exclusive, of the cells of boxes: [K, 4], at least one cell each.
+
+    They are those wholly inside the box, or with ``touched`` also those partly inside; up to the map's last cell where
+    a box ends with the image, or in that cell if the image's size is not given.
+
+    >>> region_cells(torch.tensor([[16, 0, 80, 15], [90, 13, 95, 18]]), 8, (4, 12))
+    tensor([[ 0,  2,  1, 10],
+            [ 1, 11,  2, 12]])
+    """
+    size, low, high = torch.tensor(map_size), boxes[:, :2].flip(1), boxes[:, 2:].flip(1)
+    # Floor division is exact, where a quotient that is rounded first may move an edge.
+    below, above = -(-low // stride), -(-high // stride)
+    start, end = (low // stride, above) if touched else (below, high // stride)
+    end = size.where(above >= size if image_size is None else high >= torch.tensor(image_size), end)
+    start = start.where(start < end, (low + high) // (2 * stride)).minimum(size - 1)
+    return torch.cat([start, end.minimum(size).maximum(start + 1)], 1).long()
+
+
+def _by_table(features: Tensor, regions: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """Look each bin up among maxima over windows of 2**a x 2**b cells: one to four of them, overlapping, cover it."""
+    image, y1, y2, x1, x2 = _all_bins(regions, levels, max(features.shape[2:]))
+    channels, height, width = features.shape[1:]
+    found = features.new_empty(len(image), channels)
+    tall = features.detach().permute(0, 2, 3, 1).contiguous()
+    for a in range(height.bit_length()):
+        window = tall = torch.maximum(tall[:, : -(1 << a - 1)], tall[:, 1 << a - 1 :]) if a else tall
+        for b in range(width.bit_length()):
+            window = torch.maximum(window[:, :, : -(1 << b - 1)], window[:, :, 1 << b - 1 :]) if b else window
+            for k in torch.split(((y2 - y1 >> a == 1) & (x2 - x1 >> b == 1)).nonzero()[:, 0], _AT_ONCE):
+                rows, columns = (y1[k], y2[k] - (1 << a))[: a + 1], (x1[k], x2[k] - (1 << b))[: b + 1]
+                found[k] = reduce(torch.maximum, (window[image[k], y, x] for y in rows for x in columns))
+    out = features.new_empty(len(regions), channels * bins(levels))
+    parts = torch.split(found.view(-1, bins(levels), channels), [n * n for n in levels], 1)
+    for level, part in zip(torch.split(out, [channels * n * n for n in levels], 1), parts, strict=True):
+        level.view(part.mT.shape).copy_(part.mT)
+    return out
+
+
+def _all_bins(regions: Tensor, levels: tuple[int, ...], longest: int) -> Iterator[Tensor]:
+    """Yield the image, top, bottom, left and right of every bin of every region: [K * bins] each."""
+    image, top, left, bottom, right = regions.unbind(1)
+    every = []
+    for n in levels:
+        edges = torch.tensor([bin_edges(length, n) for length in range(longest + 1)])
+        rows, columns = edges[bottom - top] + top[:, None, None], edges[right - left] + left[:, None, None]
+        every.append(torch.cat([rows.repeat_interleave(n, 1), columns.repeat(1, n, 1)], 2))
+    yield image.repeat_interleave(bins(levels))
+    yield from torch.cat(every, 1).flatten(0, 1).unbind(1)
+
+
+def _checked(boxes: Tensor, image: int, image_size: Size | None) -> Tensor:
+    """Return an image's boxes as float64, in which integers are exact, on the CPU."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes: image {image} has shape {list(boxes.shape)}; [K, 4] is needed, also with K=0")
+    box = boxes.detach().cpu().double()
+    sane = (box.isfinite() & (box >= 0)).all(1) & (box[:, 2:] > box[:, :2]).all(1)
+    inside = (box[:, 2:].flip(1) <= torch.tensor(image_size or torch.inf)).all(1)
+    size = "x".join(map(str, image_size or ()))
+    for good, says in (
+        (sane, "not 0 <= x1 < x2 and 0 <= y1 < y2, all finite; give x1 y1 x2 y2 in pixels"),
+        (inside, f"outside the image of {size} (H x W); clip it, or give boxes in the pixels of this image"),
+    ):
+        if not good.all():
+            k = int(good.int().argmin())
+            raise ValueError(f"boxes: image {image}, box {k} is {box[k].tolist()}, {says}")
+    return box
