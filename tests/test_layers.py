@@ -14,14 +14,16 @@ MAY_IMPORT = {
     "models": {"ops"},
     "data": set(),
     "spec": set(),
+    "signature": set(),
     "build": {"models", "data", "spec"},
-    "checkpoint": {"build", "spec", "models"},
-    "measure": {"build", "spec", "models", "data", "checkpoint"},
+    "checkpoint": {"build", "spec", "models", "signature"},
+    "measure": {"ops", "build", "spec", "models", "data", "checkpoint", "signature"},
     "training": {"build", "spec", "models", "data", "checkpoint", "measure", "report"},
-    "report": {"measure", "data"},
+    "report": {"measure", "data", "build"},
+    "deploy": {"checkpoint", "build", "signature", "models", "data"},
     "bench": {"ops", "models", "data", "build", "spec", "training", "measure"},
     "app": {"spec", "training"},
-    "cli": {"bench", "measure", "report", "checkpoint", "spec", "data"},
+    "cli": {"bench", "measure", "report", "deploy", "checkpoint", "spec", "data"},
     "__init__": {"ops", "models", "checkpoint", "training"},
     "errors": set(),
     "atomic": set(),
@@ -36,6 +38,7 @@ ONLY_IN = {
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "scipy": {"measure", "report"},
+    "sklearn": {"measure"},
 }
 
 

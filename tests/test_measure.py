@@ -23,7 +23,7 @@ from sppcls.measure.scales import (
     full_view,
     gap_subset,
 )
-from sppcls.measure.views import cells, crop_boxes, multi_view, multi_view_by_crops
+from sppcls.measure.views import crop_boxes, multi_view, multi_view_by_crops
 from sppcls.models.backbones import build_trunk
 from sppcls.report.run_page import write_run_page
 
@@ -172,15 +172,6 @@ def test_crops_are_the_papers_inside_the_image_and_none_twice(height, width, cou
         assert 0 <= x1 < x2 <= width
         assert 0 <= y1 < y2 <= height
         assert (x2 - x1, y2 - y1) == (min(width, 64), min(height, 64))
-
-
-def test_every_window_keeps_a_cell_and_the_whole_axis_is_the_whole_map():
-    for size in range(1, 20):
-        for stride in (1, 4, 16):
-            for length in range((size - 1) * stride + 1, size * stride + 1):
-                assert cells(0, length, stride, size) == slice(0, size)
-                kept = cells(length - 1, length, stride, size)
-                assert 0 <= kept.start < kept.stop <= size
 
 
 def test_views_of_a_map_are_views_of_the_image_where_no_cell_looks_beyond_the_crop():

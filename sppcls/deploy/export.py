@@ -1,0 +1,190 @@
+"""``sppcls export``: a trained network as files that another program can trust."""
+
+import copy
+import json
+import shutil
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from sppcls.atomic import write_bytes, write_json, write_text
+from sppcls.checkpoint import KEY, WEIGHTS, Model, describe, load
+from sppcls.deploy.card import model_card
+from sppcls.deploy.graph import OPSET, check_regions, trace, write_onnx
+from sppcls.deploy.parity import prove
+from sppcls.deploy.runtime import Boxes, Floats, Images, open_model
+from sppcls.errors import ConfigError, SppclsError, did_you_mean
+from sppcls.models.classifier import SppClassifier
+from sppcls.signature import Signature
+from sppcls.terminal import show
+
+FILES = {"safetensors": WEIGHTS, "onnx": "model.onnx", "pt2": "model.pt2"}
+OWN = (*FILES.values(), "config.json", "README.md", "parity.json")
+
+
+def export(
+    model: str,
+    formats: Sequence[str],
+    out: str | None = None,
+    *,
+    input: str = "normalized",
+    probabilities: bool = False,
+    half: bool = False,
+    regions: bool = False,
+    force: bool = False,
+) -> Path:
+    """Write a model in each format into a folder, prove each file, and return the folder; see docs/export.md.
+
+    Raises:
+        ConfigError: No such model or format, or an output folder that is there already or cannot be written.
+        SppclsError: A file answers otherwise than the network; then nothing is written.
+    """
+    for name in formats:
+        if name not in FILES:
+            raise ConfigError(f"--format {name!r} is unknown{did_you_mean(name, FILES)}")
+    folder = Path(out) if out else _beside(Path(model))
+    if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--out {folder} is there already; name another folder, or add --force")
+    loaded = load(model)
+    signature = replace(loaded.signature, input=input, probabilities=probabilities, half=half)
+    if regions:
+        check_regions(loaded.network, signature)
+    with _staged(folder) as stage:
+        proofs = {name: _proved(stage, name, loaded, signature, regions) for name in dict.fromkeys(formats)}
+        write_json(stage / "parity.json", {"model": Path(model).resolve().name, "formats": proofs})
+        if "safetensors" in formats:
+            write_json(stage / "config.json", _config(loaded, signature))
+            write_text(stage / "README.md", model_card(loaded, Path(model), proofs))
+    show(_table(proofs), f"written: {folder}")
+    return folder
+
+
+def run_export(given: Namespace) -> int:
+    """Export as the command line says, show what was proved, and return 0."""
+    how = {"input": given.normalize, "probabilities": given.probabilities, "half": given.half}
+    how |= {"regions": given.regions, "force": given.force}
+    export(given.model, given.format, given.out, **how)
+    return 0
+
+
+def _beside(model: Path) -> Path:
+    if model.is_dir():
+        return model / "export"
+    return model.parent / f"{model.stem}-export"
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Give a folder beside ``folder`` to write into; its files take their places once all are there."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}; name a folder that can be written") from None
+    try:
+        yield stage
+        if not folder.exists():
+            stage.chmod(0o755)
+            stage.replace(folder)
+            return
+        for name in OWN:
+            if (stage / name).exists():
+                (stage / name).replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)  # of another model
+    except OSError as error:
+        raise SppclsError(f"--out {folder}: {error.strerror or error}; nothing was written") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _proved(stage: Path, name: str, loaded: Model, signature: Signature, regions: bool) -> dict[str, Any]:
+    path = stage / FILES[name]
+    if name == "safetensors":
+        signature = replace(signature, input="normalized", probabilities=False)
+    signature = replace(signature, regions=regions and name == "onnx")
+    _write(path, name, loaded, signature)
+    found = prove(path.name, _reference(loaded.network), open_model(path), _regions(loaded.network))
+    found |= {"file": path.name, "bytes": path.stat().st_size}
+    worst = found["largest_difference"]
+    if not worst <= found["tolerance"]:
+        row = max(found["sizes"], key=lambda row: row["difference"])
+        size = "{batch} x 3 x {height} x {width}".format(**row)
+        raise SppclsError(
+            f"{path.name} answers otherwise than the network: logits differ by {worst:.2g} at {size}, allowed: "
+            f"{found['tolerance']:g}; nothing is written"
+        )
+    return found | ({"opset": OPSET} if name == "onnx" else {})
+
+
+def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
+    network = copy.deepcopy(loaded.network).half() if signature.half else loaded.network
+    description = describe(network, signature, metrics=loaded.metrics)
+    if name == "safetensors":
+        from safetensors.torch import save
+
+        tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+        write_bytes(path, save(tensors, {"format": "pt", KEY: json.dumps(description)}))
+    elif name == "onnx":
+        write_onnx(trace(network, signature), signature, description, path)
+    else:
+        from sppcls.deploy.pt2_file import save_pt2
+
+        save_pt2(trace(network, signature), description, path)
+
+
+def _regions(network: SppClassifier) -> Any:
+    def logits(images: Images, boxes: Boxes) -> Floats:
+        with torch.inference_mode():
+            pixels = network.normalize(torch.from_numpy(images))
+            said: Floats = network.classify_regions(pixels, [torch.from_numpy(boxes)]).numpy()
+            return said
+
+    return logits
+
+
+def _reference(network: SppClassifier) -> Any:
+    def logits(images: Images) -> Floats:
+        with torch.inference_mode():
+            said: Floats = network(network.normalize(torch.from_numpy(images))).numpy()
+            return said
+
+    return logits
+
+
+def _config(loaded: Model, signature: Signature) -> dict[str, Any]:
+    """Return config.json in the Hub's layout: the description, and the names that the Hub looks for."""
+    labels = dict(enumerate(signature.classes))
+    described = describe(loaded.network, replace(signature, input="normalized", probabilities=False), loaded.spec)
+    if described["spec"]:
+        described["spec"]["data"]["root"] = None  # a path of this machine
+    names = {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
+    return {
+        "library_name": "sppcls",
+        "model_type": "sppcls",
+        "architectures": ["SppClassifier"],
+        **names,
+        KEY: described,
+    }
+
+
+def _table(proofs: dict[str, Any]) -> Table:
+    columns = ("file", "MB", "largest difference", "allowed", "top-1 agreement", "sizes")
+    table = Table(*columns, title="Against the checkpoint")
+    for found in proofs.values():
+        table.add_row(
+            found["file"],
+            f"{found['bytes'] / 1e6:.1f}",
+            f"{found['largest_difference']:.1e}",
+            f"{found['tolerance']:g}",
+            f"{found['top1_agreement']:.1%}",
+            str(len(found["sizes"])),
+        )
+    return table

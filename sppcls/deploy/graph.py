@@ -1,0 +1,136 @@
+"""A network as a graph of tensor operators that takes any batch and any size."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from sppcls.checkpoint import KEY
+from sppcls.errors import ConfigError
+from sppcls.models.classifier import SppClassifier
+from sppcls.signature import Signature
+
+OPSET = 20
+# MaxRoiPool computes bins in float32. For these n, and sizes of 1 to 199 cells, they were all found equal to the
+# integers of `sppcls.ops.bins`; 7, 11, 13 and 14 reach a cell beyond some.
+EXACT_LEVELS = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12)
+
+
+class Graph(nn.Module):
+    """A classifier with what its signature asks for around it: normalisation before, probabilities after."""
+
+    def __init__(self, network: SppClassifier, signature: Signature) -> None:
+        super().__init__()
+        self.network, self.signature = network, signature
+        self.mean: Tensor
+        self.std: Tensor
+        unit = 255 if signature.input == "uint8" else 1
+        for name, values in (("mean", signature.mean), ("std", signature.std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1) * unit)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits or probabilities [N, K], float32."""
+        return self._answer(self.network(self._pixels(images)))
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        if self.signature.input != "normalized":
+            images = (images.float() - self.mean) / self.std
+        return images.to(next(self.network.parameters()).dtype)
+
+    def _answer(self, logits: Tensor) -> Tensor:
+        return logits.float().softmax(1) if self.signature.probabilities else logits.float()
+
+
+class RegionGraph(Graph):
+    """The same with boxes [K, 4], x1 y1 x2 y2 in pixels, and the image [K] that each is of; for ONNX alone."""
+
+    def forward(self, images: Tensor, boxes: Tensor, image: Tensor) -> Tensor:  # type: ignore[override]
+        """Return logits or probabilities [K, classes], float32, as `SppClassifier.classify_regions` gives them."""
+        features, levels = self.network.features(self._pixels(images)), self.network.levels
+        x1, y1, x2, y2 = boxes.double().unbind(1)
+        left, right = self._cells(x1, x2, images.shape[3], features.shape[3])
+        top, bottom = self._cells(y1, y2, images.shape[2], features.shape[2])
+        rois = torch.stack([image.double(), left, top, right - 1, bottom - 1], 1).float()
+        pooled = [self._pooled(features, rois, n).flatten(1) for n in levels]
+        return self._answer(self.network.head(pooled))
+
+    def _cells(self, low: Tensor, high: Tensor, pixels: int, cells: int) -> tuple[Tensor, Tensor]:
+        # The rule of `sppcls.ops.region_cells`, in operators that exporters know; the proof compares them.
+        stride = self.network.trunk.stride
+        start, end = (low / stride).ceil(), torch.where(high >= pixels, cells, (high / stride).floor())
+        start = torch.where(start < end, start, ((low + high) / (2 * stride)).floor()).clamp(max=cells - 1)
+        return start, torch.maximum(end.clamp(max=cells), start + 1)
+
+    @staticmethod
+    def _pooled(features: Tensor, rois: Tensor, n: int) -> Tensor:
+        attributes: dict[str, Any] = {"pooled_shape": [n, n], "spatial_scale": 1.0}
+        shape = (rois.shape[0], features.shape[1], n, n)
+        return torch.onnx.ops.symbolic("MaxRoiPool", (features, rois), attributes, dtype=features.dtype, shape=shape)
+
+
+def check_regions(network: SppClassifier, signature: Signature) -> None:
+    """Raise ``ConfigError`` where a graph with boxes would not be exact."""
+    inexact = [n for n in network.levels if n not in EXACT_LEVELS]
+    if network.mode != "max" or network.pool == "fixed" or signature.half or inexact:
+        what = f"levels={list(network.levels)}, mode={network.mode}, pool={network.pool}, half={signature.half}"
+        raise ConfigError(
+            f"--regions: got {what}; exact are max-pooled levels of {', '.join(map(str, EXACT_LEVELS))} in float32"
+        )
+
+
+def trace(network: SppClassifier, signature: Signature) -> ExportedProgram:
+    """Return the program of a network in eval mode; batch, height and width are free, with ``fixed`` the batch alone.
+
+    Raises:
+        ConfigError: The network's trunk does something that cannot be exported.
+    """
+    from torch.fx.experimental import _config as config
+
+    images = torch.zeros(2, 3, *traced_size(signature))
+    examples = [images.to(torch.uint8) if signature.input == "uint8" else images]
+    free = [dict.fromkeys(axes_of(signature), Dim.DYNAMIC)]
+    if signature.regions:
+        examples += [torch.tensor([[0.0, 0, 9, 9]] * 3), torch.tensor([0, 1, 1])]
+        free += [{0: Dim.DYNAMIC}] * 2
+    graph = (RegionGraph if signature.regions else Graph)(network, signature).eval()
+    try:
+        # Without this, a size of which some layer's map has one cell is another program than a larger one.
+        with config.patch(backed_size_oblivious=True), torch.no_grad():  # type: ignore[attr-defined]
+            return torch.export.export(graph, tuple(examples), dynamic_shapes=tuple(free))
+    except Exception as error:  # the tracer raises whatever the traced code meets
+        line = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"this network cannot be exported as a graph ({line}); use --format safetensors") from error
+
+
+def axes_of(signature: Signature) -> dict[int, str]:
+    """Return the free axes of the images and their names."""
+    return {0: "batch"} if signature.input_size else {0: "batch", 2: "height", 3: "width"}
+
+
+def traced_size(signature: Signature) -> tuple[int, int]:
+    """Return the (H, W) that a graph is traced at: one that no user has."""
+    side = max(signature.scale, signature.smallest)
+    return signature.input_size or (side + 5, side + side // 3 + 7)
+
+
+def write_onnx(program: ExportedProgram, signature: Signature, description: dict[str, Any], path: Path) -> None:
+    """Write one ONNX file, opset 20, with the description as JSON in its metadata."""
+    made = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=["images", *(["boxes", "image"] if signature.regions else [])],
+        output_names=["probabilities" if signature.probabilities else "logits"],
+        dynamic_shapes=(axes_of(signature), *([{0: "regions"}, {0: Dim.DYNAMIC}] if signature.regions else [])),
+    )
+    if made is None:
+        raise ConfigError("the ONNX exporter returned nothing; use another --format")
+    for node in made.model.graph:
+        node.metadata_props.clear()  # source lines and paths of this machine
+    made.model.metadata_props.clear()
+    made.model.metadata_props[KEY] = json.dumps(description)
+    made.save(str(path), external_data=False)

@@ -1,0 +1,131 @@
+"""``sppcls predict``: labels for image files, from any model file; with ONNX, without torch."""
+
+import glob
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from sppcls.data.decode import decode_array, read_size
+from sppcls.data.geometry import Size
+from sppcls.data.paths import image_files
+from sppcls.data.plan import Batch, plan_evaluation
+from sppcls.deploy.runtime import Floats, Images, Runtime
+from sppcls.errors import ConfigError, DataError
+from sppcls.signature import Signature
+
+_CHUNK = 512  # images that are sorted into batches of one shape together; their answers come in the order asked
+
+
+def expand(arguments: Iterable[str]) -> list[Path]:
+    """Return the files that arguments mean: files, folders (at any depth), globs, and ``-``, a list on standard input.
+
+    A file that is not there is kept, to be reported as any other that cannot be read.
+    """
+    found: list[Path] = []
+    for argument in arguments:
+        if argument == "-":
+            found += [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
+        elif Path(argument).is_dir():
+            found += image_files(Path(argument))
+        elif not Path(argument).exists() and any(sign in argument for sign in "*?["):
+            found += [Path(name) for name in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207 - absolute patterns too
+        else:
+            found.append(Path(argument))
+    return found
+
+
+def checked_scales(signature: Signature, asked: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the scales to use: those asked for, or the model's own; raises ``ConfigError`` at one it cannot take."""
+    scales = tuple(dict.fromkeys(asked or (signature.scale,)))
+    if signature.input_size:
+        if asked and scales != signature.input_size[:1]:
+            size = "{}x{}".format(*signature.input_size)
+            raise ConfigError(f"--scale {scales[0]}: a model with pool=fixed takes {size} alone; leave --scale out")
+        return signature.input_size[:1]
+    for scale in scales:
+        if scale < signature.smallest:
+            raise ConfigError(f"--scale {scale} is too small for this model; the smallest is {signature.smallest}")
+    return scales
+
+
+def predict(
+    model: Runtime, paths: Iterable[Path], scales: Sequence[int], batch_size: int = 32
+) -> Iterator[tuple[Path, Floats | DataError]]:
+    """Yield each file with its probabilities [K], the mean over ``scales``, or with why it has none; in order.
+
+    Files are read in parts of 512, sorted into batches of one shape, so that any number of them takes little memory.
+    """
+    left = iter(paths)
+    while chunk := list(islice(left, _CHUNK)):
+        yield from zip(chunk, _of_chunk(model, chunk, scales, batch_size), strict=True)
+
+
+def _of_chunk(
+    model: Runtime, paths: Sequence[Path], scales: Sequence[int], batch_size: int
+) -> list[Floats | DataError]:
+    sizes = [_size(path) for path in paths]
+    good = [place for place, size in enumerate(sizes) if not isinstance(size, DataError)]
+    empty = np.empty(0, np.float32)
+    answers: list[Floats | DataError] = [size if isinstance(size, DataError) else empty for size in sizes]
+    native = [size for size in sizes if not isinstance(size, DataError)]
+    plans = [plan_of(model.signature, native, scale, batch_size) for scale in scales]
+    for batches in zip(*plans, strict=True):  # an aspect's images are the same at every scale
+        members = [good[index] for index in batches[0].indices]
+        views = [_pixels(model, paths, sizes, members, batch.size, answers) for batch in batches]
+        said = np.mean([model.probabilities(view) for view in views], axis=0)
+        for place, row in zip(members, said, strict=True):
+            if not isinstance(answers[place], DataError):
+                answers[place] = row
+    return answers
+
+
+def _size(path: Path) -> Size | DataError:
+    try:
+        return read_size(path)
+    except DataError as error:
+        return error
+
+
+def plan_of(signature: Signature, sizes: Sequence[Size], scale: int, batch_size: int) -> list[Batch]:
+    """Return the batches of one shape in which images of ``sizes`` meet a scale."""
+    if not sizes:
+        return []
+    how = {"fit": signature.fit, "max_aspect": signature.max_aspect}
+    batches = plan_evaluation(np.array(sizes, np.int64), scale, batch_size=batch_size, **how)  # type: ignore[arg-type]
+    return [replace(batch, size=signature.input_size or batch.size) for batch in batches]
+
+
+def _pixels(
+    model: Runtime,
+    paths: Sequence[Path],
+    sizes: Sequence[Size | DataError],
+    members: Sequence[int],
+    size: Size,
+    answers: list[Floats | DataError],
+) -> Images:
+    """Return images [N, 3, H, W]; one that cannot be read leaves its place empty, and its reason in ``answers``."""
+    images = np.zeros((len(members), 3, *size), np.uint8)
+    for image, place in zip(images, members, strict=True):
+        try:
+            image[:] = fitted(model, paths[place], size, sizes[place]).transpose(2, 0, 1)
+        except DataError as error:
+            answers[place] = error
+    return images
+
+
+def fitted(model: Runtime, path: Path, size: Size, native: Size | DataError) -> Images:
+    """Return one file [H, W, 3] as it is in a batch of ``size``."""
+    if isinstance(native, DataError):
+        raise native
+    pixels = decode_array(path, min(size))
+    return model.fit(pixels, size, model.signature.fit, model.signature.pad, native=native)
+
+
+def top(probabilities: Floats, classes: Sequence[str], count: int) -> list[dict[str, object]]:
+    """Return the likeliest classes, as ``predict --json`` has them."""
+    order = np.argsort(-probabilities, kind="stable")[:count]
+    return [{"label": classes[place], "probability": float(probabilities[place])} for place in order]

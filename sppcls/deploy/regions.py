@@ -1,0 +1,155 @@
+"""Regions of one image, classified from one pass a scale: boxes from a file or a grid, the scale of each, a drawing."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sppcls.atomic import write_bytes
+from sppcls.data.decode import decode_array, read_size
+from sppcls.data.geometry import Size, fitted_size
+from sppcls.deploy.predict import fitted, plan_of
+from sppcls.deploy.runtime import Boxes, Floats, Runtime
+from sppcls.errors import ConfigError, DataError
+
+_LEGIBLE = 480  # pixels of the shorter side that labels need
+_COLOURS = (
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#008080",
+    "#9a6324",
+    "#808000",
+    "#000075",
+    "#800000",
+)
+
+
+def read_boxes(file: str, size: Size) -> Boxes:
+    """Return boxes [K, 4], x1 y1 x2 y2 in pixels, of a .json list or a .csv file with or without a heading.
+
+    Raises ``DataError`` naming the box that is no four numbers or reaches outside an image of ``size``, (H, W).
+    """
+    try:
+        text = Path(file).read_text()
+        rows: Any = json.loads(text) if file.endswith(".json") else list(csv.reader(io.StringIO(text)))
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else "not a .json list or .csv rows of x1,y1,x2,y2"
+        raise DataError(f"--boxes {file}: {said}") from None
+    if not isinstance(rows, list):
+        raise DataError(f"--boxes {file}: it holds {type(rows).__name__}, not a list of boxes x1 y1 x2 y2")
+    if not file.endswith(".json"):
+        rows = [row for row in rows if row]
+        rows = rows[1:] if rows and [cell.strip().lower() for cell in rows[0]] == ["x1", "y1", "x2", "y2"] else rows
+    boxes = [_box(row, number, file, size) for number, row in enumerate(rows)]
+    return np.array(boxes, np.float64).reshape(-1, 4)
+
+
+def _box(row: Any, number: int, file: str, size: Size) -> list[float]:
+    values: Any = row.get("box") if isinstance(row, dict) else row
+    try:
+        x1, y1, x2, y2 = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise DataError(f"--boxes {file}: box {number} is {str(row)[:60]}, not four numbers x1 y1 x2 y2") from None
+    if not (0 <= x1 < x2 <= size[1] and 0 <= y1 < y2 <= size[0]):
+        height, width = size
+        raise DataError(
+            f"--boxes {file}: box {number} is {x1:g} {y1:g} {x2:g} {y2:g}; 0 <= x1 < x2 <= {width} and "
+            f"0 <= y1 < y2 <= {height} is needed, as the image is {height}x{width} (H x W)"
+        )
+    return [x1, y1, x2, y2]
+
+
+def grid(size: Size, places: int) -> Boxes:
+    """Return sliding squares of 1, 1/2 and 1/4 of the shorter side, a ``places``-th of the shorter side apart.
+
+    >>> len(grid((64, 96), 8))
+    127
+    """
+    height, width = size
+    short, boxes = min(size), []
+    for side in (short, short / 2, short / 4):
+        tops, lefts = (np.linspace(0, whole - side, 1 + round((whole - side) * places / short)) for whole in size)
+        boxes += [(x, y, min(x + side, width), min(y + side, height)) for y in tops for x in lefts]
+    return np.array(boxes, np.float64)
+
+
+def classify(model: Runtime, path: Path, boxes: Boxes, scales: Sequence[int]) -> Floats:
+    """Return probabilities [K, classes] of boxes in an image file, one pass a scale that is used.
+
+    Each box is taken from the scale at which it has about as many pixels as a training image (paper, section 4.1).
+    """
+    if model.regions is None:
+        raise ConfigError(
+            "--boxes and --grid need a run, a checkpoint, a safetensors export or an ONNX file made with --regions"
+        )
+    native = read_size(path)
+    chosen = _scale_of_each(boxes, native, scales, model.signature.scale)
+    said = np.zeros((len(boxes), len(model.signature.classes)), np.float32)
+    for scale in np.unique(chosen):
+        size = plan_of(model.signature, [native], int(scale), 1)[0].size
+        pixels = fitted(model, path, size, native).transpose(2, 0, 1)[None]
+        mine = chosen == scale
+        said[mine] = model.as_probabilities(
+            model.regions(np.ascontiguousarray(pixels), _moved(boxes[mine], native, size))
+        )
+    return said
+
+
+def _scale_of_each(boxes: Boxes, native: Size, scales: Sequence[int], trained: int) -> Any:
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    at = np.array(scales)
+    pixels = areas[:, None] * (at / min(native)) ** 2
+    return at[np.abs(pixels - trained**2).argmin(1)]
+
+
+def _moved(boxes: Boxes, native: Size, size: Size) -> Boxes:
+    """Return boxes in the pixels of a batch; the image's right and bottom edges are the batch's, padding and all."""
+    height, width = fitted_size(*native, size)
+    moved: Boxes = boxes * np.array([width / native[1], height / native[0]] * 2)
+    for column, end, whole in ((2, native[1], size[1]), (3, native[0], size[0])):
+        moved[:, column] = np.where(boxes[:, column] == end, whole, moved[:, column])
+    return moved
+
+
+def distinct(boxes: Boxes, probabilities: Floats, count: int, overlap: float = 0.3) -> list[int]:
+    """Return the surest boxes, in order, none of which overlaps a surer one by more than ``overlap`` (of the union)."""
+    kept: list[int] = []
+    for place in np.argsort(-probabilities.max(1), kind="stable").tolist():
+        if len(kept) < count and all(_overlap(boxes[place], boxes[other]) <= overlap for other in kept):
+            kept.append(place)
+    return kept
+
+
+def _overlap(a: Any, b: Any) -> float:
+    across, down = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return float(across * down / (sum(areas) - across * down))
+
+
+def draw(path: Path, boxes: Boxes, labels: Sequence[str], out: Path) -> None:
+    """Draw labelled boxes onto an image, the first on top; raises ``ConfigError`` where ``out`` cannot be written."""
+    image = Image.fromarray(decode_array(path))
+    factor = -(-_LEGIBLE // min(image.size))
+    image = image.resize((image.width * factor, image.height * factor))
+    pen, line, size = ImageDraw.Draw(image), min(image.size) // 150, min(image.size) // 28
+    for number in reversed(range(len(boxes))):
+        colour, box = _COLOURS[number % len(_COLOURS)], (boxes[number] * factor).tolist()
+        _, _, wide, high = pen.textbbox((0, 0), labels[number], font_size=size)
+        where = (max(0, min(box[0] + line, image.width - wide)), max(0, min(box[1] + line, image.height - high)))
+        pen.rectangle(box, outline=colour, width=line)
+        pen.rectangle(pen.textbbox(where, labels[number], font_size=size), fill=colour)
+        pen.text(where, labels[number], fill="white", font_size=size)
+    memory = io.BytesIO()
+    try:
+        image.save(memory, format=Image.registered_extensions().get(out.suffix.lower(), "PNG"))
+        write_bytes(out, memory.getvalue())
+    except OSError as error:
+        raise ConfigError(f"--draw {out}: {error.strerror or error}; name a file that can be written") from None

@@ -1,0 +1,146 @@
+"""One way to run a model, whatever file it is in: a run, a checkpoint, safetensors, ONNX or a program of PyTorch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sppcls.data.resize import fit_array
+from sppcls.errors import ConfigError
+from sppcls.signature import Signature, read_signature
+
+Images = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Boxes = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A model that can be run.
+
+    Attributes:
+        signature: How to use it.
+        run: From uint8 images [N, 3, H, W] to logits or probabilities [N, K].
+        fit: From the pixels of an image to those of a batch, as `sppcls.data.resize.fit_array`.
+        regions: From one image [1, 3, H, W] and boxes [K, 4] in its pixels to what ``run`` gives; None if it cannot.
+    """
+
+    signature: Signature
+    run: Callable[[Images], Floats]
+    fit: Callable[..., Images] = fit_array
+    regions: Callable[[Images, Boxes], Floats] | None = None
+
+    def probabilities(self, images: Images) -> Floats:
+        """Return probabilities [N, K] of uint8 images [N, 3, H, W]."""
+        return self.as_probabilities(self.run(images))
+
+    def as_probabilities(self, said: Floats) -> Floats:
+        """Return probabilities of what ``run`` or ``regions`` gives."""
+        return said if self.signature.probabilities else softmax(said)
+
+
+def softmax(logits: Floats) -> Floats:
+    """Return probabilities [N, K] of logits [N, K]."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    shares: Floats = powers / powers.sum(1, keepdims=True)
+    return shares
+
+
+def open_model(path: str | Path, device: str = "cpu") -> Runtime:
+    """Open a run folder, a checkpoint, an exported folder, or a .safetensors, .onnx or .pt2 file.
+
+    Raises:
+        ConfigError: There is nothing at ``path``, or an extra is not installed.
+        SppclsError: The file is damaged, foreign, or refused because it could do more than compute.
+    """
+    file = _graph_file(Path(path))
+    if file is None:
+        return _of_network(path, device)
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"--device {device}: {file.name} runs on the CPU here; use a run, checkpoint or safetensors")
+    return _of_onnx(file) if file.suffix == ".onnx" else _of_pt2(file)
+
+
+def _graph_file(path: Path) -> Path | None:
+    """Return the graph that a file or folder means, or None where it means a network."""
+    if path.is_dir() and not any((path / name).exists() for name in ("checkpoints", "model.safetensors")):
+        graphs: Sequence[Path] = [path / "model.onnx", path / "model.pt2"]
+    else:
+        graphs = [path] if path.suffix in (".onnx", ".pt2") else []
+    return next((graph for graph in graphs if graph.is_file()), None)
+
+
+def _of_onnx(file: Path) -> Runtime:
+    from sppcls.deploy.onnx_file import open_onnx
+
+    session, described = open_onnx(file)
+    signature = read_signature(described.get("signature"), str(file))
+
+    def regions(images: Images, boxes: Boxes, image: Any = None) -> Floats:
+        image = np.zeros(len(boxes), np.int64) if image is None else image
+        inputs = {"images": signature.prepared(images), "boxes": boxes.astype(np.float32), "image": image}
+        said: Floats = session.run(None, inputs)[0]
+        return said
+
+    def run(images: Images) -> Floats:
+        if signature.regions:
+            count, (height, width) = len(images), images.shape[2:]
+            return regions(images, np.array([[0, 0, width, height]] * count), np.arange(count))
+        said: Floats = session.run(None, {"images": signature.prepared(images)})[0]
+        return said
+
+    return Runtime(signature, run, regions=regions if signature.regions else None)
+
+
+def _of_pt2(file: Path) -> Runtime:
+    import torch
+
+    from sppcls.deploy.pt2_file import load_pt2
+
+    program, described = load_pt2(file)
+    signature = read_signature(described.get("signature"), str(file))
+
+    def run(images: Images) -> Floats:
+        with torch.inference_mode():
+            said: Floats = program(torch.from_numpy(signature.prepared(images))).numpy()
+            return said
+
+    return Runtime(signature, run, _fit_by_torch)
+
+
+def _of_network(path: str | Path, device: str) -> Runtime:
+    import torch
+
+    from sppcls.build import pick_device
+    from sppcls.checkpoint import load
+
+    loaded = load(path)
+    place = pick_device(device)
+    network = loaded.network.to(place)
+
+    def run(images: Images) -> Floats:
+        with torch.inference_mode():
+            said: Floats = network(network.normalize(torch.from_numpy(images).to(place))).float().cpu().numpy()
+            return said
+
+    def regions(images: Images, boxes: Boxes) -> Floats:
+        with torch.inference_mode():
+            pixels = network.normalize(torch.from_numpy(images).to(place))
+            said: Floats = network.classify_regions(pixels, [torch.from_numpy(boxes)]).float().cpu().numpy()
+            return said
+
+    return Runtime(loaded.signature, run, _fit_by_torch, regions)
+
+
+def _fit_by_torch(image: Images, size: tuple[int, int], fit: str, pad: Any, *, native: tuple[int, int]) -> Images:
+    # The same pixels as fit_array's, several times faster where torch is there anyway.
+    import torch
+
+    from sppcls.data.images import fit_image
+
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    fitted: Images = fit_image(tensor, size, fit, pad, native=native).permute(1, 2, 0).numpy()
+    return fitted
