@@ -219,8 +219,8 @@ def test_a_box_outside_its_image_is_refused_where_the_size_is_known(box):
 
 def test_maps_levels_and_modes_are_refused_as_by_the_pyramid():
     box = [torch.tensor([[0, 0, 8, 8]])]
-    for wrong in ({"levels": (2, 0)}, {"mode": "mex"}, {"features": torch.zeros(1, 3, 0, 4)}):
-        with pytest.raises(ValueError, match=r"levels|mode|at least 1"):
+    for wrong in ({"levels": (2, 0)}, {"mode": "mex"}, {"stride": 0}, {"features": torch.zeros(1, 3, 0, 4)}):
+        with pytest.raises(ValueError, match=r"levels|mode|stride: got 0|at least 1"):
             region_pyramid_pool2d(
                 **({"features": torch.zeros(1, 3, 4, 4), "boxes": box, "levels": LEVELS, "stride": 8} | wrong)
             )
@@ -288,8 +288,8 @@ def test_region_accuracy_counts_boxes_that_a_colour_tells():
         return image
 
     source = SimpleNamespace(targets=targets, read=read, classes=model.classes)
-    for clutter in ("photo", "mean"):
-        got = region_accuracy(model, source, 16, clutter)
+    for clutter, zoom in (("photo", 1), ("mean", 1.5)):
+        got = region_accuracy(model, source, 16, zoom, clutter)
         assert (got.of_map, got.of_crops, got.images) == (0.75, 0.75, 12)
     assert model.training
 

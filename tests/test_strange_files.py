@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import sys
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper
 from torch.export.pt2_archive import PT2ArchiveWriter
 
 from sppcls.deploy.onnx_file import open_onnx
-from sppcls.deploy.pt2_file import load_pt2
+from sppcls.deploy.pt2_file import load_pt2, save_pt2
 from sppcls.errors import ConfigError, SppclsError
 
 MODEL, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
@@ -263,7 +264,24 @@ def test_products_of_sizes_do_not_fill_the_memory(tmp_path, members):
             nodes.insert(n, {"target": "_operator.mul", "inputs": inputs, "outputs": made})
 
     program, _ = load_pt2(write_pt2(tmp_path / "a.pt2", edited(members, MODEL, squares)))
-    assert program(IMAGES).shape == (3, 3)
+    refused(lambda _: program(IMAGES), tmp_path / "a.pt2", "OverflowError")
+
+
+def test_a_foreign_program_is_refused(tmp_path):
+    program = torch.export.export(torch.nn.Flatten(), (IMAGES,))
+    torch.export.save(program, tmp_path / "a.pt2")
+    refused(load_pt2, tmp_path / "a.pt2", "does not say how to use it; export the model with `sppcls export`")
+
+
+def test_a_program_that_torch_cannot_write_is_one_line(tmp_path):
+    class Halves(torch.nn.Module):
+        def forward(self, images):
+            return images.new_zeros(math.ceil(images.shape[2] / 2))
+
+    program = torch.export.export(Halves(), (IMAGES,), dynamic_shapes=({2: torch.export.Dim.DYNAMIC},))
+    with pytest.raises(ConfigError, match=r"^torch cannot write this network \(.*ceil.*\); use --format safetensors$"):
+        save_pt2(program, {}, tmp_path / "a.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_that_a_program_does_not_take_are_one_line(exported):
@@ -340,14 +358,15 @@ def test_other_files_are_refused_that_onnxruntime_reads(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret").write_bytes(np.full(256, 7, np.float32).tobytes())
-    weights = helper.make_tensor("w", TensorProto.FLOAT, [256], [0.0] * 256)
+    weights = onnx.numpy_helper.from_array(np.zeros(256, np.float32), "w")
     external(weights, "secret")
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [256]) for name in ("images", "y")]
     graph = helper.make_graph([helper.make_node("Add", ["images", "w"], ["y"])], "g", ends[:1], ends[1:], [weights])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
     session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     assert session.run(None, {"images": np.zeros(256, np.float32)})[0].max() == 7
-    refused(open_onnx, changed(tmp_path / "a.onnx", made, lambda model: None), "external data")
+    refused(open_onnx, tmp_path / "a.onnx", "external data")
 
 
 def test_nothing_is_computed_while_a_model_is_opened(tmp_path, model):

@@ -6,12 +6,10 @@ pickles, libraries) torch.export.load evaluates or opens; no answer needs it, an
 
 import io
 import json
-import math
 import operator
 import re
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from sppcls.atomic import write_bytes
-from sppcls.errors import SppclsError
+from sppcls.errors import ConfigError, SppclsError
 
 _TEXT_LIMIT = 16 << 20  # Inception has 1 MB; parsed, text takes some twenty times its size
 # What convolutional networks use, in place too; nothing that reads files, packed weights or memory that nobody wrote.
@@ -31,12 +29,13 @@ _TENSOR_OPERATOR = re.compile(
     |full|ge|gelu|group_norm|gt|hardsigmoid|hardswish|hardtanh|layer_norm|le|leaky_relu|lift_fresh_copy
     |linalg_vector_norm|linear|log|lt|masked_fill|matmul|max_pool2d|maximum|mean|minimum|mish|mm|mul|neg|ones|pad
     |permute|pixel_shuffle|pow|prelu|relu|relu6|repeat|reshape|reshape_as|rsqrt|select|selu|sigmoid|silu|sin|slice
-    |softmax|split|split_with_sizes|sqrt|squeeze|stack|sub|sum|sym_size|tanh|to|transpose|unbind|unsqueeze
+    |softmax|split|split_with_sizes|sqrt|std|squeeze|stack|sub|sum|sym_size|tanh|to|transpose|unbind|unsqueeze
     |upsample_bilinear2d|upsample_nearest2d|var|view|where|zeros)_?)\.(\w+)"""
 )
 _DTYPES = {1: torch.uint8, 4: torch.int32, 5: torch.int64, 6: torch.half, 7: torch.float, 12: torch.bool}
-_SIZES: dict[str, Any] = {"math.ceil": math.ceil, "math.floor": math.floor, "torch.sym_max": max, "torch.sym_min": min}
-_SIZES |= {f"_operator.{name}": getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod")}
+_DTYPES |= {8: torch.double, 13: torch.bfloat16}
+_SIZES = {f"_operator.{name}": getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg")}
+_SIZES |= {"torch.sym_max": max, "torch.sym_min": min}
 # What an operator is given: the name of a value as a tuple of one, which no setting is.
 _ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "as_none": lambda _: None,
@@ -45,7 +44,6 @@ _ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     **{f"as_{plain.__name__}": plain for plain in (int, float, bool)},
     "as_string": str,
     "as_sym_int": lambda value: _argument(value),
-    "as_sym_float": lambda value: _argument(value),
     "as_scalar_type": lambda value: _DTYPES[value],
     "as_layout": lambda _: torch.strided,
     "as_device": lambda _: torch.device("cpu"),
@@ -53,11 +51,15 @@ _ARGUMENTS: dict[str, Callable[[Any], Any]] = {
 
 
 def save_pt2(program: ExportedProgram, description: dict[str, Any], path: Path) -> None:
-    """Write a program with its description; what ``program`` remembers of where it was made is taken out of it."""
+    """Write a program, and take out of it where it was made; raises ``ConfigError`` where torch cannot write it."""
     program._example_inputs = None
     for node in program.graph.nodes:
         node.meta = {key: known for key, known in node.meta.items() if key == "val"}
-    torch.export.save(program, content := io.BytesIO(), extra_files={"sppcls.json": json.dumps(description)})
+    try:
+        torch.export.save(program, content := io.BytesIO(), extra_files={"sppcls.json": json.dumps(description)})
+    except Exception as error:  # an operator on sizes that torch has no words for
+        line = str(error).partition("\n")[0]
+        raise ConfigError(f"torch cannot write this network ({line}); use --format safetensors") from error
     write_bytes(path, content.getvalue())
 
 
@@ -79,6 +81,8 @@ def load_pt2(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, bytearray]:
     members = archive.infolist()
+    if "archive/extra/sppcls.json" not in archive.namelist():
+        raise SppclsError("it does not say how to use it; export the model with `sppcls export`")
     longest = max(m.file_size for m in members if m.filename.endswith(".json"))
     if sum(m.file_size for m in members) > size or longest > _TEXT_LIMIT or any(m.compress_type for m in members):
         raise SppclsError("its members overlap, are compressed or describe more than any network; export it again")
@@ -139,17 +143,12 @@ def _steps(nodes: list[dict[str, Any]], answer: str) -> list[Any]:
 
 
 def _operator(target: str) -> Any:
-    if target in _SIZES:
-        return partial(_size, _SIZES[target])
+    if target in _SIZES:  # by way of floats: exact for any size, and no product of them fills the memory
+        return lambda **sizes: int(_SIZES[target](*map(float, sizes.values())))
     match = _TENSOR_OPERATOR.fullmatch(target)
     if match and match[2] in (packet := getattr(torch.ops.aten, match[1])).overloads():
         return getattr(packet, match[2])
     raise SppclsError(f"it calls {target[:60]!r}; a .pt2 of `sppcls export` calls tensor operators only")
-
-
-def _size(call: Callable[..., float], **given: float) -> float:
-    made = call(*map(float, given.values()))  # exact for any size, and no product of them fills the memory
-    return made if made % 1 else int(made)
 
 
 def _argument(given: dict[str, Any]) -> Any:

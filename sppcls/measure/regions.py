@@ -26,6 +26,7 @@ def region_accuracy(
     network: SppClassifier,
     source: Source,
     scale: int,
+    zoom: float = 1.0,
     clutter: Literal["photo", "mean"] = "photo",
     canvas: float = 2.0,
     seed: int = 0,
@@ -35,7 +36,8 @@ def region_accuracy(
     Args:
         network: The classifier.
         source: Images and their classes, which are the network's.
-        scale: Of the image on the canvas, in pixels; one that the network was trained at, as crops are not resized.
+        scale: Of the crops, in pixels; one that the network was trained at.
+        zoom: Scale of the image on the canvas, as a multiple of ``scale``.
         clutter: What fills the canvas: ``photo``, an image of another class, or ``mean``, the trunk's mean colour.
         canvas: Its sides, as multiples of the image's.
         seed: Of the places and of the images that fill the canvas.
@@ -45,7 +47,7 @@ def region_accuracy(
     mean = torch.tensor(network.mean).mul(255).round().to(torch.uint8).view(3, 1, 1)
     with evaluating(network, device), torch.inference_mode():
         for index, target in enumerate(source.targets):
-            image = _scaled(source.read(index), scale)
+            image = _scaled(source.read(index), round(zoom * scale))
             h, w = image.shape[1:]
             height, width = round(canvas * h), round(canvas * w)
             other = int(random.choice(np.flatnonzero(source.targets != target)))
@@ -54,9 +56,9 @@ def region_accuracy(
                 picture = fit_image(source.read(other), (height, width), "crop").clone()
             top, left = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
             picture[:, top : top + h, left : left + w] = image
-            pictures, box = network.normalize(picture[None].to(device)), torch.tensor([[left, top, left + w, top + h]])
-            of_crop = network(pictures[:, :, top : top + h, left : left + w])
-            right += [int(said.argmax()) == target for said in (network.classify_regions(pictures, [box]), of_crop)]
+            box = torch.tensor([[left, top, left + w, top + h]])
+            pixels, crop = (network.normalize(one[None].to(device)) for one in (picture, _scaled(image, scale)))
+            right += [int(one.argmax()) == target for one in (network.classify_regions(pixels, [box]), network(crop))]
     images = len(source.targets)
     return RegionAccuracy(float(right[0] / images), float(right[1] / images), images)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from sppcls.ops.bins import bin_edges, bins, check_levels
 from sppcls.ops.pyramid import Mode, spatial_pyramid_pool2d
 
-_AT_ONCE = 1024  # bins: what is gathered for so few stays in the processor's cache
+_AT_ONCE = 256  # bins: what is gathered for so few stays in the processor's cache
 Size = tuple[int, int]
 
 
@@ -22,7 +23,7 @@ def region_pyramid_pool2d(
     mode: Mode = "max",
     image_size: Size | None = None,
 ) -> Tensor:
-    """Pool the cells of each box, bit for bit as :func:`spatial_pyramid_pool2d` pools that part of the map.
+    """Pool the cells of each box (`region_cells`), bit for bit as `spatial_pyramid_pool2d` pools that part of the map.
 
     Gradients are those of the parts, too. Without them, the time of "max" does not depend on the size of the boxes.
 
@@ -38,7 +39,7 @@ def region_pyramid_pool2d(
 
     Raises:
         TypeError, ValueError: a map, levels or mode that no pyramid takes; boxes of another shape or number; a box that
-            is empty, negative, not finite, or outside the image.
+            is empty, negative, not finite or outside the image; a stride below 1.
 
     >>> features, image = torch.arange(12.0).view(1, 1, 3, 4), torch.tensor([[0, 0, 64, 48], [16, 0, 48, 15]])
     >>> region_pyramid_pool2d(features, [image], (2, 1), stride=16)
@@ -46,6 +47,8 @@ def region_pyramid_pool2d(
             [ 1.,  2.,  1.,  2.,  2.]])
     """
     levels = check_levels(levels)
+    if stride < 1:
+        raise ValueError(f"stride: got {stride}; at least 1 is needed, the input pixels from one cell to the next")
     if features.ndim != 4 or len(boxes) != len(features):
         raise ValueError(f"boxes: got {len(boxes)} tensors for features {list(features.shape)}; one an image is needed")
     pooled = [spatial_pyramid_pool2d(features[:0], levels, mode)]  # refuses a wrong map or mode
@@ -64,10 +67,11 @@ def region_pyramid_pool2d(
 def region_cells(
     boxes: Tensor, stride: int, map_size: Sequence[int], image_size: Size | None = None, *, touched: bool = False
 ) -> Tensor:
-    """Return top, left, bottom and right, ends exclusive, of the cells of boxes: [K, 4], at least one cell each.
+    """Return top, left, bottom and right, ends exclusive, of the cells of each box: [K, 4], at least one cell a box.
 
-    They are those wholly inside the box, or with ``touched`` also those partly inside; up to the map's last cell where
-    a box ends with the image, or in that cell if the image's size is not given.
+    They are the cells wholly inside: what is beside a box harms more than its own edge helps. With ``touched`` they are
+    also those partly inside, for parts of one picture. A box that ends with the image (if its size is not given: in the
+    map's last cell) ends with the map.
 
     >>> region_cells(torch.tensor([[16, 0, 80, 15], [90, 13, 95, 18]]), 8, (4, 12))
     tensor([[ 0,  2,  1, 10],
@@ -84,34 +88,30 @@ def region_cells(
 
 def _by_table(features: Tensor, regions: Tensor, levels: tuple[int, ...]) -> Tensor:
     """Look each bin up among maxima over windows of 2**a x 2**b cells: one to four of them, overlapping, cover it."""
-    image, y1, y2, x1, x2 = _all_bins(regions, levels, max(features.shape[2:]))
     channels, height, width = features.shape[1:]
-    found = features.new_empty(len(image), channels)
+    out = features.new_empty(len(regions), channels * bins(levels))
+    grids = list(_grids(out, regions, levels, (height, width)))
     tall = features.detach().permute(0, 2, 3, 1).contiguous()
     for a in range(height.bit_length()):
         window = tall = torch.maximum(tall[:, : -(1 << a - 1)], tall[:, 1 << a - 1 :]) if a else tall
         for b in range(width.bit_length()):
             window = torch.maximum(window[:, :, : -(1 << b - 1)], window[:, :, 1 << b - 1 :]) if b else window
-            for k in torch.split(((y2 - y1 >> a == 1) & (x2 - x1 >> b == 1)).nonzero()[:, 0], _AT_ONCE):
-                rows, columns = (y1[k], y2[k] - (1 << a))[: a + 1], (x1[k], x2[k] - (1 << b))[: b + 1]
-                found[k] = reduce(torch.maximum, (window[image[k], y, x] for y in rows for x in columns))
-    out = features.new_empty(len(regions), channels * bins(levels))
-    parts = torch.split(found.view(-1, bins(levels), channels), [n * n for n in levels], 1)
-    for level, part in zip(torch.split(out, [channels * n * n for n in levels], 1), parts, strict=True):
-        level.view(part.mT.shape).copy_(part.mT)
+            for grid, rows, columns in grids:
+                fit = (rows.diff() >> a == 1) & (columns.diff() >> b == 1).mT
+                for k, i, j in (some.unbind(1) for some in torch.split(fit.nonzero(), _AT_ONCE)):
+                    (y1, y2), (x1, x2) = rows[k, i].unbind(1), columns[k, j].unbind(1)
+                    corners = product((y1, y2 - (1 << a))[: a + 1], (x1, x2 - (1 << b))[: b + 1])
+                    grid[k, :, i, j] = reduce(torch.maximum, (window[regions[k, 0], y, x] for y, x in corners))
     return out
 
 
-def _all_bins(regions: Tensor, levels: tuple[int, ...], longest: int) -> Iterator[Tensor]:
-    """Yield the image, top, bottom, left and right of every bin of every region: [K * bins] each."""
-    image, top, left, bottom, right = regions.unbind(1)
-    every = []
-    for n in levels:
-        edges = torch.tensor([bin_edges(length, n) for length in range(longest + 1)])
-        rows, columns = edges[bottom - top] + top[:, None, None], edges[right - left] + left[:, None, None]
-        every.append(torch.cat([rows.repeat_interleave(n, 1), columns.repeat(1, n, 1)], 2))
-    yield image.repeat_interleave(bins(levels))
-    yield from torch.cat(every, 1).flatten(0, 1).unbind(1)
+def _grids(out: Tensor, regions: Tensor, levels: tuple[int, ...], size: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield, a level, the view [K, C, n, n] of ``out`` and the edges of its rows and columns of bins: [K, n, 2]."""
+    channels, _, top, left, bottom, right = out.shape[1] // bins(levels), *regions[:, :, None, None].unbind(1)
+    for n, part in zip(levels, torch.split(out, [channels * n * n for n in levels], 1), strict=True):
+        edges = torch.tensor([bin_edges(length, n) for length in range(max(size) + 1)])
+        rows, columns = (edges[(end - start).flatten()] + start for start, end in ((top, bottom), (left, right)))
+        yield part.view(-1, channels, n, n), rows, columns
 
 
 def _checked(boxes: Tensor, image: int, image_size: Size | None) -> Tensor:
@@ -121,12 +121,10 @@ def _checked(boxes: Tensor, image: int, image_size: Size | None) -> Tensor:
     box = boxes.detach().cpu().double()
     sane = (box.isfinite() & (box >= 0)).all(1) & (box[:, 2:] > box[:, :2]).all(1)
     inside = (box[:, 2:].flip(1) <= torch.tensor(image_size or torch.inf)).all(1)
-    size = "x".join(map(str, image_size or ()))
-    for good, says in (
-        (sane, "not 0 <= x1 < x2 and 0 <= y1 < y2, all finite; give x1 y1 x2 y2 in pixels"),
-        (inside, f"outside the image of {size} (H x W); clip it, or give boxes in the pixels of this image"),
-    ):
-        if not good.all():
-            k = int(good.int().argmin())
-            raise ValueError(f"boxes: image {image}, box {k} is {box[k].tolist()}, {says}")
+    for k in (~(sane & inside)).nonzero()[:1, 0].tolist():
+        says = "not 0 <= x1 < x2 and 0 <= y1 < y2, all finite; give x1 y1 x2 y2 in pixels"
+        if sane[k]:
+            size = "x".join(map(str, image_size or ()))
+            says = f"outside the image of {size} (H x W); clip it, or give boxes in the pixels of this image"
+        raise ValueError(f"boxes: image {image}, box {k} is {box[k].tolist()}, {says}")
     return box

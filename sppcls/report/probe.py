@@ -34,7 +34,8 @@ def run_probe(given: Namespace) -> int:
 def probe_table(found: dict[str, Any]) -> Table:
     """Return a row a variant: accuracy over images and over classes, and the difference from the first row."""
     options, sizes = found["options"], f"{found['train_images']} + {found['test_images']} images"
-    title = f"{options['backbone']} ({options['layer']}), {found['classes']} classes, {options['splits']} splits of {sizes}"
+    network = f"{options['backbone']} ({options['layer']})"
+    title = f"{network}, {found['classes']} classes, {options['splits']} splits of {sizes}"
     columns = ("fit", "scales", "levels", "accuracy, %", "mean over classes, %", "against the first, points")
     table = Table(*columns, title=title)
     for row in found["variants"]:
