@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ def checkpoint_path(path: str | Path) -> Path:
         raise ConfigError(f"no model at {given}; name a run folder, a .ckpt file or an exported folder")
     files = [given / "checkpoints" / "last.ckpt", given / WEIGHTS]
     found = next((file for file in files if file.is_file()), None)
+    if found is None and any((given / name).is_file() for name in ("model.onnx", "model.pt2")):
+        raise ConfigError(f"{given} holds a graph alone, which `sppcls predict` runs; export safetensors too")
     if found is None:
         raise ConfigError(
             f"{given} has no checkpoints/last.ckpt and no {WEIGHTS}; it is no run or export, or has saved nothing yet"
@@ -89,7 +92,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint's tensors and plain values, running no code that came with it; any Lightning checkpoint."""
     file = checkpoint_path(path)
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what is refused a moment later
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         line = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0].split(". ")[0]
         raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({line})") from None

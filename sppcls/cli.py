@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -12,6 +13,7 @@ BENCHES = ("pool", "loader", "train", "views", "regions")
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; ends the process with the contract's exit status."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is taken away
     try:
         status = options.run(options)
     except KeyboardInterrupt:
@@ -47,10 +49,11 @@ def _scales(text: str) -> tuple[int, ...]:
     return scales
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _at_least(least: int, most: int = 2**31) -> Callable[[str], int]:
     def whole(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}, a whole number of at least {least} is needed")
+        if not (text.isascii() and text.isdecimal() and len(text) < 12 and least <= int(text) <= most):
+            upto = f", and {most} at most," if most < 2**31 else ""
+            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, a whole number of at least {least}{upto} is needed")
         return int(text)
 
     return whole
@@ -148,7 +151,7 @@ def _add_predict(verb: argparse.ArgumentParser) -> None:
         "images", metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on standard input"
     )
     scale = verb.add_mutually_exclusive_group()
-    scale.add_argument("--scale", type=_at_least(1), help="shorter side in pixels (the largest trained)")
+    scale.add_argument("--scale", type=_at_least(1, 8192), help="shorter side in pixels (the largest trained)")
     scale.add_argument("--fuse", type=_scales, metavar="SCALES", help="average the probabilities of these scales")
     verb.add_argument("--top", type=_at_least(1), default=5, metavar="N", help="how many classes to name (5)")
     kind = verb.add_mutually_exclusive_group()
@@ -156,7 +159,7 @@ def _add_predict(verb: argparse.ArgumentParser) -> None:
     kind.add_argument("--csv", action="store_true", help="a table with a heading")
     boxes = verb.add_mutually_exclusive_group()
     boxes.add_argument("--boxes", metavar="FILE", help="regions of one image to label, x1 y1 x2 y2: .json or .csv")
-    boxes.add_argument("--grid", type=_at_least(1), metavar="N", help="propose squares, N to the shorter side")
+    boxes.add_argument("--grid", type=_at_least(1, 64), metavar="N", help="propose squares, N to the shorter side")
     verb.add_argument("--scales", type=_scales, help="scales to take regions from, as 480,576,688,864")
     verb.add_argument("--draw", metavar="FILE", help="draw the regions, as a .png or .jpg")
     verb.add_argument("--batch-size", type=_at_least(1), default=32)

@@ -34,6 +34,15 @@ def track(things: Iterable[T], label: str, total: int | None = None) -> Iterator
     yield from bar(things, label, total, console=Console(stderr=True), transient=True)
 
 
+def printable(text: str) -> str:
+    """Return text without what a terminal would obey: names may come from strangers.
+
+    >>> printable("a\\x1b[2Jb\\n")
+    'a?[2Jb?'
+    """
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown.
 

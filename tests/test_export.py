@@ -151,7 +151,12 @@ def test_an_output_folder_that_is_there_needs_force(tmp_path, capsys, model, exp
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
+    (out / "README.md").write_text("mine")
+    status, _, said = export(capsys, model, "--format", "safetensors", "--out", out, "--force")
+    assert (status, (out / "README.md").read_text()) == (2, "mine")
+    assert "holds README.md and is no export" in said
     (out / "model.onnx").write_text("of another model")
+    (out / "parity.json").write_text("{}")
     assert export(capsys, model, "--format", "safetensors", "--out", out, "--force")[0] == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
@@ -167,9 +172,13 @@ def test_an_output_folder_that_is_there_needs_force(tmp_path, capsys, model, exp
     [
         (["--format", "torchscript"], 2, "--format 'torchscript' is unknown"),
         (["--format", "onnx", "--out", "/proc/none/x"], 2, "--out /proc/none/x"),
-        (["--format", "onnx", "--out", __file__], 2, "is there already"),
+        (["--format", "onnx", "--out", __file__], 2, "name a new folder"),
         (["--format", "onnx", "--out", f"{__file__}/x"], 2, "name a folder"),
         ([], 2, "--format"),
+        (["--format", "safetensors", "--regions"], 2, "--regions is of onnx"),
+        (["--format", "safetensors", "--normalize"], 2, "--normalize"),
+        (["--format", "safetensors", "--out", "n" * 300], 2, "--out nnn"),
+        (["--format", "safetensors", "--out", __file__, "--force"], 2, "name a new folder"),
     ],
 )
 def test_wrong_arguments_are_one_line(capsys, model, arguments, status, said):

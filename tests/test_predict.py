@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,25 @@ def test_the_box_of_the_whole_image_is_the_image(folder, capsys, tmp_path):
         assert set(part) == {"box", "label", "top"}
 
 
+def test_names_of_strangers_do_not_command_the_terminal(folder, capsys, tmp_path):
+    strange = tmp_path / "a\x1b[2J\n.jpg"
+    strange.write_bytes((folder / "images" / "0.jpg").read_bytes())
+    status, out, _ = run(capsys, folder / "a.ckpt", strange, "--top", 1)
+    assert (status, out.count("\n"), "\x1b" in out) == (0, 1, False)
+    assert json.loads(run(capsys, folder / "a.ckpt", strange, "--json")[1])["path"] == str(strange)
+
+
+def test_an_export_that_is_ended_leaves_nothing(folder, tmp_path):
+    command = ["export", str(folder / "a.ckpt"), "--format", "onnx", "--out", str(tmp_path / "x")]
+    program = "import sys; from sppcls import cli; cli.main(sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", program, *command], stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not list(tmp_path.iterdir()):
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(60) == 143
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_boxes_of_csv_with_and_without_a_heading_and_none_at_all(folder, capsys, tmp_path):
     image, rows = folder / "images" / "0.jpg", [[0, 0, 40, 40], [10.5, 3, 70, 60]]
     found = []
@@ -191,6 +211,7 @@ def test_boxes_of_csv_with_and_without_a_heading_and_none_at_all(folder, capsys,
         ([5], "not four numbers"),
         ([[math.nan, 0, 10, 10]], "box 0 is nan"),
         ({"a": 1}, "holds dict, not a list"),
+        ([[0, 0, 10**400, 5]], "not four numbers"),
     ],
 )
 def test_boxes_that_are_none_are_named(folder, capsys, tmp_path, rows, said):
@@ -247,12 +268,18 @@ def test_regions_are_drawn_onto_the_image(folder, capsys, tmp_path):
     ("arguments", "status", "said"),
     [
         (["a.ckpt", "images", "--boxes", "x.json"], 2, "take one image, got 7"),
-        (["a.ckpt", "images/0.jpg", "--draw", "x.png"], 2, "--draw draws regions"),
+        (["a.ckpt", "images/0.jpg", "--draw", "x.png"], 2, "--draw and --scales are of regions"),
         (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "none/x.png"], 2, "--draw none/x.png"),
         (["a.ckpt", "images/0.jpg", "--boxes", "none.json"], 3, "--boxes none.json: No such file"),
         (["a.ckpt", "images/0.jpg", "--boxes", "a.ckpt"], 3, "--boxes a.ckpt"),
         (["a-export/model.onnx", "images/0.jpg", "--grid", "4"], 2, "or an ONNX file made with --regions"),
         (["a.ckpt", "no*such"], 3, "no image in no*such"),
+        (["a.ckpt", ""], 2, "an image is named ''"),
+        (["a.ckpt", "images", "--scales", "64"], 2, "--draw and --scales are of regions"),
+        (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "images/0.jpg"], 2, "name another file than the image"),
+        (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "x.txt"], 2, "ends in .png"),
+        (["a.ckpt", "images/0.jpg", "--grid", "100000"], 2, "64 at most"),
+        (["a.ckpt", "images/0.jpg", "--scale", "1000000"], 2, "8192 at most"),
         (["none", "images"], 2, "no model at none"),
         (["images", "images"], 2, "images has no checkpoints/last.ckpt"),
         (["images/0.jpg", "images"], 1, "images/0.jpg is refused"),

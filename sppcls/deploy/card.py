@@ -10,7 +10,7 @@ from sppcls.checkpoint import Model
 from sppcls.terminal import markdown
 
 _LIMITS = """- It says one of its {count} classes of any image, also of an image of none of them.
-- It was trained at {scales} pixels (shorter side). At other sizes it answers too, and is less often right (see above).
+- It was trained at {scales} pixels (shorter side). At other sizes it answers too, and is less often right.
 - Its figures are of those images. Of other cameras, places or people nothing is known; measure with
   `sppcls evaluate MODEL --data DIR` before you rely on it."""
 

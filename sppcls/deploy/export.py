@@ -49,9 +49,12 @@ def export(
     for name in formats:
         if name not in FILES:
             raise ConfigError(f"--format {name!r} is unknown{did_you_mean(name, FILES)}")
-    folder = Path(out) if out else _beside(Path(model))
-    if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--out {folder} is there already; name another folder, or add --force")
+    if (regions and "onnx" not in formats) or (
+        (input != "normalized" or probabilities) and set(formats) == {"safetensors"}
+    ):
+        raise ConfigError("--regions is of onnx, --normalize and --probabilities of onnx and pt2; add one to --format")
+    folder = _beside(Path(model)) if out is None else Path(out)
+    _check_free(folder, force)
     loaded = load(model)
     signature = replace(loaded.signature, input=input, probabilities=probabilities, half=half)
     if regions:
@@ -72,6 +75,18 @@ def run_export(given: Namespace) -> int:
     how |= {"regions": given.regions, "force": given.force}
     export(given.model, given.format, given.out, **how)
     return 0
+
+
+def _check_free(folder: Path, force: bool) -> None:
+    try:
+        names = {path.name for path in folder.iterdir()} if folder.exists() or folder.is_symlink() else set()
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}; name a new folder") from None
+    if names and not force:
+        raise ConfigError(f"--out {folder} is there already; name another folder, or add --force")
+    if names & set(OWN) and "parity.json" not in names:
+        other = min(names & set(OWN))
+        raise ConfigError(f"--out {folder} holds {other} and is no export; --force replaces exports only")
 
 
 def _beside(model: Path) -> Path:

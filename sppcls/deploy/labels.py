@@ -13,7 +13,7 @@ from sppcls.deploy.predict import checked_scales, expand, predict, top
 from sppcls.deploy.regions import classify, distinct, draw, grid, read_boxes
 from sppcls.deploy.runtime import Floats, Runtime, open_model
 from sppcls.errors import ConfigError, DataError
-from sppcls.terminal import track
+from sppcls.terminal import printable, track
 
 _SHOWN = 10  # regions of a grid that are printed and drawn
 
@@ -25,8 +25,8 @@ def run_predict(given: Namespace) -> int:
         raise DataError(f"no image in {' '.join(given.images)}; name image files or folders of them")
     if (given.boxes or given.grid) and len(paths) > 1:
         raise ConfigError(f"--boxes and --grid take one image, got {len(paths)}")
-    if given.draw and not (given.boxes or given.grid):
-        raise ConfigError("--draw draws regions; add --boxes FILE or --grid N")
+    if (given.draw or given.scales) and not (given.boxes or given.grid):
+        raise ConfigError("--draw and --scales are of regions; add --boxes FILE or --grid N")
     model = open_model(given.model, given.device)
     scales = checked_scales(model.signature, given.fuse or (given.scale and (given.scale,)))
     answers: Iterable[tuple[Path, Floats | DataError]] = predict(model, paths, scales, given.batch_size)
@@ -37,7 +37,7 @@ def run_predict(given: Namespace) -> int:
     for path, said in answers:
         if isinstance(said, DataError):
             broken += 1
-            print(f"error: {said}", file=sys.stderr)
+            print(f"error: {printable(str(said))}", file=sys.stderr)
             continue
         found = top(said, model.signature.classes, given.top)
         row: dict[str, Any] = {"path": shown(path), "label": found[0]["label"], "top": found}
@@ -81,9 +81,9 @@ def _writer(given: Namespace) -> Any:
 
 
 def _print(row: dict[str, Any]) -> None:
-    print(f"{row['path']}: {_line(row)}", flush=True)
+    print(printable(f"{row['path']}: {_line(row)}"), flush=True)
     for region in row.get("regions", []):
-        print(f"    {' '.join(f'{value:g}' for value in region['box'])}: {_line(region)}")
+        print(printable(f"    {' '.join(f'{value:g}' for value in region['box'])}: {_line(region)}"))
 
 
 def _line(row: dict[str, Any]) -> str:

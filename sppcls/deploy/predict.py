@@ -4,6 +4,7 @@ import glob
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +28,11 @@ def expand(arguments: Iterable[str]) -> list[Path]:
     """
     found: list[Path] = []
     for argument in arguments:
+        if not argument:
+            raise ConfigError("an image is named '', which would be this folder; say . for that")
         if argument == "-":
+            if isinstance(sys.stdin, TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")  # names are bytes, of any kind
             found += [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
         elif Path(argument).is_dir():
             found += image_files(Path(argument))

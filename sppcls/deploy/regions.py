@@ -37,15 +37,16 @@ def read_boxes(file: str, size: Size) -> Boxes:
 
     Raises ``DataError`` naming the box that is no four numbers or reaches outside an image of ``size``, (H, W).
     """
+    is_json = file.lower().endswith(".json")
     try:
-        text = Path(file).read_text()
-        rows: Any = json.loads(text) if file.endswith(".json") else list(csv.reader(io.StringIO(text)))
-    except (OSError, ValueError) as error:
+        text = Path(file).read_text("utf-8-sig")
+        rows: Any = json.loads(text) if is_json else list(csv.reader(io.StringIO(text)))
+    except (OSError, ValueError, RecursionError) as error:
         said = error.strerror if isinstance(error, OSError) else "not a .json list or .csv rows of x1,y1,x2,y2"
         raise DataError(f"--boxes {file}: {said}") from None
     if not isinstance(rows, list):
         raise DataError(f"--boxes {file}: it holds {type(rows).__name__}, not a list of boxes x1 y1 x2 y2")
-    if not file.endswith(".json"):
+    if not is_json:
         rows = [row for row in rows if row]
         rows = rows[1:] if rows and [cell.strip().lower() for cell in rows[0]] == ["x1", "y1", "x2", "y2"] else rows
     boxes = [_box(row, number, file, size) for number, row in enumerate(rows)]
@@ -56,7 +57,7 @@ def _box(row: Any, number: int, file: str, size: Size) -> list[float]:
     values: Any = row.get("box") if isinstance(row, dict) else row
     try:
         x1, y1, x2, y2 = (float(value) for value in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"--boxes {file}: box {number} is {str(row)[:60]}, not four numbers x1 y1 x2 y2") from None
     if not (0 <= x1 < x2 <= size[1] and 0 <= y1 < y2 <= size[0]):
         height, width = size
@@ -136,6 +137,9 @@ def _overlap(a: Any, b: Any) -> float:
 
 def draw(path: Path, boxes: Boxes, labels: Sequence[str], out: Path) -> None:
     """Draw labelled boxes onto an image, the first on top; raises ``ConfigError`` where ``out`` cannot be written."""
+    kind = Image.registered_extensions().get(out.suffix.lower())
+    if kind not in ("PNG", "JPEG", "WEBP") or (out.exists() and out.samefile(path)):
+        raise ConfigError(f"--draw {out}: name another file than the image, that ends in .png, .jpg or .webp")
     image = Image.fromarray(decode_array(path))
     factor = -(-_LEGIBLE // min(image.size))
     image = image.resize((image.width * factor, image.height * factor))
@@ -149,7 +153,7 @@ def draw(path: Path, boxes: Boxes, labels: Sequence[str], out: Path) -> None:
         pen.text(where, labels[number], fill="white", font_size=size)
     memory = io.BytesIO()
     try:
-        image.save(memory, format=Image.registered_extensions().get(out.suffix.lower(), "PNG"))
+        image.save(memory, format=kind)
         write_bytes(out, memory.getvalue())
     except OSError as error:
         raise ConfigError(f"--draw {out}: {error.strerror or error}; name a file that can be written") from None
