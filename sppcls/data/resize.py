@@ -33,11 +33,12 @@ def _resized(image: Pixels, size: Size, native: Size) -> Pixels:
     if got == size:
         return image
     down, across = source_scale(got, native, size) or (got[0] / size[0], got[1] / size[1])
-    if (got[1], across) != (size[1], 1.0):
+    # Torch leaves a side alone whose length stays, whatever its scale. The hair is against floor(63.999...).
+    if int(got[1] / across * (1 + 1e-9)) != got[1]:
         image = _axis(image, size[1], across)
-    if (got[0], down) != (size[0], 1.0):
+    if int(got[0] / down * (1 + 1e-9)) != got[0]:
         image = _axis(image.swapaxes(0, 1), size[0], down).swapaxes(0, 1)
-    return image
+    return image[: size[0], : size[1]]
 
 
 def _axis(image: Pixels, length: int, scale: float) -> Pixels:
