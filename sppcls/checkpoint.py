@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sppcls.errors import ConfigError, SppclsError
+from sppcls.generations import last_whole
 from sppcls.models.classifier import SppClassifier
 from sppcls.signature import Signature, read_signature
 from sppcls.spec import Spec, parse, parse_model
@@ -77,8 +78,9 @@ def checkpoint_path(path: str | Path) -> Path:
         return given
     if not given.exists():
         raise ConfigError(f"no model at {given}; name a run folder, a .ckpt file or an exported folder")
-    files = [given / "checkpoints" / "last.ckpt", given / WEIGHTS]
-    found = next((file for file in files if file.is_file()), None)
+    found = last_whole(given / "checkpoints")
+    if found is None and (given / WEIGHTS).is_file():
+        return given / WEIGHTS
     if found is None and any((given / name).is_file() for name in ("model.onnx", "model.pt2")):
         raise ConfigError(f"{given} holds a graph alone, which `sppcls predict` runs; export safetensors too")
     if found is None:

@@ -129,6 +129,7 @@ class TrainerSpec(_Values):
     channels_last: bool = True
     check_val_every: Count = 1
     checkpoint_every_steps: Count | None = None
+    checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
 
 
 class MetricsSpec(_Values):

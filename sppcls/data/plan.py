@@ -59,6 +59,11 @@ class EpochPlan:
         return len(self.batches) // self.world
 
     @property
+    def images(self) -> int:
+        """Images of all batches, repeats included."""
+        return sum(len(batch.indices) for batch in self.batches)
+
+    @property
     def pixels(self) -> int:
         """Pixels of all batches, padding and repeats included: what the epoch costs."""
         return sum(len(batch.indices) * batch.size[0] * batch.size[1] for batch in self.batches)

@@ -3,15 +3,18 @@
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sppcls.atomic import write_bytes
 from sppcls.errors import SppclsError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a report reads answers without torch
 
 UNREAD = -1
 FILE = "answers.npz"
@@ -54,6 +57,31 @@ class Answers:
         """[S, N] whether the predicted class is the true one; False where an image could not be read."""
         right: npt.NDArray[np.bool_] = (self.predicted == self.targets) & (self.predicted != UNREAD)
         return right
+
+    def keep(self, row: int, indices: "Tensor", said: "Tensor", targets: "Tensor") -> None:
+        """Write the answers to some images: positions [B], log probabilities [B, K], true classes [B]; on the CPU."""
+        top, at = said.topk(min(5, said.shape[1]), dim=1), indices.numpy()
+        self.predicted[row, at] = top.indices[:, 0].numpy()
+        self.confidence[row, at] = top.values[:, 0].exp().numpy()
+        self.in_top5[row, at] = (top.indices == targets[:, None]).any(1).numpy()
+        self.loss[row, at] = -said.gather(1, targets[:, None])[:, 0].numpy()
+
+    @classmethod
+    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Return the answers that several processes have given, each to other images of the same ones."""
+        whole = replace(parts[0], scales=np.max([part.scales for part in parts], axis=0))
+        for part in parts[1:]:
+            given = part.predicted != UNREAD
+            for name in BY_SCALE[1:]:
+                getattr(whole, name)[given] = getattr(part, name)[given]
+        return whole
+
+    def class_accuracy(self, row: int) -> float:
+        """Return the mean over classes of their accuracy."""
+        seen = self.predicted[row] != UNREAD
+        counts = np.bincount(self.targets[seen])
+        right = np.bincount(self.targets[seen], self.right[row, seen])
+        return float((right[counts > 0] / counts[counts > 0]).mean())
 
     def at(self, scale: int) -> int:
         """Return the row of a scale."""

@@ -131,17 +131,9 @@ def _fill(
         if bool(kept.any()):
             with torch.inference_mode():
                 said = predict([batch["images"][kept].to(evaluation.device) for batch in group]).cpu()
-            _keep(answers, row, group[0]["indices"][kept].numpy(), said, group[0]["targets"][kept])
+            answers.keep(row, group[0]["indices"][kept], said, group[0]["targets"][kept])
     if not (answers.predicted[row] != UNREAD).any():
         raise DataError(f"none of the {len(answers.targets)} images could be read")
-
-
-def _keep(answers: Answers, row: int, indices: Any, said: Tensor, targets: Tensor) -> None:
-    top = said.topk(min(5, said.shape[1]), dim=1)
-    answers.predicted[row, indices] = top.indices[:, 0].numpy()
-    answers.confidence[row, indices] = top.values[:, 0].exp().numpy()
-    answers.in_top5[row, indices] = (top.indices == targets[:, None]).any(1).numpy()
-    answers.loss[row, indices] = -said.gather(1, targets[:, None])[:, 0].numpy()
 
 
 def gap_subset(source: Source, images: int) -> Subset:

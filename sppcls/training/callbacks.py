@@ -1,6 +1,5 @@
 """What happens around training: the curves on disk, the lines on the terminal, the largest shape first."""
 
-import csv
 import logging
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
+from sppcls.atomic import write_csv
 from sppcls.data.loader import ImageBatch
 from sppcls.errors import ConfigError
 from sppcls.training.datamodule import MultiScaleDataModule
@@ -26,18 +26,22 @@ COLUMNS = (
 class Curves(Callback):
     """Writes a row an epoch to metrics.csv and a line an epoch to the log.
 
-    ``scale`` is the last batch's. A loss that is not finite ends the run.
+    ``scale`` is the last batch's. A loss that is not finite ends the run. The rows are in the checkpoint too, and an
+    epoch that was interrupted has one row for both its parts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._images = 0
-        self._started = 0.0
-        self._seconds = 0.0
-        self._scale = 0
+        self._rows: list[dict[str, str]] = []
+        self._images, self._scale = 0, 0
+        self._started = self._seconds = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the clock where the checkpoint was saved."""
+        self._started = time.monotonic() - self._seconds
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting."""
+        """Start the clock."""
         self._images, self._started = 0, time.monotonic()
 
     def on_train_batch_end(
@@ -46,7 +50,7 @@ class Curves(Callback):
         """Count the images that the network saw, and show scale and rate on the progress bar."""
         if (batch_idx % 50 == 0 or trainer.is_last_batch) and isinstance(pl_module, LitSppClassifier):
             pl_module.refuse_divergence(outputs["loss"])
-        self._images += len(batch["targets"])
+        self._images += len(batch["targets"]) * trainer.world_size
         self._scale = batch["scale"]
         self._seconds = time.monotonic() - self._started
         if trainer.progress_bar_callback is None:
@@ -58,32 +62,29 @@ class Curves(Callback):
         """Write the row and the line."""
         if not trainer.is_global_zero:
             return
-        seen = fresh_metrics(trainer)
+        seen, plan = fresh_metrics(trainer), trainer.datamodule.plan(trainer.current_epoch)  # type: ignore[attr-defined]
         row: dict[str, float] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "scale": self._scale,
             "lr": trainer.optimizers[0].param_groups[-1]["lr"],
-            "images": self._images,
-            "megapixels": round(_pixels(trainer) / 1e6, 3),
+            "images": plan.images,
+            "megapixels": round(plan.pixels / 1e6, 3),
             "seconds": round(self._seconds, 3),
-            "images_per_s": round(self._images / self._seconds, 1),
+            "images_per_s": round(plan.images / self._seconds, 1),
         } | {name: seen[name] for name in COLUMNS if name in seen and name != "scale"}
-        self._append(row)
+        self._rows.append({name: _short(row[name]) if name in row else "" for name in COLUMNS})
+        write_csv(self.path, self._rows)
         log.info(_line(row, trainer.max_epochs or 0))
 
-    def _append(self, row: dict[str, float]) -> None:
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow({name: _short(value) for name, value in row.items()})
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far, and what is counted of this epoch."""
+        return {"rows": self._rows, "seconds": self._seconds}
 
-
-def _pixels(trainer: pl.Trainer) -> int:
-    data = getattr(trainer, "datamodule", None)
-    return data.plan(trainer.current_epoch).pixels if isinstance(data, MultiScaleDataModule) else 0
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the rows so far: what was written after the checkpoint is written again."""
+        self._rows = list(state_dict["rows"])
+        self._seconds = state_dict["seconds"]
 
 
 def fresh_metrics(trainer: pl.Trainer) -> dict[str, float]:

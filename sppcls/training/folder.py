@@ -7,19 +7,24 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from sppcls.atomic import write_json, write_text
 from sppcls.errors import ConfigError
+from sppcls.generations import clear_leftovers
 from sppcls.spec import Spec, parse
 
 _ADDED = ("sweep_dir='", "hydra.sweep.dir='")
 log = logging.getLogger("sppcls")
+_open_locks: set[IO[str]] = set()
+if hasattr(os, "register_at_fork"):
+    # A loader's worker outlives a run that is killed by some seconds, and would hold its folder as long.
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _open_locks])
 
 
 class RunFolder:
@@ -36,24 +41,26 @@ class RunFolder:
             self._refuse_what_is_there()
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self._lock()
         except OSError as error:
-            raise ConfigError(f"run_dir={path} cannot be made: {error.strerror}") from None
-        self._lock()
+            raise ConfigError(f"run_dir={path} cannot be written: {error.strerror}") from None
+        clear_leftovers(self.path / "checkpoints")
         if anew and not resume:
             self._clear()
         self._started = time.time()
 
     def _lock(self) -> None:
         """Hold the folder until this process ends, however it ends."""
-        self._held = (self.path / ".lock").open("w")
+        self.held = (self.path / ".lock").open("w")
+        _open_locks.add(self.held)
         try:
             import fcntl
 
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:  # Windows has no such lock
             return
         except BlockingIOError:
-            self._held.close()
+            self.close()
             raise ConfigError(
                 f"run_dir={self.path} is in use by another process; wait for it or name another"
             ) from None
@@ -65,7 +72,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let the folder go."""
-        self._held.close()
+        _open_locks.discard(self.held)
+        self.held.close()
 
     def _refuse_what_is_there(self) -> None:
         if (self.path / "checkpoints" / "last.ckpt").exists() or (self.path / "summary.json").exists():
@@ -74,24 +82,9 @@ class RunFolder:
         if self.path.is_dir() and any(path.name != ".lock" for path in self.path.iterdir()) and not started:
             raise ConfigError(f"run_dir={self.path} is a folder with other things in it; name an empty or a new one")
 
-    @contextmanager
-    def logging(self) -> Iterator[None]:
+    def logging(self) -> AbstractContextManager[None]:
         """Send the package's log to train.log, and plain lines to standard output."""
-        to_file = logging.FileHandler(self.path / "train.log")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        to_screen = logging.StreamHandler(sys.stdout)
-        before = log.level, log.propagate
-        log.setLevel(logging.INFO)
-        log.propagate = False
-        for handler in (to_file, to_screen):
-            log.addHandler(handler)
-        try:
-            yield
-        finally:
-            for handler in (to_file, to_screen):
-                log.removeHandler(handler)
-            to_file.close()
-            log.level, log.propagate = before
+        return logging_to(self.path)
 
     def write_config(self, spec: Spec) -> None:
         """Write config.yaml."""
@@ -101,6 +94,26 @@ class RunFolder:
         """Write status.json: running, finished, failed or interrupted, and the error."""
         status = {"state": state, "pid": os.getpid(), "started": self._started, "updated": time.time(), **more}
         write_json(self.path / "status.json", status | environment() | ({"error": error} if error else {}))
+
+
+@contextmanager
+def logging_to(folder: Path) -> Iterator[None]:
+    """Send the package's log to a run folder's train.log, and plain lines to standard output."""
+    to_file = logging.FileHandler(folder / "train.log")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_screen = logging.StreamHandler(sys.stdout)
+    before = log.level, log.propagate
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in (to_file, to_screen):
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in (to_file, to_screen):
+            log.removeHandler(handler)
+        to_file.close()
+        log.level, log.propagate = before
 
 
 def is_held(path: Path) -> bool:

@@ -3,20 +3,25 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn import functional
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from sppcls.checkpoint import KEY, describe, signature_of
 from sppcls.data.loader import IGNORED, ImageBatch
 from sppcls.errors import SppclsError
+from sppcls.measure.answers import Answers
+from sppcls.measure.result import rows_of
+from sppcls.measure.scales import full_view
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import OptimSpec, Spec
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.optim import build_optimizer, build_scheduler
+from sppcls.training.random_state import random_state, set_random_state
 
 
 class LitSppClassifier(pl.LightningModule):
@@ -56,17 +61,8 @@ class LitSppClassifier(pl.LightningModule):
         classes = len(network.classes)
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
-        self.val_loss = MeanMetric()
-        self.val_metrics = MetricCollection(
-            {
-                "val_acc1": MulticlassAccuracy(classes, average="micro"),
-                "val_acc5": MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)),
-                "val_class_acc": MulticlassAccuracy(classes, average="macro"),
-                "val_ece": MulticlassCalibrationError(classes, n_bins=15),
-            },
-            # Grouping by equal states at the first update takes micro and macro accuracy for one.
-            compute_groups=False,
-        )
+        self._answers = Answers.empty([], np.zeros(0, np.int64))
+        self._gathered = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [N, K] of uint8 images [N, 3, H, W]."""
@@ -97,16 +93,33 @@ class LitSppClassifier(pl.LightningModule):
         smoothing = self.optim.label_smoothing
         return logits, functional.cross_entropy(logits, wanted, weight=self.loss_weights, label_smoothing=smoothing)
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin without answers, and on every rank with the first one's statistics: those that a checkpoint has."""
+        loader: Any = self.trainer.val_dataloaders
+        self._answers = Answers.empty([0], loader.dataset.source.targets)
+        self._gathered = False
+        for buffer in self.network.buffers() if self.trainer.world_size > 1 else ():
+            torch.distributed.broadcast(buffer, 0)
+
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Update the validation metrics."""
+        """Keep the answers to one batch."""
         images, targets = _readable(batch)
         if not len(targets):
             return
-        logits = self.network(self.network.normalize(images)).float()
-        loss = functional.cross_entropy(logits, targets)
-        self.refuse_divergence(loss)
-        self.val_metrics.update(logits, targets)
-        self.val_loss.update(loss, len(targets))
+        said = full_view(self.network, images).cpu()
+        self.refuse_divergence(said.sum())
+        kept = batch["targets"] != IGNORED
+        self._answers.scales[0] = batch["scale"]
+        self._answers.keep(0, batch["indices"][kept].cpu(), said, targets.cpu())
+
+    def validated(self) -> Answers:
+        """Return the answers of this validation, all ranks' together; every rank has to ask."""
+        if self.trainer.world_size > 1 and not self._gathered:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, self._answers)
+            self._answers = Answers.joined(gathered)
+        self._gathered = True
+        return self._answers
 
     def refuse_divergence(self, loss: torch.Tensor) -> None:
         """Raise ``SppclsError`` where a loss is not finite: nothing that follows would mean anything."""
@@ -115,10 +128,12 @@ class LitSppClassifier(pl.LightningModule):
             raise SppclsError(f"training diverged in epoch {epoch}: the loss is not finite; lower optim.lr")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics, reduced over ranks by torchmetrics."""
-        self.log_dict({"val_loss": self.val_loss.compute(), **self.val_metrics.compute()})
-        self.val_metrics.reset()
-        self.val_loss.reset()
+        """Log the validation metrics: the figures that `sppcls evaluate` finds of the same weights, to the last bit."""
+        answers = self.validated()
+        row = rows_of(answers, self.network.scales)[0]
+        values = {"loss": row.loss, "acc1": row.acc1, "acc5": row.acc5, "ece": row.ece}
+        values["class_acc"] = answers.class_accuracy(0)
+        self.log_dict({f"val_{name}": torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step rate."""
@@ -140,7 +155,19 @@ class LitSppClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the network, and the state of the random numbers that the network draws."""
         checkpoint[KEY] = self._description()
-        checkpoint["rng"] = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        states: list[Any] = [self._rank_state()]
+        if self.trainer.world_size > 1:
+            states = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, self._rank_state())
+        checkpoint["ranks"] = states
+
+    def _rank_state(self) -> dict[str, Any]:
+        """Return what differs from rank to rank: random numbers, and the training metrics of the epoch so far."""
+        metrics = {name: metric.metric_state for name, metric in self._epoch_metrics()}
+        return {"rng": random_state(), "metrics": metrics}
+
+    def _epoch_metrics(self) -> tuple[tuple[str, Metric], ...]:
+        return ("train_loss", self.train_loss), ("train_accuracy", self.train_accuracy)
 
     def _description(self) -> dict[str, Any]:
         data = getattr(self.trainer, "datamodule", None)
@@ -149,11 +176,16 @@ class LitSppClassifier(pl.LightningModule):
         return describe(self.network, signature_of(self.network, *how), self._spec, metrics)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the random numbers where the checkpoint left them."""
-        if "rng" in checkpoint:
-            torch.set_rng_state(checkpoint["rng"]["torch"])
-            if len(checkpoint["rng"]["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+        """Go on with the random numbers and the epoch's metrics where the checkpoint left them."""
+        ranks = checkpoint.get("ranks", [])
+        if not ranks:
+            return
+        state = ranks[self.trainer.global_rank % len(ranks)]
+        set_random_state(state["rng"])
+        if len(ranks) == self.trainer.world_size:
+            for name, metric in self._epoch_metrics():
+                for key, value in state["metrics"][name].items():
+                    setattr(metric, key, value.to(metric.device))
 
 
 def _readable(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,16 +17,19 @@ from sppcls.spec import LoggerSpec, Spec
 from sppcls.training.callbacks import Curves, LargestShapeFirst, ScaleBar
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
 from sppcls.training.overfitting import GapCurves
+from sppcls.training.signals import Signals
 
 
-def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
-    """Return a trainer that writes into ``folder`` and shows a bar on a terminal."""
+def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None) -> pl.Trainer:
+    """Return a trainer that writes into ``folder``, shows a bar on a terminal, and ends with a save at a signal."""
     values = spec.trainer
     bar = sys.stderr.isatty()
     callbacks: list[Callback] = [
         LargestShapeFirst(),
         Curves(folder / "metrics.csv"),
-        SaveLastAndBest(folder / "checkpoints", values.checkpoint_every_steps),
+        SaveLastAndBest(
+            folder / "checkpoints", values.checkpoint_every_steps, values.checkpoint_every_minutes, signals
+        ),
     ]
     callbacks += [ScaleBar(leave=False)] if bar else []
     if spec.metrics.gap_every and spec.metrics.gap_images:
@@ -38,8 +41,7 @@ def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
         return pl.Trainer(
             max_epochs=values.max_epochs,
             accelerator=values.accelerator,
-            devices=values.devices,
-            num_nodes=values.num_nodes,
+            **_devices(spec),
             strategy=values.strategy,
             precision=values.precision,
             deterministic=values.deterministic,
@@ -57,6 +59,17 @@ def build_trainer(spec: Spec, folder: Path) -> pl.Trainer:
     except Exception as error:
         # Lightning checks accelerator, devices and strategy itself, in several exception classes.
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def _devices(spec: Spec) -> dict[str, Any]:
+    """Return devices a node and nodes: torchrun's where it has started the ranks, else as asked."""
+    if "GROUP_RANK" not in os.environ:
+        return {"devices": spec.trainer.devices, "num_nodes": spec.trainer.num_nodes}
+    local, world = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    # One named device after another is the started ranks' to take.
+    asked = spec.trainer.devices
+    named = isinstance(asked, str) and len([part for part in asked.split(",") if part]) == local
+    return {"devices": asked if named else local, "num_nodes": world // local}
 
 
 def _gap_curves(spec: Spec, folder: Path) -> GapCurves:

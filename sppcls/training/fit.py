@@ -1,0 +1,106 @@
+"""Training itself: a validated spec in, checkpoints and summary.json out, in one process or in each of several."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from sppcls.atomic import write_json, write_text
+from sppcls.build import build_augment, build_classifier, build_schedule, build_splits
+from sppcls.checkpoint import checkpoint_path
+from sppcls.data.source import Source
+from sppcls.data.sources import Splits
+from sppcls.errors import ConfigError
+from sppcls.models.classifier import SppClassifier
+from sppcls.spec import Spec
+from sppcls.terminal import show
+from sppcls.training.datamodule import MultiScaleDataModule
+from sppcls.training.folder import log
+from sppcls.training.module import LitSppClassifier
+from sppcls.training.overfitting import gap_seconds
+from sppcls.training.signals import Signals
+from sppcls.training.summary import plan_table, summarize
+from sppcls.training.trainer import build_trainer
+
+
+def fit(spec: Spec, folder: Path, signals: Signals) -> None:
+    """Train as ``spec`` says and measure the network; rank 0 writes into ``folder``."""
+    started = time.monotonic()
+    pl.seed_everything(spec.seed, workers=True, verbose=False)
+    splits = build_splits(spec.data)
+    network = build_classifier(spec.model, splits.train.classes, spec.schedule.scales, pretrained=spec.resume is None)
+    _check_scales(spec, network)
+    if spec.trainer.channels_last:
+        network.to(memory_format=torch.channels_last)
+    data = build_data(spec, splits, network.mean)
+    module = LitSppClassifier(
+        network,
+        mixup=spec.augment.mixup,
+        cutmix=spec.augment.cutmix,
+        loss_weights=_balanced(data.train) if spec.optim.class_weights == "balanced" else None,
+        compile=spec.trainer.compile,
+        spec=spec,
+        **spec.optim.model_dump(),
+    )
+    trainer = build_trainer(spec, folder, signals)
+    data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
+    show(plan_table(spec, data))
+    resumed = checkpoint_path(spec.resume) if spec.resume else None
+    trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+    skipped = _skipped(splits, data, trainer)
+    if not trainer.is_global_zero:
+        return
+    if skipped:
+        write_text(folder / "skipped.txt", "".join(f"{path}\t{why}\n" for path, why in skipped.items()))
+        log.warning("%d files cannot be read and are left out: see skipped.txt", len(skipped))
+    summary = summarize(spec, network, data, folder, trainer)
+    seconds = {"seconds": round(time.monotonic() - started, 1), "gap_seconds": round(gap_seconds(folder), 1)}
+    write_json(folder / "summary.json", summary | seconds)
+
+
+def build_data(
+    spec: Spec, splits: Splits, mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+) -> MultiScaleDataModule:
+    """Return the datamodule of a run."""
+    return MultiScaleDataModule(
+        splits.train,
+        splits.val,
+        schedule=build_schedule(spec),
+        batch_size=spec.data.batch_size,
+        fit=spec.data.fit,
+        augment=build_augment(spec.augment, spec.seed),
+        num_workers=spec.data.num_workers,
+        cache=spec.data.cache,
+        on_error=spec.data.on_error,
+        max_aspect=spec.data.max_aspect,
+        mean=mean,
+        seed=spec.seed,
+    )
+
+
+def _check_scales(spec: Spec, network: SppClassifier) -> None:
+    for key, scales in (("schedule.scales", spec.schedule.scales), ("metrics.test_scales", spec.metrics.test_scales)):
+        small = [scale for scale in scales or () if scale < network.smallest]
+        if small:
+            raise ConfigError(
+                f"{key}: {small[0]} is too small for model.backbone={spec.model.backbone}; "
+                f"the smallest scale is {network.smallest}"
+            )
+
+
+def _balanced(source: Source) -> torch.Tensor:
+    counts = np.bincount(source.targets, minlength=len(source.classes))
+    return torch.tensor(len(source.targets) / (len(counts) * counts), dtype=torch.float32)
+
+
+def _skipped(splits: Splits, data: MultiScaleDataModule, trainer: pl.Trainer) -> dict[str, str]:
+    """Return the files that no rank could read, each once, and why."""
+    found = dict(splits.skipped) | {k: why for loader in data.loaders.values() for k, why in loader.skipped.items()}
+    if trainer.world_size == 1:
+        return found
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, found)
+    return {path: why for skipped in gathered for path, why in skipped.items()}

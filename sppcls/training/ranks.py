@@ -1,0 +1,175 @@
+"""Several processes for one run: started here and watched, or joined where torchrun or srun has started them."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from sppcls.errors import ConfigError, SppclsError
+from sppcls.spec import Spec
+from sppcls.training.failure import one_line
+from sppcls.training.fit import fit
+from sppcls.training.folder import RunFolder, logging_to, read_config
+from sppcls.training.signals import Interrupted, Signals
+
+_ERRORS = "SPPCLS_RANK_ERRORS"
+_INTERRUPTED = {128 + signum for signum in (signal.SIGINT, signal.SIGTERM)}
+
+
+class RankError(SppclsError):
+    """What ended the first rank that ended; its exit status is that rank's."""
+
+    def __init__(self, line: str, status: int = 1) -> None:
+        super().__init__(line)
+        self.exit_status = status
+
+
+def joined_rank() -> int | None:
+    """Return this process's rank in a job that torchrun or srun has started, or None alone."""
+    if "GROUP_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        return int(os.environ["RANK"])
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        return int(os.environ["SLURM_PROCID"])
+    return None
+
+
+def local_ranks(spec: Spec) -> int:
+    """Return how many processes to start here: one a device, or 1 where they are started by others."""
+    if joined_rank() is not None:
+        return 1
+    if spec.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={spec.trainer.num_nodes}: torchrun or srun has to start a process a device on each node"
+        )
+    devices, cuda = str(spec.trainer.devices), torch.cuda.device_count()
+    on_cpu = spec.trainer.accelerator == "cpu" or not cuda
+    if devices in ("auto", "-1"):
+        return 1 if on_cpu else cuda
+    return len([part for part in devices.split(",") if part]) if "," in devices else int(devices or 1)
+
+
+def follow(spec: Spec, signals: Signals) -> None:
+    """Train as a rank that another process leads: nothing is written and nothing printed."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        fit(spec, Path(spec.run_dir), signals)
+
+
+def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
+    """Start ``count`` ranks of the run in ``folder`` and wait; signals go to them all, and one that fails ends them.
+
+    Raises:
+        RankError: A rank has failed.
+        Interrupted: A signal has ended them, after a save.
+    """
+    with tempfile.TemporaryDirectory() as errors:
+        signals.defer()
+        ranks = [_start(folder, rank, environment) for rank, environment in enumerate(_environments(count, errors))]
+        try:
+            codes = _ended(ranks, signals)
+        finally:
+            signals.defer(False)
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+        if signals.received is not None or any(code in _INTERRUPTED for code in codes):
+            raise Interrupted(signals.received or signal.SIGTERM)
+        if any(codes):
+            raise _failure(codes, Path(errors))
+
+
+def _environments(count: int, errors: str) -> list[dict[str, str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // count, 1))
+    package = str(Path(__file__).parents[2])  # also where train.py runs from a checkout that is not installed
+    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "GROUP_RANK": "0"}
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": threads, "PYTHONPATH": paths, _ERRORS: errors}
+    return [os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _start(folder: RunFolder, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C reaches a rank once, from here. The lock goes along, so that nobody takes up the run
+    # while a rank still lives whose leader was killed.
+    command = [sys.executable, "-m", "sppcls.training.ranks", str(folder.path)]
+    held = [folder.held.fileno()] if rank == 0 else []
+    return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=held)
+
+
+def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals) -> list[int | None]:
+    """Return the exit statuses once all have ended or one has failed; None of those that still run then."""
+    passed_on = None
+    while any(rank.poll() is None for rank in ranks) and not any(rank.returncode for rank in ranks):
+        if signals.received != passed_on:
+            passed_on = signals.received
+            for rank in ranks:
+                rank.send_signal(passed_on or signal.SIGTERM)
+        time.sleep(0.05)
+    together = any(rank.returncode in _INTERRUPTED for rank in ranks)
+    deadline = time.monotonic() + (30 if together else 1)  # a moment for those that end for the same reason
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return [rank.returncode for rank in ranks]
+
+
+def _failure(codes: list[int | None], errors: Path) -> RankError:
+    """Return the error that came first: of a rank that was killed, else of one that knows why, else the earliest."""
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            return RankError(f"rank {rank} was killed ({name}); where memory ran out, lower data.batch_size")
+    told = [json.loads(file.read_text()) for file in sorted(errors.iterdir(), key=lambda file: file.stat().st_mtime_ns)]
+    if not told:
+        return RankError(f"the ranks have ended with {codes} and no word")
+    first = min(told, key=lambda error: not error["known"])
+    return RankError(f"rank {first['rank']}: {first['line']}", first["status"])
+
+
+def _follow_leader() -> None:
+    """Save and end where the process that leads the ranks is gone."""
+    leader = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == leader:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Be one rank of the run in the folder that the command line names."""
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    spec = read_config(folder)
+    _follow_leader()
+    status = 0
+    try:
+        with Signals() as signals, logging_to(folder) if rank == 0 else contextlib.nullcontext():
+            fit(spec, folder, signals) if rank == 0 else follow(spec, signals)
+    except Interrupted as ended:
+        status = ended.status
+    except Exception as error:
+        known = isinstance(error, SppclsError)
+        status = error.exit_status if isinstance(error, SppclsError) else 1
+        values = {"rank": rank, "line": one_line(error), "status": status, "known": known}
+        (Path(os.environ[_ERRORS]) / str(rank)).write_text(json.dumps(values))
+        if not known and rank == 0:
+            with (folder / "train.log").open("a") as file:
+                traceback.print_exception(error, file=file)
+    sys.stdout.flush()
+    os._exit(status)  # at once: what is left of a collective may wait for a rank that is gone
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Signals that end a run: Ctrl-C, SIGTERM, and those that schedulers send before they take the machine away."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+class Interrupted(BaseException):
+    """A signal has ended the run; ``status`` is the exit status, 130 for SIGINT and 143 for SIGTERM."""
+
+    def __init__(self, signum: int) -> None:
+        self.status = 128 + signum
+        super().__init__(signum)
+
+
+class Signals:
+    """Turns signals into ``Interrupted``, at once or, while they are deferred, where the program asks.
+
+    A second signal ends the program at once. Signals that something else handles or ignores (nohup, a launcher's
+    requeueing) are left to it.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+                if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[signum] = signal.signal(signum, self._on)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def defer(self, deferred: bool = True) -> None:
+        """Hold signals until `end` is called, or no longer; takes them back from whoever has taken them since."""
+        self._deferred = deferred
+        for signum in self._before:
+            signal.signal(signum, self._on)
+
+    def end(self) -> NoReturn:
+        """Raise ``Interrupted`` for the signal that has come, here or to another rank."""
+        raise Interrupted(self.received or signal.SIGTERM)
+
+    def _on(self, signum: int, frame: FrameType | None) -> None:
+        again, self.received = self.received is not None, signum
+        if again or not self._deferred:
+            raise Interrupted(signum)
