@@ -77,10 +77,10 @@ class BatchDataset(Dataset[ImageBatch]):
 class PlannedLoader:
     """Iterates over a rank's batches of an epoch; each new iteration is the next epoch, at that epoch's scale.
 
-    ``plan`` gives every epoch as many batches. Workers persist: all that changes travels inside the batch that they are
-    handed. ``state_dict`` counts batches handed out, not batches prefetched, so a loader that loads it goes on with the
-    very next batch. At an unreadable image ``on_error="fail"`` raises ``DataError``; ``skip`` goes on, the image's
-    target is -1 and ``skipped`` names it.
+    ``plan`` gives every epoch as many batches, and the rest of an epoch that other numbers of ranks have begun. Workers
+    persist: all that changes travels inside the batch that they are handed. ``state_dict`` counts batches handed out,
+    not batches prefetched, so a loader that loads it goes on with the very next batch. At an unreadable image
+    ``on_error="fail"`` raises ``DataError``; ``skip`` goes on, the image's target is -1 and ``skipped`` names it.
     """
 
     batch_sampler = None  # Lightning asks, having found `sampler`
@@ -88,7 +88,7 @@ class PlannedLoader:
     def __init__(
         self,
         dataset: BatchDataset,
-        plan: Callable[[int], EpochPlan],
+        plan: Callable[..., EpochPlan],
         *,
         rank: int = 0,
         num_workers: int = 0,
@@ -100,8 +100,10 @@ class PlannedLoader:
         self.rank = rank
         self.epoch = 0
         self.position = 0
+        self.done: tuple[tuple[int, int], ...] = ()
         self.skipped: dict[str, str] = {}
         self._on_error = on_error
+        self.world = plan(0).world
         self._length = len(plan(0).of_rank(rank))
         self._batches: list[Batch] = []
         self._resumed = False
@@ -124,7 +126,7 @@ class PlannedLoader:
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one to iterate; the epoch under way stays where it is."""
         if epoch != self.epoch:
-            self.epoch, self.position = epoch, 0
+            self.epoch, self.position, self.done = epoch, 0, ()
 
     def __len__(self) -> int:
         return self._length
@@ -132,9 +134,10 @@ class PlannedLoader:
     def __iter__(self) -> Iterator[ImageBatch]:
         # A generator's body runs at the first batch, so an epoch set after iter() still counts.
         if self.position and not self._resumed:
-            self.epoch, self.position = self.epoch + 1, 0
+            self.epoch, self.position, self.done = self.epoch + 1, 0, ()
         self._resumed = False
-        self._batches[:] = self.plan(self.epoch).of_rank(self.rank)[self.position :]
+        plan = self.plan(self.epoch, self.done) if self.done else self.plan(self.epoch)
+        self._batches[:] = plan.of_rank(self.rank)[self.position :]
         for batch in self._workers:
             self.position += 1
             for index, reason in batch.pop("broken"):
@@ -143,12 +146,17 @@ class PlannedLoader:
                 self.skipped[str(self.dataset.source.names[index])] = reason
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its batches were handed out."""
-        return {"epoch": self.epoch, "position": self.position}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, how many of its batches were handed out to how many ranks, and what others did before."""
+        return {"epoch": self.epoch, "position": self.position, "world": self.world, "done": self.done}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that ``state`` has counted."""
-        done = state["position"] >= self._length
-        self.epoch, self.position = (state["epoch"] + 1, 0) if done else (state["epoch"], state["position"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the batches that ``state`` has counted, also where the number of ranks is another now."""
+        self.epoch, self.position, self.done = state["epoch"], state["position"], tuple(state.get("done", ()))
         self._resumed = True
+        world = state.get("world", self.world)
+        began = self.plan(self.epoch, self.done, world) if self.done or world != self.world else self.plan(self.epoch)
+        if self.position >= began.steps:
+            self.epoch, self.position, self.done = self.epoch + 1, 0, ()
+        elif world != self.world:
+            self.done, self.position = (*self.done, (world, self.position)), 0

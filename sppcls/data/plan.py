@@ -5,8 +5,9 @@ rank and every worker agrees without a word, and an epoch can be taken up again 
 """
 
 import itertools
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -180,6 +181,22 @@ def plan_epoch(
         shared = rng.permutation(np.concatenate([images, np.resize(images, short)]))
         batches += [Batch(tuple(part.tolist()), size, scale, epoch) for part in np.array_split(shared, world)]
     return EpochPlan(tuple(batches), world, repeats)
+
+
+def plan_rest(
+    sizes: Sizes, schedule: Schedule, epoch: int, done: Sequence[tuple[int, int]], *, world: int = 1, **how: Any
+) -> EpochPlan:
+    """Plan what is left of an epoch after each (world, steps) of ``done``, the numbers of ranks that were at it before.
+
+    Every image that no step has had yet comes once. ``how`` is as in `plan_epoch`.
+    """
+    left = np.arange(len(sizes))
+    for before, steps in done:
+        begun = plan_epoch(sizes[left], schedule, epoch, world=before, **how).batches[: steps * before]
+        left = np.delete(left, sorted({index for batch in begun for index in batch.indices}))
+    rest = plan_epoch(sizes[left], schedule, epoch, world=world, **how)
+    batches = (replace(batch, indices=tuple(left[list(batch.indices)].tolist())) for batch in rest.batches)
+    return replace(rest, batches=tuple(batches)) if done else rest
 
 
 def plan_evaluation(

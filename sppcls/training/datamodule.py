@@ -1,5 +1,6 @@
 """The Lightning datamodule: sources in, planned batches out, a new scale each epoch."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ import torch
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache, cache_dir
 from sppcls.data.loader import BatchDataset, PlannedLoader
-from sppcls.data.plan import Batch, EpochPlan, Fit, plan_epoch, plan_evaluation
+from sppcls.data.plan import Batch, EpochPlan, Fit, plan_evaluation, plan_rest
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Source
 from sppcls.data.sources import load_splits
@@ -70,18 +71,21 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """The class names."""
         return self.train.classes
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """Return the plan of a training epoch, as every rank and worker sees it."""
-        return self._plan(self.schedule, epoch)
+    def plan(self, epoch: int, done: Sequence[tuple[int, int]] = (), world: int | None = None) -> EpochPlan:
+        """Return the plan of a training epoch, or of its rest (`plan_rest`), as every rank and worker sees it."""
+        return self._plan(self.schedule, epoch, done, world)
 
-    def _plan(self, schedule: Schedule, epoch: int) -> EpochPlan:
-        return plan_epoch(
+    def _plan(
+        self, schedule: Schedule, epoch: int, done: Sequence[tuple[int, int]] = (), world: int | None = None
+    ) -> EpochPlan:
+        return plan_rest(
             self.train.sizes,
             schedule,
             epoch,
+            done,
             seed=self.seed,
             batch_size=self.batch_size,
-            world=self._world(),
+            world=world or self._world(),
             fit=self.fit,
             max_aspect=self.max_aspect,
         )
@@ -139,6 +143,6 @@ def _schedule_of(scales: tuple[int, ...], seed: int) -> Schedule:
     return Schedule("alternate" if len(scales) > 1 else "single", scales, seed=seed)
 
 
-def _every_epoch(batches: tuple[Batch, ...], world: int, epoch: int) -> EpochPlan:
+def _every_epoch(batches: tuple[Batch, ...], world: int, *epoch: object) -> EpochPlan:
     del epoch
     return EpochPlan(batches, world, 0)

@@ -20,8 +20,10 @@ from sppcls.measure.scales import full_view
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import OptimSpec, Spec
 from sppcls.training.datamodule import MultiScaleDataModule
+from sppcls.training.folder import log
 from sppcls.training.optim import build_optimizer, build_scheduler
 from sppcls.training.random_state import random_state, set_random_state
+from sppcls.training.replan import replan
 
 
 class LitSppClassifier(pl.LightningModule):
@@ -180,6 +182,10 @@ class LitSppClassifier(pl.LightningModule):
         ranks = checkpoint.get("ranks", [])
         if not ranks:
             return
+        data = getattr(self.trainer, "datamodule", None)
+        said = replan(checkpoint, data) if isinstance(data, MultiScaleDataModule) else None
+        if said and self.trainer.is_global_zero:
+            log.info(said)
         state = ranks[self.trainer.global_rank % len(ranks)]
         set_random_state(state["rng"])
         if len(ranks) == self.trainer.world_size:

@@ -113,7 +113,8 @@ def _logger(spec: LoggerSpec, folder: Path) -> Any:
 
 def quiet_lightning() -> None:
     """Keep Lightning's advice off the terminal: the plan and the run folder settle what it is about."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.15
     # Advice on workers, logging intervals and checkpoint folders, which the plan and the run folder settle on purpose.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)

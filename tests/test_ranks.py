@@ -1,0 +1,230 @@
+"""Several processes for one run: the same images, the same figures, one folder; also where one of them dies."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sppcls import MultiScaleDataModule, load_model
+from sppcls.data.plan import plan_epoch, plan_rest
+from sppcls.data.schedule import Schedule
+from sppcls.data.shapes import ShapesSource
+from sppcls.measure.scales import evaluate_scales
+from sppcls.training.replan import replan
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+SMALL = (
+    "data.train_size=44", "data.val_size=27", "data.batch_size=8", "data.num_workers=0", "data.cache=none",
+    "model.width=0.125", "model.levels=[2,1]", "schedule.scales=[24,32]", "trainer.max_epochs=2",
+    "trainer.accelerator=cpu", "metrics.gap_images=12", "metrics.test_scales=[24,32]",
+)  # fmt: skip
+WORLD = st.integers(1, 3)
+SIZES = st.lists(st.tuples(st.integers(20, 60), st.integers(20, 60)), min_size=4, max_size=150)
+
+
+def command(*more, launcher=(sys.executable,)):
+    return [*launcher, str(TRAIN), *SMALL, *more]
+
+
+def started(folder, arguments, **more):
+    environment = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_START"}
+    return subprocess.Popen(
+        arguments,
+        cwd=folder,
+        env=environment | {"OMP_NUM_THREADS": "1"} | more,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def ended(process, status=0, seconds=240):
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == status, err[-3000:]
+    return out, err
+
+
+def rows(run):
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def state(run):
+    return json.loads((run / "status.json").read_text())
+
+
+def assert_measured_as_by_one(run):
+    """Assert that the last validation gave what one process finds of the same weights, in every digit."""
+    found = evaluate_scales(load_model(run), ShapesSource("val", 27), [32], batch_size=8)
+    row, (answers, last) = found.rows[0], (found.answers, rows(run)[-1])
+    wanted = {"loss": row.loss, "acc1": row.acc1, "acc5": row.acc5, "ece": row.ece}
+    wanted["class_acc"] = answers.class_accuracy(0)
+    assert {name: last[f"val_{name}"] for name in wanted} == {
+        name: f"{float(torch.tensor(value)):.6g}" for name, value in wanted.items()
+    }
+
+
+def test_two_ranks_train_one_run_and_measure_it_as_one_does(tmp_path):
+    out, err = ended(started(tmp_path, command("trainer.devices=2", "trainer.strategy=ddp")))
+    assert err == ""
+    assert out.count("alternate schedule") == 1
+    assert len(list(tmp_path.iterdir())) == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    assert state(run)["state"] == "finished"
+    assert [(row["epoch"], row["scale"], row["images"]) for row in rows(run)] == [("0", "24", "44"), ("1", "32", "44")]
+    assert_measured_as_by_one(run)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(checkpoint["ranks"]) == 2
+    assert (
+        checkpoint["global_step"]
+        == 2
+        * plan_epoch(
+            ShapesSource("train", 44).sizes, Schedule("alternate", (24, 32)), 0, seed=0, batch_size=8, world=2
+        ).steps
+    )
+
+
+def pid_of_rank(rank, run):
+    """Return the process that is a rank of the run in a folder."""
+    for entry in Path("/proc").iterdir():
+        try:
+            said = (entry / "cmdline").read_bytes().split(b"\0") + (entry / "environ").read_bytes().split(b"\0")
+            if {b"sppcls.training.ranks", os.fsencode(run), f"RANK={rank}".encode()} <= set(said):
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"there is no rank {rank}")
+
+
+def until(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+LONG = ("trainer.max_epochs=500", "trainer.devices=2", "trainer.checkpoint_every_steps=2")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_a_rank_that_is_killed_ends_the_run_which_one_process_takes_up(tmp_path):
+    run = tmp_path / "run"
+    running = started(tmp_path, command(f"run_dir={run}", *LONG))
+    until(lambda: len((run / "metrics.csv").read_text().splitlines()) > 2 if (run / "metrics.csv").exists() else False)
+    os.kill(pid_of_rank(1, run), signal.SIGKILL)
+    _, err = ended(running, 1)
+    assert re.fullmatch(r"error: rank 1 was killed \(SIGKILL\)[^\n]*\n", err)
+    assert state(run)["state"] == "failed"
+    with pytest.raises(AssertionError, match="no rank 0"):
+        pid_of_rank(0, run)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    epochs = checkpoint["epoch"] + 2
+    more = ["trainer.devices=1", "trainer.strategy=auto", f"trainer.max_epochs={epochs}"]
+    out, _ = ended(started(tmp_path, [sys.executable, str(TRAIN), f"resume={run}", *more]))
+    assert "1 ranks after 2" in out
+    assert "trainer.devices 2 -> 1" in out
+    assert [row["epoch"] for row in rows(run)] == [str(epoch) for epoch in range(epochs)]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
+def test_a_signal_reaches_all_ranks_and_they_save(tmp_path, number, status):
+    run = tmp_path / "run"
+    running = started(tmp_path, command(f"run_dir={run}", *LONG[:2]))
+    until((run / "metrics.csv").exists)
+    time.sleep(0.3)
+    running.send_signal(number)
+    _, err = ended(running, status)
+    assert err == f"interrupted; resume={run} goes on\n"
+    assert state(run)["state"] == "interrupted"
+    done = len(rows(run))
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] in (done, done - 1)
+
+
+@pytest.mark.slow
+def test_two_nodes_by_torchrun(tmp_path):
+    run = tmp_path / "run"
+    with_port = ("--master_addr=127.0.0.1", "--master_port=29517", "--nnodes=2", "--nproc_per_node=1")
+    nodes = [
+        started(
+            tmp_path,
+            command(
+                f"run_dir={run}",
+                launcher=(sys.executable, "-m", "torch.distributed.run", f"--node_rank={node}", *with_port),
+            ),
+        )
+        for node in (0, 1)
+    ]
+    outs = [ended(node)[0] for node in nodes]
+    assert [out.count("top-1") for out in outs] == [2, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert_measured_as_by_one(run)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_ranks_a_job(tmp_path):
+    ended(started(tmp_path, command("-m", "seed=0,1", "trainer.devices=2", "sweep_dir=s", "hydra.verbose=false")))
+    runs = [path for path in (tmp_path / "s").iterdir() if path.is_dir()]
+    assert len(runs) == 2
+    assert {state(run)["state"] for run in runs} == {"finished"}
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+@given(SIZES, WORLD, st.integers(2, 9), st.integers(0, 5), st.sampled_from(("keep", "crop")))
+@settings(deadline=None)
+def test_ranks_share_every_image_once_but_for_the_stated_repeats(sizes, world, batch_size, epoch, fit):
+    sizes = np.array(sizes)
+    schedule = Schedule("alternate", (24, 32))
+    plan = plan_epoch(sizes, schedule, epoch, seed=1, batch_size=batch_size, world=world, fit=fit)
+    ranks = [plan.of_rank(rank) for rank in range(world)]
+    assert len({len(rank) for rank in ranks}) == 1
+    assert all(len({batch.size for batch in step}) == 1 for step in zip(*ranks, strict=True))
+    handed = [index for rank in ranks for batch in rank for index in batch.indices]
+    assert set(handed) == set(range(len(sizes)))
+    assert len(handed) - len(sizes) == plan.repeats
+
+
+@given(
+    SIZES, st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4)), max_size=3), st.integers(1, 3), st.integers(2, 9)
+)
+@settings(deadline=None)
+def test_an_epoch_that_several_numbers_of_ranks_share_has_every_image_once(sizes, done, world, batch_size):
+    sizes, how = np.array(sizes), {"seed": 3, "batch_size": batch_size}
+    schedule = Schedule("alternate", (24, 32))
+    seen, before = [], []
+    for ranks, steps in done:
+        plan = plan_rest(sizes, schedule, 2, before, world=ranks, **how)
+        if steps >= plan.steps:
+            break
+        seen += sorted({index for batch in plan.batches[: steps * ranks] for index in batch.indices})
+        before.append((ranks, steps))
+    rest = plan_rest(sizes, schedule, 2, before, world=world, **how)
+    left = {index for batch in rest.batches for index in batch.indices}
+    assert sorted([*seen, *left]) == list(range(len(sizes)))
+
+
+def test_a_checkpoint_counts_in_the_steps_of_as_many_ranks_as_there_are():
+    data = MultiScaleDataModule(ShapesSource("train", 200), schedule=(24, 32), batch_size=8)
+    two, one = data.plan(1, (), 2), data.plan(1)
+    current = {"ready": 5, "started": 5, "processed": 5, "completed": 4}
+    loader = {"epoch": 1, "position": 5, "world": 2, "done": ()}
+    loop = {"state_dict": {"combined_loader": [loader]}, "epoch_loop.batch_progress": {"current": current}}
+    checkpoint = {"loops": {"fit_loop": loop}, "lr_schedulers": [{"last_epoch": two.steps + 5}]}
+    said = replan(checkpoint, data)
+    left = data.plan(1, ((2, 5),)).steps
+    assert said == f"1 ranks after 2: {left} of {one.steps} batches of epoch 2 are left"
+    assert current == {"ready": one.steps - left, "started": one.steps - left, "processed": one.steps - left,
+                       "completed": one.steps - left - 1}  # fmt: skip
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 2 * one.steps - left
+    assert abs((one.steps - left) / one.steps - 5 / two.steps) < 0.15
