@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
+from sppcls.training.signals import Interrupted
 from sppcls.training.sweep import Job, Sweep, run_job
+
+# What a resumed run may do otherwise: nothing here changes what a step computes, but for how long and on what.
+_MAY_CHANGE = (
+    *(f"trainer.{name}" for name in ("max_epochs", "accelerator", "devices", "num_nodes", "strategy")),
+    *("trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes"),
+    *("data.num_workers", "data.cache", "data.root"),
+)
 
 
 def conf_folder() -> Path:
@@ -26,9 +34,9 @@ def main() -> None:
     except SppclsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted) as ended:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(ended, "status", 130))
 
 
 def _run() -> int:
@@ -166,10 +174,9 @@ def _resumed(values: Mapping[str, Any], overrides: list[str]) -> Spec:
     run = str(values["resume"])
     stored = OmegaConf.create(read_config(run).model_dump(mode="json"))
     given = [override for override in overrides if not override.startswith("resume=")]
-    allowed = ("trainer.", "logger.", "data.num_workers", "data.root", "data.cache")
     for override in given:
-        if not override.startswith(allowed):
-            key = override.split("=")[0]
-            raise ConfigError(f"{key} may not change on resume; allowed: {', '.join(allowed)}")
+        key = override.split("=")[0]
+        if key not in _MAY_CHANGE and not key.startswith("logger"):
+            raise ConfigError(f"{key} may not change on resume; allowed: {', '.join(_MAY_CHANGE)}, logger")
     merged: Any = OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(given)))
     return parse(merged | {"resume": run, "run_dir": run})

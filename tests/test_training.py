@@ -140,7 +140,7 @@ def test_a_run_leaves_a_whole_folder(tmp_path, capsys):
     assert names == {
         "config.yaml", "status.json", "summary.json", "metrics.csv", "train.log", "report.html",
         "gap.csv", "answers.npz", "mistakes.json", "summary.csv", "summary.md", ".lock",
-        "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/previous.ckpt", "checkpoints/SHA256SUMS",
     }  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     promised = "acc1 generalization_gap scales scale_spread scale_consistency epochs seconds parameters seed"
@@ -170,17 +170,33 @@ def test_a_run_that_saved_nothing_may_be_started_again(tmp_path):
     assert run(spec(tmp_path)) == 0
 
 
-@pytest.mark.parametrize("damage", [b"junk", b"", None])
-def test_a_damaged_checkpoint_ends_the_resume_and_changes_nothing(tmp_path, capsys, damage):
+def damaged(file, how):
+    file.write_bytes(file.read_bytes()[:2000] if how is None else how)
+
+
+@pytest.mark.parametrize("how", [b"junk", b"", None])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, how):
     assert run(spec(tmp_path)) == 0
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:2000] if damage is None else damage)
+    wanted = torch.load(last, weights_only=True)["state_dict"]
+    damaged(last, how)
+    capsys.readouterr()
+    assert run(spec(tmp_path, resume=str(tmp_path / "run"))) == 0
+    assert f"{last} is damaged" in capsys.readouterr().out
+    again = torch.load(last, weights_only=True)["state_dict"]  # of the epoch that was lost, trained again
+    assert all(torch.equal(tensor, again[name]) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("how", [b"junk", b"", None])
+def test_without_a_whole_checkpoint_a_resume_ends_and_changes_nothing(tmp_path, capsys, how):
+    assert run(spec(tmp_path)) == 0
+    for name in ("last.ckpt", "previous.ckpt"):
+        damaged(tmp_path / "run" / "checkpoints" / name, how)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     capsys.readouterr()
     assert run(spec(tmp_path, trainer={"max_epochs": 3}, resume=str(tmp_path / "run"))) == 1
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert "last.ckpt" in lines[0]
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "last.ckpt is damaged" in line
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 

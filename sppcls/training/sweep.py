@@ -17,6 +17,7 @@ from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_run
 from sppcls.spec import Spec
 from sppcls.terminal import show
 from sppcls.training.folder import is_held
+from sppcls.training.signals import Interrupted
 
 MANIFEST = "sweep.json"
 
@@ -114,13 +115,13 @@ def run_job(spec: Spec) -> int:
     resumable = state in ("running", "interrupted") and _has_checkpoint(path)
     own = spec.model_copy(update={"run_dir": str(path), "resume": str(path) if resumable else None})
     status = run(own, anew=not resumable)
-    if status == 130:
-        raise KeyboardInterrupt
+    if status > 128:
+        raise Interrupted(status - 128)
     return status
 
 
 def _has_checkpoint(run: Path) -> bool:
-    if not (run / "checkpoints" / "last.ckpt").is_file():
+    if not any(run.glob("checkpoints/*.ckpt")):
         return False
     try:
         read_checkpoint(run)
