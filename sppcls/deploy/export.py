@@ -4,7 +4,6 @@ import copy
 import json
 import shutil
 import tempfile
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,7 +39,7 @@ def export(
     regions: bool = False,
     force: bool = False,
 ) -> Path:
-    """Write a model in each format into a folder, prove each file, and return the folder; see docs/export.md.
+    """Write a model in each format into a folder, prove each file, and return the folder.
 
     Raises:
         ConfigError: No such model or format, or an output folder that is there already or cannot be written.
@@ -69,11 +68,9 @@ def export(
     return folder
 
 
-def run_export(given: Namespace) -> int:
-    """Export as the command line says, show what was proved, and return 0."""
-    how = {"input": given.normalize, "probabilities": given.probabilities, "half": given.half}
-    how |= {"regions": given.regions, "force": given.force}
-    export(given.model, given.format, given.out, **how)
+def run_export(**options: Any) -> int:
+    """Do `export` and return 0."""
+    export(**options)
     return 0
 
 

@@ -1,7 +1,5 @@
 """What ``sppcls evaluate`` shows: the table, and evaluation.json, .csv and .svg in a folder."""
 
-from argparse import Namespace
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,15 @@ from sppcls.report.plots import Curve, line_plot
 from sppcls.terminal import show
 
 
-def run_evaluate(given: Namespace) -> int:
-    """Measure as the command line says, write the three files, show the table, and return 0."""
-    values = {field.name: getattr(given, field.name) for field in fields(Options)}
-    found = evaluate(given.model, Options(**values | {"device": pick_device(given.device)}))
-    model = Path(given.model)
-    beside = model.parent.parent if model.parent.name == "checkpoints" else model.parent
-    out = Path(given.out) if given.out else model if model.is_dir() else beside
-    write_evaluation(found, out)
-    write_text(out / "evaluation.svg", _plot(found))
-    show(*evaluation_tables(found), *_lines(found), f"written: {out}/evaluation.json, .csv, .svg")
+def run_evaluate(model: str, out: str | None, device: str, **options: Any) -> int:
+    """Measure with `Options`, write the three files into ``out`` or beside the model, show the table, and return 0."""
+    found = evaluate(model, Options(device=pick_device(device), **options))
+    file = Path(model)
+    beside = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    folder = Path(out) if out else file if file.is_dir() else beside
+    write_evaluation(found, folder)
+    write_text(folder / "evaluation.svg", _plot(found))
+    show(*evaluation_tables(found), *_lines(found), f"written: {folder}/evaluation.json, .csv, .svg")
     return 0
 
 

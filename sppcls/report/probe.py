@@ -1,7 +1,5 @@
 """What ``sppcls probe`` shows: a row a variant, and probe.json in a folder."""
 
-from argparse import Namespace
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,16 @@ from sppcls.report.page import points
 from sppcls.terminal import show
 
 
-def run_probe(given: Namespace) -> int:
-    """Measure as the command line says, show the table, write probe.json, and return 0."""
-    out = Path(given.out)
+def run_probe(out: str, device: str, **options: Any) -> int:
+    """Measure with `Options`, show the table, write probe.json into ``out``, and return 0."""
+    folder = Path(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}; name a folder that can be written") from None
-    values = {field.name: getattr(given, field.name) for field in fields(Options)}
-    found = probe(Options(**values | {"device": pick_device(given.device)}))
-    write_json(out / "probe.json", found)
-    show(probe_table(found), *_lines(found), f"written: {out}/probe.json")
+    found = probe(Options(device=pick_device(device), **options))
+    write_json(folder / "probe.json", found)
+    show(probe_table(found), *_lines(found), f"written: {folder}/probe.json")
     return 0
 
 
