@@ -8,9 +8,9 @@ from rich.table import Table
 from sppcls.atomic import write_text
 from sppcls.build import pick_device
 from sppcls.measure.evaluate import Options, evaluate, write_evaluation
-from sppcls.report.page import percent, points
-from sppcls.report.plots import Curve, line_plot
-from sppcls.terminal import show
+from sppcls.report.page import SCALE_COLUMNS, percent, points, scale_cells
+from sppcls.report.plots import Curve, accuracy_curve, scale_plot
+from sppcls.terminal import show, table
 
 
 def run_evaluate(model: str, out: str | None, device: str, **options: Any) -> int:
@@ -28,31 +28,24 @@ def run_evaluate(model: str, out: str | None, device: str, **options: Any) -> in
 def evaluation_tables(found: dict[str, Any]) -> list[Table]:
     """Return the table of scales, and that of object sizes where they were asked for."""
     gap = "generalization_gap" in found["scales"][0]
-    columns = ["test scale", "top-1", "95 % interval", "top-5", "loss", "ECE", "images/s"]
+    columns = ["test scale", *SCALE_COLUMNS, "images/s", *(["train top-1", "gap"] if gap else [])]
     title = f"{found['split']} of {found['data']}, fit {found['fit']}, {found['views']} view (* trained)"
-    table = Table(*columns, *(["train top-1", "gap"] if gap else []), title=title)
-    for row in [*found["scales"], *([found["fused"]] if "fused" in found else [])]:
-        scale = row["scale"] if isinstance(row["scale"], int) else "+".join(map(str, row["scale"]))
-        cells = [
-            f"{scale}{' *' if row['trained'] and isinstance(row['scale'], int) else ''}",
-            percent(row["acc1"]),
-            f"{percent(row['acc1_low'])} to {percent(row['acc1_high'])}",
-            percent(row["acc5"]),
-            f"{row['loss']:.3f}",
-            f"{row['ece']:.3f}",
-            f"{row['images_per_s']:.0f}" if "images_per_s" in row else "-",
+    rows = []
+    for row in found["scales"]:
+        gaps = [percent(row["train_acc1"]), points(row["generalization_gap"])] if gap else []
+        scale = f"{row['scale']}{' *' if row['trained'] else ''}"
+        rows.append([scale, *scale_cells(row), f"{row['images_per_s']:.0f}", *gaps])
+    if fused := found.get("fused"):
+        rows.append(["+".join(map(str, fused["scale"])), *scale_cells(fused), "-", *(["-", "-"] if gap else [])])
+    tables = [table(title, columns, rows)]
+    if objects := found.get("object_scale"):
+        heads = ["object / shorter side", "images", *objects[0]["acc1"]]
+        rows = [
+            [f"{one['from']:.2f} to {one['to']:.2f}", str(one["images"]), *map(percent, one["acc1"].values())]
+            for one in objects
         ]
-        table.add_row(*cells, *([percent(row.get("train_acc1")), points(row.get("generalization_gap"))] if gap else []))
-    return [table, *([_objects(found["object_scale"])] if "object_scale" in found else [])]
-
-
-def _objects(rows: list[dict[str, Any]]) -> Table:
-    scales = list(rows[0]["acc1"])
-    table = Table("object / shorter side", "images", *scales, title="Top-1 by the object's true size and test scale")
-    for row in rows:
-        size = f"{row['from']:.2f} to {row['to']:.2f}"
-        table.add_row(size, str(row["images"]), *(percent(row["acc1"][scale]) for scale in scales))
-    return table
+        tables.append(table("Top-1 by the object's true size and test scale", heads, rows))
+    return tables
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -73,9 +66,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 def _plot(found: dict[str, Any]) -> str:
     rows = found["scales"]
-    band = [(row["acc1_low"], row["acc1_high"]) for row in rows]
-    curves = {found["split"]: Curve([(row["scale"], row["acc1"]) for row in rows], band)}
+    curves = {found["split"]: accuracy_curve(rows)}
     if "train_acc1" in rows[0]:
         curves["training"] = Curve([(row["scale"], row["train_acc1"]) for row in rows], (), "o--")
-    marks = [row["scale"] for row in rows if row["trained"]]
-    return line_plot(curves, x="test scale (pixels, shorter side)", y="top-1", marks=marks, log=True)
+    return scale_plot(curves, [row["scale"] for row in rows if row["trained"]])

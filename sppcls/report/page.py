@@ -8,6 +8,8 @@ from typing import Any
 
 from sppcls.atomic import write_text
 
+SCALE_COLUMNS = ("top-1", "95 % interval", "top-5", "loss", "ECE")
+
 
 def write_page(template: str, path: Path, title: str, **values: Any) -> Path:
     """Render ``templates/<template>.html`` with ``values`` and write it beside, then rename."""
@@ -27,6 +29,12 @@ def percent(share: float | None) -> str:
     ('98.7%', '-')
     """
     return "-" if share is None else f"{share:.1%}"
+
+
+def scale_cells(row: dict[str, Any]) -> list[str]:
+    """Return what an evaluation says of one scale under ``SCALE_COLUMNS``."""
+    between = f"{percent(row.get('acc1_low'))} to {percent(row.get('acc1_high'))}"
+    return [percent(row["acc1"]), between, percent(row["acc5"]), f"{row['loss']:.3f}", f"{row['ece']:.3f}"]
 
 
 def points(share: float | None) -> str:

@@ -12,7 +12,7 @@ from sppcls.errors import ConfigError
 from sppcls.measure.features import GAP
 from sppcls.measure.probe import Options, probe
 from sppcls.report.page import points
-from sppcls.terminal import show
+from sppcls.terminal import show, table
 
 
 def run_probe(out: str, device: str, **options: Any) -> int:
@@ -34,15 +34,15 @@ def probe_table(found: dict[str, Any]) -> Table:
     network = f"{options['backbone']} ({options['layer']})"
     title = f"{network}, {found['classes']} classes, {options['splits']} splits of {sizes}"
     columns = ("fit", "scales", "levels", "accuracy, %", "mean over classes, %", "against the first, points")
-    table = Table(*columns, title=title)
+    rows = []
     for row in found["variants"]:
         levels = "gap" if row["levels"] == (GAP,) else ",".join(map(str, row["levels"]))
         scores = [_spread(row[name], row[f"{name}_std"]) for name in ("accuracy", "mean_class_accuracy")]
         half = row["difference_half_width"]
         gain = points(row["difference"]) + (f" ± {half * 100:.1f}" if half is not None else "")
         last = "" if row is found["variants"][0] else gain
-        table.add_row(row["fit"], ",".join(map(str, row["scales"])), levels, *scores, last)
-    return table
+        rows.append([row["fit"], ",".join(map(str, row["scales"])), levels, *scores, last])
+    return table(title, columns, rows)
 
 
 def _spread(mean: float, deviation: float | None) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Table
 
 from sppcls.atomic import write_csv, write_json, write_text
 from sppcls.measure.answers import FILE as ANSWERS
@@ -14,7 +13,7 @@ from sppcls.report.comparison import TESTED, Study, as_values, study
 from sppcls.report.page import percent, points
 from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
-from sppcls.terminal import markdown, width
+from sppcls.terminal import markdown, table, width
 
 _WIDE = ("consistency", "at equal compute", "seconds", "seeds", "bootstrap", "p (sign flip)", "Holm (sign flip)")
 MEASURES = {
@@ -155,10 +154,7 @@ def _ps(one: Comparison) -> list[str]:
 def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return a terminal's table, on a narrow one without the columns that the page has too."""
     kept = [i for i, name in enumerate(columns) if width() >= 125 or name not in _WIDE]
-    table = Table(Column(columns[0], overflow="fold"), *(columns[i] for i in kept[1:]), title=Text(title))
-    for row in rows:
-        table.add_row(*(row[i] for i in kept))
-    return table
+    return table(title, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _write_csv(folder: Path, by_variant: dict[str, list[Run]]) -> None:
@@ -180,7 +176,7 @@ def _csv_row(variant: str, run: Run) -> dict[str, Any]:
 
 def _markdown(found: Study, tables: Sequence[Any], runs: Sequence[Run], missing: Sequence[str]) -> str:
     parts = [f"# {runs[0].folder.parent.resolve().name}"]
-    for title, columns, rows in (table for table in tables if table[2]):
+    for title, columns, rows in (one for one in tables if one[2]):
         parts += [f"## {title}", markdown(columns, rows)]
     parts += ["\n".join(f"- {line}" for line in (*notes(found), *problems(runs, missing)))]
     return "\n\n".join(parts) + "\n"

@@ -8,7 +8,7 @@ from sppcls.measure.statistics import Estimate, estimate
 from sppcls.report.comparison import Study, Variant
 from sppcls.report.confusion import confusion
 from sppcls.report.page import percent, write_page
-from sppcls.report.plots import Curve, dot_plot, line_plot, scatter_plot
+from sppcls.report.plots import Curve, dot_plot, line_plot, scale_plot, scatter_plot
 from sppcls.report.runs import Run, differences, flat, read_json
 
 
@@ -73,20 +73,14 @@ def _cost_cells(cost: dict[str, Any]) -> tuple[str, ...]:
 
 def _curve(by_x: dict[int, Estimate], style: str = "o-", colour: int | None = None) -> Curve:
     band = [(e.low, e.high) for e in by_x.values() if e.low is not None and e.high is not None]
-    points = [(x, one.mean) for x, one in by_x.items()]
-    return Curve(points, band if len(band) == len(points) else (), style, colour)
+    return Curve([(x, one.mean) for x, one in by_x.items()], band, style, colour)
 
 
 def _scales(found: Study) -> dict[str, Any]:
     scales = sorted({scale for one in found.variants.values() for scale in one.by_scale})
-    trained = {tuple(_trained(one)) for one in found.variants.values()}
-    plot = line_plot(
-        {name: _curve(one.by_scale) for name, one in found.variants.items()},
-        x="test scale (pixels, shorter side)",
-        y="top-1",
-        marks=sorted({scale for some in trained for scale in some}),
-        log=True,
-    )
+    trained = sorted({scale for one in found.variants.values() for scale in _trained(one)})
+    curves = {name: _curve(one.by_scale) for name, one in found.variants.items()}
+    plot = scale_plot(curves, trained)
     rows = [
         [name, ", ".join(map(str, _trained(one))), *(_cell(one.by_scale.get(scale)) for scale in scales)]
         for name, one in found.variants.items()
