@@ -10,19 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.table import Table
-
 from sppcls.atomic import write_bytes, write_json, write_text
 from sppcls.checkpoint import KEY, WEIGHTS, Model, describe, load
-from sppcls.deploy.card import model_card
+from sppcls.deploy.card import model_card, proof_table
 from sppcls.deploy.graph import OPSET, check_regions, trace, write_onnx
 from sppcls.deploy.parity import prove
-from sppcls.deploy.runtime import Boxes, Floats, Images, open_model
+from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
-from sppcls.models.classifier import SppClassifier
 from sppcls.signature import Signature
-from sppcls.terminal import show
+from sppcls.terminal import show, table
 
 FILES = {"safetensors": WEIGHTS, "onnx": "model.onnx", "pt2": "model.pt2"}
 OWN = (*FILES.values(), "config.json", "README.md", "parity.json")
@@ -52,7 +48,9 @@ def export(
         (input != "normalized" or probabilities) and set(formats) == {"safetensors"}
     ):
         raise ConfigError("--regions is of onnx, --normalize and --probabilities of onnx and pt2; add one to --format")
-    folder = _beside(Path(model)) if out is None else Path(out)
+    source = Path(model)
+    beside = source / "export" if source.is_dir() else source.with_name(f"{source.stem}-export")
+    folder = beside if out is None else Path(out)
     _check_free(folder, force)
     loaded = load(model)
     signature = replace(loaded.signature, input=input, probabilities=probabilities, half=half)
@@ -64,7 +62,7 @@ def export(
         if "safetensors" in formats:
             write_json(stage / "config.json", _config(loaded, signature))
             write_text(stage / "README.md", model_card(loaded, Path(model), proofs))
-    show(_table(proofs), f"written: {folder}")
+    show(table("Against the checkpoint", *proof_table(proofs)), f"written: {folder}")
     return folder
 
 
@@ -84,12 +82,6 @@ def _check_free(folder: Path, force: bool) -> None:
     if names & set(OWN) and "parity.json" not in names:
         other = min(names & set(OWN))
         raise ConfigError(f"--out {folder} holds {other} and is no export; --force replaces exports only")
-
-
-def _beside(model: Path) -> Path:
-    if model.is_dir():
-        return model / "export"
-    return model.parent / f"{model.stem}-export"
 
 
 @contextmanager
@@ -123,7 +115,7 @@ def _proved(stage: Path, name: str, loaded: Model, signature: Signature, regions
         signature = replace(signature, input="normalized", probabilities=False)
     signature = replace(signature, regions=regions and name == "onnx")
     _write(path, name, loaded, signature)
-    found = prove(path.name, _reference(loaded.network), open_model(path), _regions(loaded.network))
+    found = prove(path.name, loaded.network, open_model(path))
     found |= {"file": path.name, "bytes": path.stat().st_size}
     worst = found["largest_difference"]
     if not worst <= found["tolerance"]:
@@ -152,25 +144,6 @@ def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
         save_pt2(trace(network, signature), description, path)
 
 
-def _regions(network: SppClassifier) -> Any:
-    def logits(images: Images, boxes: Boxes) -> Floats:
-        with torch.inference_mode():
-            pixels = network.normalize(torch.from_numpy(images))
-            said: Floats = network.classify_regions(pixels, [torch.from_numpy(boxes)]).numpy()
-            return said
-
-    return logits
-
-
-def _reference(network: SppClassifier) -> Any:
-    def logits(images: Images) -> Floats:
-        with torch.inference_mode():
-            said: Floats = network(network.normalize(torch.from_numpy(images))).numpy()
-            return said
-
-    return logits
-
-
 def _config(loaded: Model, signature: Signature) -> dict[str, Any]:
     """Return config.json in the Hub's layout: the description, and the names that the Hub looks for."""
     labels = dict(enumerate(signature.classes))
@@ -185,18 +158,3 @@ def _config(loaded: Model, signature: Signature) -> dict[str, Any]:
         **names,
         KEY: described,
     }
-
-
-def _table(proofs: dict[str, Any]) -> Table:
-    columns = ("file", "MB", "largest difference", "allowed", "top-1 agreement", "sizes")
-    table = Table(*columns, title="Against the checkpoint")
-    for found in proofs.values():
-        table.add_row(
-            found["file"],
-            f"{found['bytes'] / 1e6:.1f}",
-            f"{found['largest_difference']:.1e}",
-            f"{found['tolerance']:g}",
-            f"{found['top1_agreement']:.1%}",
-            str(len(found["sizes"])),
-        )
-    return table
