@@ -17,7 +17,7 @@ def write_page(template: str, path: Path, title: str, **values: Any) -> Path:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"percent": percent, "points": points, "grouped": lambda n: f"{n:,}"}
+    pages.filters["percent"] = percent
     made = f"sppcls {version('sppcls')}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d %H:%M')}"
     return write_text(path, pages.get_template(f"{template}.html").render(title=title, made=made, **values))
 
