@@ -53,11 +53,13 @@ def export(
     folder = beside if out is None else Path(out)
     _check_free(folder, force)
     loaded = load(model)
-    signature = replace(loaded.signature, input=input, probabilities=probabilities, half=half)
+    signature = replace(loaded.signature, half=half)
+    graph = replace(signature, input=input, probabilities=probabilities)
+    signatures = {"safetensors": signature, "onnx": replace(graph, regions=regions), "pt2": graph}
     if regions:
         check_regions(loaded.network, signature)
     with _staged(folder) as stage:
-        proofs = {name: _proved(stage, name, loaded, signature, regions) for name in dict.fromkeys(formats)}
+        proofs = {name: _proved(stage / FILES[name], name, loaded, signatures[name]) for name in dict.fromkeys(formats)}
         write_json(stage / "parity.json", {"model": Path(model).resolve().name, "formats": proofs})
         if "safetensors" in formats:
             write_json(stage / "config.json", _config(loaded, signature))
@@ -109,11 +111,7 @@ def _staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _proved(stage: Path, name: str, loaded: Model, signature: Signature, regions: bool) -> dict[str, Any]:
-    path = stage / FILES[name]
-    if name == "safetensors":
-        signature = replace(signature, input="normalized", probabilities=False)
-    signature = replace(signature, regions=regions and name == "onnx")
+def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[str, Any]:
     _write(path, name, loaded, signature)
     found = prove(path.name, loaded.network, open_model(path))
     found |= {"file": path.name, "bytes": path.stat().st_size}
@@ -147,14 +145,14 @@ def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
 def _config(loaded: Model, signature: Signature) -> dict[str, Any]:
     """Return config.json in the Hub's layout: the description, and the names that the Hub looks for."""
     labels = dict(enumerate(signature.classes))
-    described = describe(loaded.network, replace(signature, input="normalized", probabilities=False), loaded.spec)
+    described = describe(loaded.network, signature, loaded.spec)
     if described["spec"]:
         described["spec"]["data"]["root"] = None  # a path of this machine
-    names = {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
     return {
         "library_name": "sppcls",
         "model_type": "sppcls",
         "architectures": ["SppClassifier"],
-        **names,
+        "id2label": labels,
+        "label2id": {label: index for index, label in labels.items()},
         KEY: described,
     }
