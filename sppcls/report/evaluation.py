@@ -1,13 +1,15 @@
 """What ``sppcls evaluate`` shows: the table, and evaluation.json, .csv and .svg in a folder."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from sppcls.atomic import write_text
+from sppcls.atomic import write_csv, write_json, write_text
 from sppcls.build import pick_device
-from sppcls.measure.evaluate import Options, evaluate, write_evaluation
+from sppcls.errors import ConfigError
+from sppcls.measure.evaluate import Options, evaluate
 from sppcls.report.page import SCALE_COLUMNS, percent, points, scale_cells
 from sppcls.report.plots import Curve, accuracy_curve, scale_plot
 from sppcls.terminal import show, table
@@ -19,8 +21,13 @@ def run_evaluate(model: str, out: str | None, device: str, **options: Any) -> in
     file = Path(model)
     beside = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     folder = Path(out) if out else file if file.is_dir() else beside
-    write_evaluation(found, folder)
-    write_text(folder / "evaluation.svg", _plot(found))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "evaluation.json", found)
+        write_csv(folder / "evaluation.csv", found["scales"])
+        write_text(folder / "evaluation.svg", _plot(found))
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}; name a folder that can be written") from None
     show(*evaluation_tables(found), *_lines(found), f"written: {folder}/evaluation.json, .csv, .svg")
     return 0
 
@@ -52,15 +59,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if len(found["scales"]) < 2:
         return []
     spread, area = found["scale_spread"] * 100, percent(found["scale_area"])
-    scales = [row["scale"] for row in found["scales"]]
-    pairs = [
-        (found["agreement"][a][b], scales[a], scales[b]) for a in range(len(scales)) for b in range(a + 1, len(scales))
-    ]
-    least = min(pairs)
+    pairs = combinations(enumerate(row["scale"] for row in found["scales"]), 2)
+    least, one, other = min((found["agreement"][i][j], one, other) for (i, one), (j, other) in pairs)
     return [
         f"scale spread {spread:.1f} points, worst at {found['worst_scale']}, mean over log scale {area}",
         f"scale consistency {percent(found['scale_consistency'])}; "
-        f"least agreement {percent(least[0])}, between {least[1]} and {least[2]}",
+        f"least agreement {percent(least)}, between {one} and {other}",
     ]
 
 
