@@ -31,15 +31,15 @@ def line_plot(curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[fl
             colour = COLOURS[(number if curve.colour is None else curve.colour) % len(COLOURS)]
             across = [p[0] for p in curve.points]
             lines += axes.plot(across, _percent(p[1] for p in curve.points), curve.style, color=colour, markersize=4)
-            if len(curve.band) == len(curve.points):
+            if 0 < len(curve.band) == len(curve.points):
                 low, high = (_percent(b[side] for b in curve.band) for side in (0, 1))
                 axes.fill_between(across, low, high, color=colour, alpha=0.18, linewidth=0)
+        ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
         if log:
-            ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
             axes.set_xscale("log", base=2)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         else:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.get_major_locator().set_params(integer=all(isinstance(tick, int) for tick in ticks))
         _legend(axes, lines, curves)
     return text.getvalue()
 
@@ -68,17 +68,6 @@ def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(dots)), names, parse_math=False)
         axes.set_ylim(len(dots) - 0.5, -0.5)
-    return text.getvalue()
-
-
-def scatter_plot(dots: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> str:
-    """Return an ``<svg>`` of points (x, y), y in 0..1, a colour a name."""
-    with _axes(x, f"{y} (%)", 3.4 + _legend_height(dots)) as (axes, text):
-        lines: list[Any] = []
-        for number, points in enumerate(dots.values()):
-            colour = COLOURS[number % len(COLOURS)]
-            lines += axes.plot([p[0] for p in points], _percent(p[1] for p in points), "o", color=colour, alpha=0.7)
-        _legend(axes, lines, dots)
     return text.getvalue()
 
 
