@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import NoReturn
 
 BENCHES = ("pool", "loader", "train", "views", "regions")
@@ -12,10 +13,11 @@ BENCHES = ("pool", "loader", "train", "views", "regions")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; ends the process with the contract's exit status."""
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
+    module, _, name = options.pop("run").partition(":")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is taken away
     try:
-        status = options.run(options)
+        status = getattr(import_module(f"sppcls.{module}"), name)(**options)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -90,159 +92,133 @@ def _cost(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sppcls", description="Image classification at any image size.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    def verb(name: str, run: object, said: str) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = verbs.add_parser(name, help=said, description=said)
-        added.set_defaults(run=run)
-        return added
-
-    _add_evaluate(verb("evaluate", _evaluate, "accuracy, calibration and cost of a trained network at each scale"))
-    _add_predict(verb("predict", _predict, "labels for images, from a run, a checkpoint or any export"))
-    _add_export(verb("export", _export, "files that prove themselves: safetensors, onnx, pt2"))
-    report = verb("report", _report, "tables, plots and one offline page of a run or a sweep")
-    report.add_argument("directory", metavar="DIR", help="a run folder, or a folder of run folders")
-    report.add_argument(
-        "--baseline", action="append", default=[], metavar="VARIANT", help="what variants are tested against"
-    )
-    _add_probe(verb("probe", _probe, "a linear SVM on features of a frozen network: the paper's protocol"))
-    data = verb("data", _data, "what is in a data set, and what is broken in it")
-    data.add_argument("directory", metavar="DIR", help="a folder of class folders, or of train/ and val/")
-    data.add_argument("--scales", type=_scales, default=(96, 128, 224), help="what each would do (96,128,224)")
-    data.add_argument("--decode", action="store_true", help="decode every image whole, to find truncated ones")
-    data.add_argument("--out", metavar="FILE.html", help="write an offline page")
-    bench = verb("bench", _bench, "our numbers against the obvious way, in one process")
-    bench.add_argument("name", choices=BENCHES)
-    bench.add_argument("--json", action="store_true", help="print one JSON object")
-    bench.add_argument("--data", metavar="DIR", help="images for `loader` and `train`: a folder of class folders")
+    for name, (run, said, add_options) in _VERBS.items():
+        verb = verbs.add_parser(name, help=said, description=said)
+        verb.set_defaults(run=run)
+        add_options(verb)
     return parser
 
 
-def _add_evaluate(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help="a run folder or a checkpoint")
-    verb.add_argument("--scales", type=_scales, help="test scales, as 64,96,128 (those of the run)")
-    verb.add_argument(
-        "--data", metavar="DIR", help="a folder of class folders; with --split, the run's data set moved there"
-    )
-    verb.add_argument("--split", choices=("val", "test", "train"), help="which part of the run's data set (val)")
-    verb.add_argument("--fit", choices=("keep", "crop", "warp"), help="how an image meets a scale (the run's)")
-    verb.add_argument("--gap", action="store_true", help="measure a fixed part of the training set too")
-    verb.add_argument(
-        "--views", choices=("full", "multi"), default="full", help="multi: crops and mirror images of one map"
-    )
-    verb.add_argument(
-        "--places", type=int, choices=range(2, 17), metavar="N", default=3, help="crops along each axis (3)"
-    )
-    verb.add_argument(
-        "--fuse", type=_scales, metavar="SCALES", help="average whole-image predictions over these scales"
-    )
-    verb.add_argument("--recalibrate-bn", action="store_true", help="batch-norm statistics of each test scale")
-    verb.add_argument("--object-scale", action="store_true", help="accuracy by the object's true size (data=shapes)")
-    verb.add_argument("--batch-size", type=_at_least(1), default=32)
-    verb.add_argument("--num-workers", type=_at_least(0), default=0)
-    verb.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
-    verb.add_argument("--out", metavar="DIR", help="where evaluation.json, .csv and .svg go (the run folder)")
+def _evaluate(verb: _Parser) -> None:
+    add = verb.add_argument
+    add("model", metavar="MODEL", help="a run folder or a checkpoint")
+    add("--scales", type=_scales, help="test scales, as 64,96,128 (those of the run)")
+    add("--data", metavar="DIR", help="a folder of class folders; with --split, the run's data set moved there")
+    add("--split", choices=("val", "test", "train"), help="which part of the run's data set (val)")
+    add("--fit", choices=("keep", "crop", "warp"), help="how an image meets a scale (the run's)")
+    add("--gap", action="store_true", help="measure a fixed part of the training set too")
+    add("--views", choices=("full", "multi"), default="full", help="multi: crops and mirror images of one map")
+    add("--places", type=int, choices=range(2, 17), metavar="N", default=3, help="crops along each axis (3)")
+    add("--fuse", type=_scales, metavar="SCALES", help="average whole-image predictions over these scales")
+    add("--recalibrate-bn", action="store_true", help="batch-norm statistics of each test scale")
+    add("--object-scale", action="store_true", help="accuracy by the object's true size (data=shapes)")
+    add("--batch-size", type=_at_least(1), default=32)
+    add("--num-workers", type=_at_least(0), default=0)
+    add("--device", default="auto", help="auto, cpu, cuda ...")
+    add("--out", metavar="DIR", help="where evaluation.json, .csv and .svg go (the run folder)")
 
 
-def _add_predict(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "model", metavar="MODEL", help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2"
-    )
-    verb.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on standard input"
-    )
+def _predict(verb: _Parser) -> None:
+    add = verb.add_argument
+    add("model", metavar="MODEL", help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2")
+    add("images", metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on standard input")
     scale = verb.add_mutually_exclusive_group()
     scale.add_argument("--scale", type=_at_least(1, 8192), help="shorter side in pixels (the largest trained)")
     scale.add_argument("--fuse", type=_scales, metavar="SCALES", help="average the probabilities of these scales")
-    verb.add_argument("--top", type=_at_least(1), default=5, metavar="N", help="how many classes to name (5)")
+    add("--top", type=_at_least(1), default=5, metavar="N", help="how many classes to name (5)")
     kind = verb.add_mutually_exclusive_group()
     kind.add_argument("--json", action="store_true", help="a JSON object a line")
     kind.add_argument("--csv", action="store_true", help="a table with a heading")
     boxes = verb.add_mutually_exclusive_group()
     boxes.add_argument("--boxes", metavar="FILE", help="regions of one image to label, x1 y1 x2 y2: .json or .csv")
     boxes.add_argument("--grid", type=_at_least(1, 64), metavar="N", help="propose squares, N to the shorter side")
-    verb.add_argument("--scales", type=_scales, help="scales to take regions from, as 480,576,688,864")
-    verb.add_argument("--draw", metavar="FILE", help="draw the regions, as a .png or .jpg")
-    verb.add_argument("--batch-size", type=_at_least(1), default=32)
-    verb.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
+    add("--scales", type=_scales, help="scales to take regions from, as 480,576,688,864")
+    add("--draw", metavar="FILE", help="draw the regions, as a .png or .jpg")
+    add("--batch-size", type=_at_least(1), default=32)
+    add("--device", default="auto", help="auto, cpu, cuda ...")
 
 
-def _add_export(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help="a run folder, a checkpoint or a safetensors export")
-    verb.add_argument("--format", required=True, type=lambda text: text.split(","), help="as onnx,safetensors,pt2")
-    verb.add_argument("--out", metavar="DIR", help="a new folder (export, in the run folder)")
-    verb.add_argument(
+def _export(verb: _Parser) -> None:
+    add = verb.add_argument
+    add("model", metavar="MODEL", help="a run folder, a checkpoint or a safetensors export")
+    add(
+        "--format",
+        required=True,
+        dest="formats",
+        metavar="FORMAT",
+        type=lambda text: text.split(","),
+        help="as onnx,safetensors,pt2",
+    )
+    add("--out", metavar="DIR", help="a new folder (export, in the run folder)")
+    add(
         "--normalize",
+        dest="input",
         nargs="?",
         const="uint8",
         default="normalized",
         choices=("uint8", "float"),
         help="mean and std inside the graph, which then takes uint8, or floats of 0..1",
     )
-    verb.add_argument("--probabilities", action="store_true", help="softmax inside the graph")
-    verb.add_argument("--half", action="store_true", help="weights in float16")
-    verb.add_argument("--regions", action="store_true", help="an ONNX graph that takes boxes beside the images")
-    verb.add_argument("--force", action="store_true", help="replace an export that is there")
+    add("--probabilities", action="store_true", help="softmax inside the graph")
+    add("--half", action="store_true", help="weights in float16")
+    add("--regions", action="store_true", help="an ONNX graph that takes boxes beside the images")
+    add("--force", action="store_true", help="replace an export that is there")
 
 
-def _add_probe(verb: argparse.ArgumentParser) -> None:
+def _report(verb: _Parser) -> None:
+    add = verb.add_argument
+    add("directory", metavar="DIR", help="a run folder, or a folder of run folders")
+    what = "what variants are tested against"
+    add("--baseline", action="append", default=[], dest="baselines", metavar="VARIANT", help=what)
+
+
+def _probe(verb: _Parser) -> None:
+    add = verb.add_argument
     verb.epilog = "Several --levels, --scales or --fit, with / between them, give a row each, from the same splits."
-    verb.add_argument("--data", required=True, metavar="DIR", help="a folder of class folders")
-    verb.add_argument("--backbone", default="efficientnet_lite0", help="as model.backbone (efficientnet_lite0)")
-    verb.add_argument("--weights", default="pretrained", help="pretrained, a file, or none (pretrained)")
-    verb.add_argument("--layer", default="spp", help="spp, the last map, or a module such as net.blocks.10 (spp)")
-    verb.add_argument("--levels", type=_several(_levels), default="3,2,1", help="pyramids or gap, as gap/6,3,2,1")
-    verb.add_argument("--scales", type=_several(_scales), default="224", help="shorter sides, as 224/160,224,288")
-    verb.add_argument("--fit", type=_several(_fit), default="keep", help="how an image meets a scale, as keep/warp")
-    verb.add_argument("--train-per-class", type=_at_least(1), default=30, metavar="N")
-    verb.add_argument("--test-per-class", type=_at_least(1), default=50, metavar="N", help="at most (50)")
-    verb.add_argument("--splits", type=_at_least(1), default=10, metavar="N", help="random splits (10)")
-    verb.add_argument("--seed", type=_at_least(0), default=0, help="of the first split, the next has the next (0)")
-    verb.add_argument("--C", type=_cost, default=1.0, dest="c", metavar="C", help="of the SVM (1)")
-    verb.add_argument("--batch-size", type=_at_least(1), default=8)
-    verb.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
-    verb.add_argument(
-        "--cache", action=argparse.BooleanOptionalAction, default=True, help="keep features for the next time"
-    )
-    verb.add_argument("--out", default="runs/probe", metavar="DIR", help="where probe.json goes (runs/probe)")
+    add("--data", required=True, metavar="DIR", help="a folder of class folders")
+    add("--backbone", default="efficientnet_lite0", help="as model.backbone (efficientnet_lite0)")
+    add("--weights", default="pretrained", help="pretrained, a file, or none (pretrained)")
+    add("--layer", default="spp", help="spp, the last map, or a module such as net.blocks.10 (spp)")
+    add("--levels", type=_several(_levels), default="3,2,1", help="pyramids or gap, as gap/6,3,2,1")
+    add("--scales", type=_several(_scales), default="224", help="shorter sides, as 224/160,224,288")
+    add("--fit", type=_several(_fit), default="keep", help="how an image meets a scale, as keep/warp")
+    add("--train-per-class", type=_at_least(1), default=30, metavar="N")
+    add("--test-per-class", type=_at_least(1), default=50, metavar="N", help="at most (50)")
+    add("--splits", type=_at_least(1), default=10, metavar="N", help="random splits (10)")
+    add("--seed", type=_at_least(0), default=0, help="of the first split, the next has the next (0)")
+    add("--C", type=_cost, default=1.0, dest="c", metavar="C", help="of the SVM (1)")
+    add("--batch-size", type=_at_least(1), default=8)
+    add("--device", default="auto", help="auto, cpu, cuda ...")
+    add("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep features for the next time")
+    add("--out", default="runs/probe", metavar="DIR", help="where probe.json goes (runs/probe)")
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from sppcls.report.evaluation import run_evaluate
-
-    return run_evaluate(options)
-
-
-def _predict(options: argparse.Namespace) -> int:
-    from sppcls.deploy.labels import run_predict
-
-    return run_predict(options)
+def _data(verb: _Parser) -> None:
+    add = verb.add_argument
+    add("directory", metavar="DIR", help="a folder of class folders, or of train/ and val/")
+    add("--scales", type=_scales, default=(96, 128, 224), help="what each would do (96,128,224)")
+    add("--decode", action="store_true", help="decode every image whole, to find truncated ones")
+    add("--out", metavar="FILE.html", help="write an offline page")
 
 
-def _export(options: argparse.Namespace) -> int:
-    from sppcls.deploy.export import run_export
-
-    return run_export(options)
-
-
-def _report(options: argparse.Namespace) -> int:
-    from sppcls.report.report import report
-
-    return report(options.directory, options.baseline)
+def _bench(verb: _Parser) -> None:
+    add = verb.add_argument
+    add("name", choices=BENCHES)
+    add("--json", action="store_true", dest="as_json", help="print one JSON object")
+    add("--data", metavar="DIR", help="images for `loader` and `train`: a folder of class folders")
 
 
-def _probe(options: argparse.Namespace) -> int:
-    from sppcls.report.probe import run_probe
-
-    return run_probe(options)
-
-
-def _data(options: argparse.Namespace) -> int:
-    from sppcls.report.data_page import run_data
-
-    return run_data(options.directory, options.scales, decode=options.decode, out=options.out)
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from sppcls.bench import run_bench
-
-    return run_bench(options.name, data=options.data, as_json=options.json)
+# A verb: the function that is called with its options by name, what it does, and its options.
+_VERBS: dict[str, tuple[str, str, Callable[[_Parser], None]]] = {
+    "evaluate": (
+        "report.evaluation:run_evaluate",
+        "accuracy, calibration and cost of a trained network at each scale",
+        _evaluate,
+    ),
+    "predict": ("deploy.labels:run_predict", "labels for images, from a run, a checkpoint or any export", _predict),
+    "export": ("deploy.export:run_export", "files that prove themselves: safetensors, onnx, pt2", _export),
+    "report": ("report.report:report", "tables, plots and one offline page of a run or a sweep", _report),
+    "probe": ("report.probe:run_probe", "a linear SVM on features of a frozen network: the paper's protocol", _probe),
+    "data": ("report.data_page:run_data", "what is in a data set, and what is broken in it", _data),
+    "bench": ("bench:run_bench", "our numbers against the obvious way, in one process", _bench),
+}

@@ -4,7 +4,10 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 T = TypeVar("T")
 
@@ -21,6 +24,17 @@ def show(*things: Any) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=width(), color_system=None)
     for thing in things:
         console.print(thing, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(thing, str))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
+    """Return a table of plain text, whose first column is folded where the terminal is narrow."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    made = Table(Column(columns[0], overflow="fold"), *columns[1:], title=Text(title, "table.title"))
+    for row in rows:
+        made.add_row(*map(Text, row))  # as it is: a name in brackets is no style
+    return made
 
 
 def track(things: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sppcls import cli
-from sppcls.bench.timing import BenchReport, paired
+from sppcls.bench import BenchReport, paired
 
 SMALL = [
     "data.train_size=24",

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from sppcls.bench import paired
 from sppcls.bench import pool as bench
 from sppcls.bench.pool import naive
-from sppcls.bench.timing import paired
 from sppcls.ops import SpatialPyramidPool2d, bin_edges, bins, sliding_window
 from sppcls.ops import spatial_pyramid_levels2d as pool_levels
 from sppcls.ops import spatial_pyramid_pool2d as pool2d

@@ -172,7 +172,7 @@ def pair(whole_pair, tmp_path):
 def no_plots(monkeypatch):
     """Draw nothing: a plot takes a fifth of a second."""
     for page in (run_page, sweep_page):
-        for name in ("line_plot", "dot_plot", "scatter_plot"):
+        for name in ("line_plot", "scale_plot", "dot_plot"):
             monkeypatch.setattr(page, name, lambda *_, **__: "<svg></svg>", raising=False)
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from sppcls.bench.timing import BenchReport, paired
+from sppcls.bench import BenchReport, paired
 from sppcls.data.cache import PixelCache
 from sppcls.data.files import read_groups
 from sppcls.data.loader import BatchDataset

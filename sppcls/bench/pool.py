@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sppcls.bench.timing import BenchReport, paired
+from sppcls.bench import BenchReport, paired
 from sppcls.ops import spatial_pyramid_pool2d
 
 # Last maps of ZF-5, a ResNet and Overfeat at 224, and of a 640 x 480 picture at stride 16.

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sppcls.bench.timing import BenchReport, paired
+from sppcls.bench import BenchReport, paired
 from sppcls.build import build_classifier, build_splits
 from sppcls.data.images import fit_image
 from sppcls.models.classifier import SppClassifier

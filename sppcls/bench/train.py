@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from sppcls.bench.timing import BenchReport
+from sppcls.bench import BenchReport
 from sppcls.build import build_classifier, build_splits
 from sppcls.data.loader import ImageBatch
 from sppcls.data.schedule import Schedule

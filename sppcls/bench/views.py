@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from sppcls.bench.timing import BenchReport, paired
+from sppcls.bench import BenchReport, paired
 from sppcls.build import build_classifier
 from sppcls.measure.scales import Predict
 from sppcls.measure.views import crop_boxes, multi_view, multi_view_by_crops

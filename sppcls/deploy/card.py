@@ -19,6 +19,8 @@ def model_card(loaded: Model, model: Path, proofs: dict[str, Any]) -> str:
     """Return README.md of an exported folder, with the figures of the run that ``model`` is of, where it is one."""
     run = model if model.is_dir() else model.parent.parent
     summary, status = _read(run / "summary.json"), _read(run / "status.json")
+    made = shlex.join(Path(word).name if "/" in word else word for word in sys.argv)  # no path of this machine
+    commands = "\n".join(line for line in (status.get("command"), made) if line)
     signature, recipe = loaded.signature, loaded.network.recipe or {}
     shape = f"{recipe.get('backbone')}, pool {signature.pool}, levels {', '.join(map(str, loaded.network.levels))}"
     scales = ", ".join(map(str, signature.scales)) or "unknown"
@@ -31,9 +33,9 @@ def model_card(loaded: Model, model: Path, proofs: dict[str, Any]) -> str:
         f"## Data\n\n{_data(loaded, summary)}",
         f"## Accuracy\n\n{_accuracy(summary, loaded)}",
         "## Limits\n\n" + _LIMITS.format(count=len(signature.classes), scales=scales),
-        f"## Files\n\n{_files(proofs)}",
+        f"## Files\n\nEach was run back against the checkpoint (parity.json):\n\n{markdown(*proof_table(proofs))}",
         f"## Use\n\n```\nsppcls predict FOLDER IMAGE...\n```\n\n```python\n{_USE}```",
-        f"## How it was made\n\n```\n{_commands(status)}\n```",
+        f"## How it was made\n\n```\n{commands}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -73,20 +75,17 @@ def _accuracy(summary: dict[str, Any], loaded: Model) -> str:
     return f"Validation images of the run's last checkpoint:\n\n{lines}{said}"
 
 
-def _files(proofs: dict[str, Any]) -> str:
+def proof_table(proofs: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return columns and a row a file: how near its answers are to the checkpoint's."""
     rows = [
-        (
+        [
             found["file"],
             f"{found['bytes'] / 1e6:.1f}",
             f"{found['largest_difference']:.1e}",
+            f"{found['tolerance']:g}",
             f"{found['top1_agreement']:.1%}",
-        )
+            str(len(found["sizes"])),
+        ]
         for found in proofs.values()
     ]
-    columns = ("file", "MB", "largest logit difference", "top-1 agreement")
-    return f"Each was run back against the checkpoint (parity.json):\n\n{markdown(columns, rows)}"
-
-
-def _commands(status: dict[str, Any]) -> str:
-    made = shlex.join(Path(word).name if "/" in word else word for word in sys.argv)  # no path of this machine
-    return "\n".join(line for line in (status.get("command"), made) if line)
+    return ("file", "MB", "largest difference", "allowed", "top-1 agreement", "sizes"), rows

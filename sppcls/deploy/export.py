@@ -4,26 +4,21 @@ import copy
 import json
 import shutil
 import tempfile
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.table import Table
-
 from sppcls.atomic import write_bytes, write_json, write_text
 from sppcls.checkpoint import KEY, WEIGHTS, Model, describe, load
-from sppcls.deploy.card import model_card
+from sppcls.deploy.card import model_card, proof_table
 from sppcls.deploy.graph import OPSET, check_regions, trace, write_onnx
 from sppcls.deploy.parity import prove
-from sppcls.deploy.runtime import Boxes, Floats, Images, open_model
+from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
-from sppcls.models.classifier import SppClassifier
 from sppcls.signature import Signature
-from sppcls.terminal import show
+from sppcls.terminal import show, table
 
 FILES = {"safetensors": WEIGHTS, "onnx": "model.onnx", "pt2": "model.pt2"}
 OWN = (*FILES.values(), "config.json", "README.md", "parity.json")
@@ -40,7 +35,7 @@ def export(
     regions: bool = False,
     force: bool = False,
 ) -> Path:
-    """Write a model in each format into a folder, prove each file, and return the folder; see docs/export.md.
+    """Write a model in each format into a folder, prove each file, and return the folder.
 
     Raises:
         ConfigError: No such model or format, or an output folder that is there already or cannot be written.
@@ -53,27 +48,29 @@ def export(
         (input != "normalized" or probabilities) and set(formats) == {"safetensors"}
     ):
         raise ConfigError("--regions is of onnx, --normalize and --probabilities of onnx and pt2; add one to --format")
-    folder = _beside(Path(model)) if out is None else Path(out)
+    source = Path(model)
+    beside = source / "export" if source.is_dir() else source.with_name(f"{source.stem}-export")
+    folder = beside if out is None else Path(out)
     _check_free(folder, force)
     loaded = load(model)
-    signature = replace(loaded.signature, input=input, probabilities=probabilities, half=half)
+    signature = replace(loaded.signature, half=half)
+    graph = replace(signature, input=input, probabilities=probabilities)
+    signatures = {"safetensors": signature, "onnx": replace(graph, regions=regions), "pt2": graph}
     if regions:
         check_regions(loaded.network, signature)
     with _staged(folder) as stage:
-        proofs = {name: _proved(stage, name, loaded, signature, regions) for name in dict.fromkeys(formats)}
+        proofs = {name: _proved(stage / FILES[name], name, loaded, signatures[name]) for name in dict.fromkeys(formats)}
         write_json(stage / "parity.json", {"model": Path(model).resolve().name, "formats": proofs})
         if "safetensors" in formats:
             write_json(stage / "config.json", _config(loaded, signature))
             write_text(stage / "README.md", model_card(loaded, Path(model), proofs))
-    show(_table(proofs), f"written: {folder}")
+    show(table("Against the checkpoint", *proof_table(proofs)), f"written: {folder}")
     return folder
 
 
-def run_export(given: Namespace) -> int:
-    """Export as the command line says, show what was proved, and return 0."""
-    how = {"input": given.normalize, "probabilities": given.probabilities, "half": given.half}
-    how |= {"regions": given.regions, "force": given.force}
-    export(given.model, given.format, given.out, **how)
+def run_export(**options: Any) -> int:
+    """Do `export` and return 0."""
+    export(**options)
     return 0
 
 
@@ -87,12 +84,6 @@ def _check_free(folder: Path, force: bool) -> None:
     if names & set(OWN) and "parity.json" not in names:
         other = min(names & set(OWN))
         raise ConfigError(f"--out {folder} holds {other} and is no export; --force replaces exports only")
-
-
-def _beside(model: Path) -> Path:
-    if model.is_dir():
-        return model / "export"
-    return model.parent / f"{model.stem}-export"
 
 
 @contextmanager
@@ -120,13 +111,9 @@ def _staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _proved(stage: Path, name: str, loaded: Model, signature: Signature, regions: bool) -> dict[str, Any]:
-    path = stage / FILES[name]
-    if name == "safetensors":
-        signature = replace(signature, input="normalized", probabilities=False)
-    signature = replace(signature, regions=regions and name == "onnx")
+def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[str, Any]:
     _write(path, name, loaded, signature)
-    found = prove(path.name, _reference(loaded.network), open_model(path), _regions(loaded.network))
+    found = prove(path.name, loaded.network, open_model(path))
     found |= {"file": path.name, "bytes": path.stat().st_size}
     worst = found["largest_difference"]
     if not worst <= found["tolerance"]:
@@ -155,51 +142,17 @@ def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
         save_pt2(trace(network, signature), description, path)
 
 
-def _regions(network: SppClassifier) -> Any:
-    def logits(images: Images, boxes: Boxes) -> Floats:
-        with torch.inference_mode():
-            pixels = network.normalize(torch.from_numpy(images))
-            said: Floats = network.classify_regions(pixels, [torch.from_numpy(boxes)]).numpy()
-            return said
-
-    return logits
-
-
-def _reference(network: SppClassifier) -> Any:
-    def logits(images: Images) -> Floats:
-        with torch.inference_mode():
-            said: Floats = network(network.normalize(torch.from_numpy(images))).numpy()
-            return said
-
-    return logits
-
-
 def _config(loaded: Model, signature: Signature) -> dict[str, Any]:
     """Return config.json in the Hub's layout: the description, and the names that the Hub looks for."""
     labels = dict(enumerate(signature.classes))
-    described = describe(loaded.network, replace(signature, input="normalized", probabilities=False), loaded.spec)
+    described = describe(loaded.network, signature, loaded.spec)
     if described["spec"]:
         described["spec"]["data"]["root"] = None  # a path of this machine
-    names = {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
     return {
         "library_name": "sppcls",
         "model_type": "sppcls",
         "architectures": ["SppClassifier"],
-        **names,
+        "id2label": labels,
+        "label2id": {label: index for index, label in labels.items()},
         KEY: described,
     }
-
-
-def _table(proofs: dict[str, Any]) -> Table:
-    columns = ("file", "MB", "largest difference", "allowed", "top-1 agreement", "sizes")
-    table = Table(*columns, title="Against the checkpoint")
-    for found in proofs.values():
-        table.add_row(
-            found["file"],
-            f"{found['bytes'] / 1e6:.1f}",
-            f"{found['largest_difference']:.1e}",
-            f"{found['tolerance']:g}",
-            f"{found['top1_agreement']:.1%}",
-            str(len(found["sizes"])),
-        )
-    return table

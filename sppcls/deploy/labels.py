@@ -18,8 +18,9 @@ from sppcls.terminal import printable, track
 _SHOWN = 10  # regions of a grid that are printed and drawn
 
 
-def run_predict(given: Namespace) -> int:
+def run_predict(**options: Any) -> int:
     """Print what the model says of each image; return 0, or 3 where some could not be read."""
+    given = Namespace(**options)
     paths = expand(given.images)
     if not paths:
         raise DataError(f"no image in {' '.join(given.images)}; name image files or folders of them")

@@ -1,13 +1,14 @@
 """Whether an exported file answers as the network that it was made from, at sizes that it was not traced at."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from sppcls.deploy.graph import traced_size
 from sppcls.deploy.runtime import Boxes, Floats, Images, Runtime, softmax
 from sppcls.errors import SppclsError
+from sppcls.models.classifier import SppClassifier
 from sppcls.signature import Signature
 
 TOLERANCE = 1e-4
@@ -37,28 +38,28 @@ def parity_sizes(signature: Signature) -> list[tuple[int, int, int]]:
     return [(1 if n % 2 == 0 else 3, *size) for n, size in enumerate(sizes) if size != traced_size(signature)]
 
 
-def prove(
-    name: str, reference: Callable[[Images], Floats], candidate: Runtime, regions: Callable[[Images, Boxes], Floats]
-) -> dict[str, Any]:
+def prove(name: str, network: SppClassifier, candidate: Runtime) -> dict[str, Any]:
     """Run a file and its network on the same images of every size, and boxes where a graph takes them.
 
-    ``reference`` and ``regions`` give logits of uint8 images; where ``candidate`` gives probabilities, their softmax is
-    compared. Raises ``SppclsError`` at a size that the file does not run at.
+    Where ``candidate`` gives probabilities, they are compared with the softmax of the network's logits. Raises
+    ``SppclsError`` at a size that the file does not run at.
     """
     signature, rows = candidate.signature, []
     for batch, height, width in parity_sizes(signature):
         images, boxes = _images(batch, height, width), _boxes(height, width)
         try:
-            want, got = [reference(images)], [candidate.run(images)]
-            if signature.regions and candidate.regions:
-                want.append(regions(images[:1], boxes))
-                got.append(candidate.regions(images[:1], boxes))
+            pixels, got = network.normalize(torch.from_numpy(images)), [candidate.run(images)]
+            with torch.inference_mode():
+                want = [network(pixels)]
+                if signature.regions and candidate.regions:
+                    want.append(network.classify_regions(pixels[:1], [torch.from_numpy(boxes)]))
+                    got.append(candidate.regions(images[:1], boxes))
         except Exception as error:  # whatever its engine raises
             line = " ".join(str(error).split())[:200]
             raise SppclsError(
                 f"{name} does not run at {batch} x 3 x {height} x {width} ({line}); nothing is written"
             ) from None
-        row = _compared(np.concatenate(want), np.concatenate(got), signature.probabilities)
+        row = _compared(torch.cat(want).numpy(), np.concatenate(got), signature.probabilities)
         rows.append({"batch": batch, "height": height, "width": width} | row)
     return {
         "largest_difference": float(np.max([row["difference"] for row in rows])),

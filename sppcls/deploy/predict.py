@@ -2,7 +2,7 @@
 
 import glob
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
 from itertools import islice
@@ -72,27 +72,21 @@ def predict(
 def _of_chunk(
     model: Runtime, paths: Sequence[Path], scales: Sequence[int], batch_size: int
 ) -> list[Floats | DataError]:
-    sizes = [_size(path) for path in paths]
-    good = [place for place, size in enumerate(sizes) if not isinstance(size, DataError)]
-    empty = np.empty(0, np.float32)
-    answers: list[Floats | DataError] = [size if isinstance(size, DataError) else empty for size in sizes]
-    native = [size for size in sizes if not isinstance(size, DataError)]
-    plans = [plan_of(model.signature, native, scale, batch_size) for scale in scales]
+    sizes, answers = dict[int, Size](), dict[int, Floats | DataError]()
+    for place, path in enumerate(paths):
+        try:
+            sizes[place] = read_size(path)
+        except DataError as error:
+            answers[place] = error
+    places = list(sizes)
+    plans = [plan_of(model.signature, list(sizes.values()), scale, batch_size) for scale in scales]
     for batches in zip(*plans, strict=True):  # an aspect's images are the same at every scale
-        members = [good[index] for index in batches[0].indices]
+        members = [places[index] for index in batches[0].indices]
         views = [_pixels(model, paths, sizes, members, batch.size, answers) for batch in batches]
         said = np.mean([model.probabilities(view) for view in views], axis=0)
         for place, row in zip(members, said, strict=True):
-            if not isinstance(answers[place], DataError):
-                answers[place] = row
-    return answers
-
-
-def _size(path: Path) -> Size | DataError:
-    try:
-        return read_size(path)
-    except DataError as error:
-        return error
+            answers.setdefault(place, row)
+    return [answers[place] for place in range(len(paths))]
 
 
 def plan_of(signature: Signature, sizes: Sequence[Size], scale: int, batch_size: int) -> list[Batch]:
@@ -107,10 +101,10 @@ def plan_of(signature: Signature, sizes: Sequence[Size], scale: int, batch_size:
 def _pixels(
     model: Runtime,
     paths: Sequence[Path],
-    sizes: Sequence[Size | DataError],
+    sizes: Mapping[int, Size],
     members: Sequence[int],
     size: Size,
-    answers: list[Floats | DataError],
+    answers: dict[int, Floats | DataError],
 ) -> Images:
     """Return images [N, 3, H, W]; one that cannot be read leaves its place empty, and its reason in ``answers``."""
     images = np.zeros((len(members), 3, *size), np.uint8)
@@ -122,10 +116,8 @@ def _pixels(
     return images
 
 
-def fitted(model: Runtime, path: Path, size: Size, native: Size | DataError) -> Images:
+def fitted(model: Runtime, path: Path, size: Size, native: Size) -> Images:
     """Return one file [H, W, 3] as it is in a batch of ``size``."""
-    if isinstance(native, DataError):
-        raise native
     pixels = decode_array(path, min(size))
     return model.fit(pixels, size, model.signature.fit, model.signature.pad, native=native)
 

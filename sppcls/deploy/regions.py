@@ -18,18 +18,7 @@ from sppcls.deploy.runtime import Boxes, Floats, Runtime
 from sppcls.errors import ConfigError, DataError
 
 _LEGIBLE = 480  # pixels of the shorter side that labels need
-_COLOURS = (
-    "#e6194b",
-    "#3cb44b",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#008080",
-    "#9a6324",
-    "#808000",
-    "#000075",
-    "#800000",
-)
+_COLOURS = ("crimson", "seagreen", "royalblue", "darkorange", "purple", "teal", "sienna", "olive", "navy", "maroon")
 
 
 def read_boxes(file: str, size: Size) -> Boxes:

@@ -1,5 +1,6 @@
 """``sppcls evaluate``: one trained network on any labelled images, at scales it was trained at and others."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -8,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sppcls.atomic import write_csv, write_json
 from sppcls.build import build_splits
 from sppcls.checkpoint import load
 from sppcls.data.decode import shown
@@ -19,7 +19,7 @@ from sppcls.errors import ConfigError, DataError
 from sppcls.measure.recalibrate import recalibrate_bn
 from sppcls.measure.result import ScaleResult
 from sppcls.measure.scales import Predict, evaluate_scales, full_view, gap_subset
-from sppcls.measure.views import check_views, multi_view
+from sppcls.measure.views import multi_view
 from sppcls.models.classifier import SppClassifier
 from sppcls.signature import Signature
 from sppcls.spec import DataSpec, ModelSpec, ScheduleSpec, Spec
@@ -62,20 +62,15 @@ def evaluate(model: str, options: Options) -> dict[str, Any]:
     how |= {"max_aspect": spec.data.max_aspect, "device": options.device, "bar": True}
     predict: Predict = full_view
     if options.views == "multi":
-        check_views(network)
+        if network.pool == "fixed":
+            raise ConfigError("views=multi pools regions of one map, and model.pool=fixed takes whole images; use full")
         predict = multi_view(max(network.scales), options.places)
     prepare = partial(recalibrate_bn, source=train(), **how) if options.recalibrate_bn else None
     measure: Callable[..., ScaleResult] = partial(evaluate_scales, network, predict=predict, prepare=prepare, **how)
     result = measure(source, scales)
-    found: dict[str, Any] = {
-        "model": model,
-        "split": options.split or "val",
-        "data": options.data or spec.data.name,
-        "fit": fit,
-        "views": options.views,
-        "recalibrated": options.recalibrate_bn,
-        "classes": len(network.classes),
-    } | result.summary()
+    found: dict[str, Any] = {"model": model, "split": options.split or "val", "data": options.data or spec.data.name}
+    found |= {"fit": fit, "views": options.views, "recalibrated": options.recalibrate_bn}
+    found |= {"classes": len(network.classes)} | result.summary()
     for row, speed in zip(found["scales"], result.images_per_s, strict=True):
         row["images_per_s"] = round(speed, 1)
     if options.gap:
@@ -88,16 +83,6 @@ def evaluate(model: str, options: Options) -> dict[str, Any]:
     if options.object_scale:
         found["object_scale"] = _by_object(source, result)
     return found
-
-
-def write_evaluation(found: dict[str, Any], out: Path) -> None:
-    """Write evaluation.json and evaluation.csv, a row a test scale, into a folder."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "evaluation.json", found)
-        write_csv(out / "evaluation.csv", found["scales"])
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}; name a folder that can be written") from None
 
 
 def _scales(network: SppClassifier, spec: Spec, options: Options, fit: str) -> tuple[int, ...]:
@@ -172,14 +157,9 @@ def _by_object(source: Source, result: ScaleResult, parts: int = 5) -> list[dict
     edges = np.quantile(sizes, np.linspace(0, 1, parts + 1))
     part = np.clip(np.searchsorted(edges, sizes, side="right") - 1, 0, parts - 1)
     right = result.answers.right
-    return [
-        {
-            "from": round(float(edges[p]), 4),
-            "to": round(float(edges[p + 1]), 4),
-            "images": int((part == p).sum()),
-            "acc1": {
-                str(s): float(right[row, part == p].mean()) for row, s in enumerate(result.answers.scales.tolist())
-            },
-        }
-        for p in range(parts)
-    ]
+    rows = []
+    for p, (low, high) in enumerate(itertools.pairwise(edges.round(4).tolist())):
+        mine = part == p
+        acc1 = {str(row.scale): float(of[mine].mean()) for row, of in zip(result.rows, right, strict=True)}
+        rows.append({"from": low, "to": high, "images": int(mine.sum()), "acc1": acc1})
+    return rows

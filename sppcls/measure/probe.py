@@ -3,7 +3,6 @@
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -77,8 +76,8 @@ def probe(options: Options) -> dict[str, Any]:
     network = _network(options, source.classes)
     variants = [Variant(*of) for of in itertools.product(options.fit, options.scales, options.levels)]
     started = time.perf_counter()
-    with ExitStack() as stack:
-        folder = cache_dir() / "features" if options.cache else Path(stack.enter_context(TemporaryDirectory()))
+    with TemporaryDirectory() as nowhere:
+        folder = cache_dir() / "features" if options.cache else Path(nowhere)
         features = _features(network, source, options, variants, folder)
         read = np.flatnonzero(~np.any([np.isnan(values[:, 0]) for values in features.values()], axis=0))
         images = Subset(source, read)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,32 +104,29 @@ def evaluate_scales(
         for row, group in enumerate(groups):
             networks = [prepare(network, scale) if prepare else network for scale in group]
             started = time.perf_counter()
-            _fill(answers, row, evaluation, network, group, partial(_fused, predict, networks))
+            _fill(answers, row, evaluation, networks, group, predict)
             speeds.append(len(source.targets) / (time.perf_counter() - started))
     return ScaleResult(rows_of(answers, network.scales), answers, tuple(speeds))
-
-
-def _fused(predict: Predict, networks: Sequence[SppClassifier], images: list[Tensor]) -> Tensor:
-    return averaged([predict(network, one) for network, one in zip(networks, images, strict=True)])
 
 
 def _fill(
     answers: Answers,
     row: int,
     evaluation: Evaluation,
-    network: SppClassifier,
+    networks: Sequence[SppClassifier],
     scales: Sequence[int],
-    predict: Callable[[list[Tensor]], Tensor],
+    predict: Predict,
 ) -> None:
-    """Write one row of answers, from the same images at each of ``scales``, side by side."""
+    """Write one row of answers, the mean over networks, of which each sees the same images at its scale."""
     # An aspect bucket holds the same images at every scale, so the scales' batches go together.
-    counts, streams = zip(*(evaluation.batches(network, scale) for scale in scales), strict=True)
+    counts, streams = zip(*map(evaluation.batches, networks, scales), strict=True)
     groups: Iterator[tuple[ImageBatch, ...]] = zip(*streams, strict=True)
     for group in track(groups, f"scale {', '.join(map(str, scales))}", counts[0]) if evaluation.bar else groups:
         kept = group[0]["targets"] != IGNORED
         if bool(kept.any()):
             with torch.inference_mode():
-                said = predict([batch["images"][kept].to(evaluation.device) for batch in group]).cpu()
+                views = [batch["images"][kept].to(evaluation.device) for batch in group]
+                said = averaged(list(map(predict, networks, views))).cpu()
             answers.keep(row, group[0]["indices"][kept], said, group[0]["targets"][kept])
     if not (answers.predicted[row] != UNREAD).any():
         raise DataError(f"none of the {len(answers.targets)} images could be read")

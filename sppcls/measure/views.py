@@ -1,12 +1,10 @@
 """Multi-view testing on feature maps: one map a scale, its crops pooled as regions (paper, section 3.1.4)."""
 
 import itertools
-from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from sppcls.errors import ConfigError
 from sppcls.measure.scales import Predict, averaged
 from sppcls.models.classifier import SppClassifier
 from sppcls.ops import region_cells
@@ -33,7 +31,12 @@ def multi_view(side: int, places: int = 3) -> Predict:
     """Return a prediction that averages the crops of ``side`` pixels, and their mirror images, over one map each."""
 
     def predict(network: SppClassifier, images: Tensor) -> Tensor:
-        return averaged([network.classify_map(part).log_softmax(1) for part in _parts(network, images, side, places)])
+        pixels, size = network.normalize(images), (int(images.shape[2]), int(images.shape[3]))
+        features = network.features(torch.cat([pixels, pixels.flip(-1)]))
+        boxes = torch.tensor(crop_boxes(*size, side, places))
+        cells = region_cells(boxes, network.trunk.stride, features.shape[2:], size, touched=True)
+        parts = [features[:, :, top:bottom, left:right] for top, left, bottom, right in cells.tolist()]
+        return averaged([network.classify_map(half).log_softmax(1) for part in parts for half in part.chunk(2)])
 
     return predict
 
@@ -43,26 +46,11 @@ def multi_view_by_crops(side: int, places: int = 3) -> Predict:
 
     def predict(network: SppClassifier, images: Tensor) -> Tensor:
         pixels = network.normalize(images)
-        views = (flip(pixels)[:, :, y1:y2, x1:x2] for flip, (x1, y1, x2, y2) in _views(images, side, places))
+        boxes = crop_boxes(int(images.shape[2]), int(images.shape[3]), side, places)
+        views = (
+            (pixels.flip(-1) if mirrored else pixels)[:, :, y1:y2, x1:x2]
+            for mirrored, (x1, y1, x2, y2) in itertools.product((False, True), boxes)
+        )
         return averaged([network(view).log_softmax(1) for view in views])
 
     return predict
-
-
-def check_views(network: SppClassifier) -> None:
-    """Raise ``ConfigError`` where a network takes no crops of its map."""
-    if network.pool == "fixed":
-        raise ConfigError("views=multi pools regions of one map, and model.pool=fixed takes whole images; use full")
-
-
-def _views(images: Tensor, side: int, places: int) -> Iterator[tuple[Callable[[Tensor], Tensor], Box]]:
-    boxes = crop_boxes(int(images.shape[2]), int(images.shape[3]), side, places)
-    return itertools.product((lambda x: x, lambda x: x.flip(-1)), boxes)
-
-
-def _parts(network: SppClassifier, images: Tensor, side: int, places: int) -> Iterator[Tensor]:
-    pixels, size = network.normalize(images), (int(images.shape[2]), int(images.shape[3]))
-    features = network.features(torch.cat([pixels, pixels.flip(-1)]))
-    boxes = torch.tensor(crop_boxes(*size, side, places))
-    for y1, x1, y2, x2 in region_cells(boxes, network.trunk.stride, features.shape[2:], size, touched=True).tolist():
-        yield from features[:, :, y1:y2, x1:x2].chunk(2)

@@ -12,12 +12,7 @@ from sppcls.measure.statistics import Bootstrap, Comparison, Estimate, bootstrap
 from sppcls.report.runs import Run
 
 # What variants are tested on; the rest of `values_of` is described and not tested.
-TESTED = {
-    "acc1": "top-1",
-    "scale_area": "mean over scales",
-    "scale_spread": "scale spread",
-    "generalization_gap": "gap",
-}
+TESTED = ("acc1", "scale_area", "scale_spread", "generalization_gap")
 
 
 @dataclass(frozen=True)
@@ -140,12 +135,12 @@ def _adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[s
 
 def _bootstrapped(runs: Sequence[Run], base: Sequence[Run], scale: int) -> Bootstrap | None:
     """Return the paired bootstrap over images and seeds, where both sides kept answers to the same images."""
-    by_seed = [{run.seed: run.answers for run in side} for side in (runs, base)]
-    pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
+    by_seed = {run.seed: run.answers for run in base}
     alike = [
         (ours, theirs)
-        for ours, theirs in pairs
-        if ours and theirs and ours.images == theirs.images and scale in ours.scales and scale in theirs.scales
+        for run in sorted(runs, key=lambda run: run.seed)
+        if (ours := run.answers) and (theirs := by_seed.get(run.seed)) and ours.images == theirs.images
+        if scale in ours.scales and scale in theirs.scales
     ]
     alike = [(ours, theirs) for ours, theirs in alike if ours.images == alike[0][0].images]
     if not alike:
@@ -158,21 +153,16 @@ def _bootstrapped(runs: Sequence[Run], base: Sequence[Run], scale: int) -> Boots
 
 def as_values(found: Study) -> dict[str, Any]:
     """Return a study as plain values, for summary.json."""
+    plain = asdict(replace(found, variants={}))
+    variants = {}
+    for name, variant in found.variants.items():
+        seeds, values = [run.seed for run in variant.runs], asdict(replace(variant, runs=()))
+        variants[name] = {"seeds": seeds, "measures": values["estimates"], "scales": values["by_scale"]}
     return {
         "scale": found.scale,
         "baseline": found.baseline,
         "equal_compute_megapixels": found.budget,
-        "variants": {
-            name: {
-                "seeds": [run.seed for run in variant.runs],
-                "measures": {key: asdict(value) for key, value in variant.estimates.items()},
-                "scales": {str(scale): asdict(value) for scale, value in variant.by_scale.items()},
-            }
-            for name, variant in found.variants.items()
-        },
-        "comparisons": {
-            name: {measure: asdict(one) for measure, one in measures.items()}
-            for name, measures in found.comparisons.items()
-        },
-        "bootstraps": {name: asdict(one) for name, one in found.bootstraps.items()},
+        "variants": variants,
+        "comparisons": plain["comparisons"],
+        "bootstraps": plain["bootstraps"],
     }

@@ -1,19 +1,16 @@
 """What `sppcls.data.doctor` finds in a data set: tables for the terminal and one offline HTML page."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from sppcls.data.decode import shown
 from sppcls.data.doctor import DataFacts, Histogram, examine
 from sppcls.errors import ConfigError
 from sppcls.report.page import percent, write_page
-from sppcls.report.plots import COLOURS, INK
-from sppcls.terminal import show
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from sppcls.report.plots import histogram
+from sppcls.terminal import show, table
 
 Sheet = tuple[list[str], list[list[str]]]  # columns and rows of a table
 
@@ -29,26 +26,25 @@ def run_data(directory: str, scales: Sequence[int], decode: bool = False, out: s
     return 0
 
 
-def data_tables(facts: DataFacts) -> "list[Table]":
+def data_tables(facts: DataFacts) -> list[Table]:
     """Return the tables that have rows, long ones as their first 12 and last 5."""
-    from rich.table import Column, Table
-    from rich.text import Text
+    found = {title: sheet for title, sheet in sheets(facts).items() if sheet[1]}
+    return [table(title, columns, _shortened(rows)) for title, (columns, rows) in found.items()]
 
-    tables = []
-    for title, (columns, rows) in sheets(facts).items():
-        table = Table(Column(columns[0], overflow="fold"), *columns[1:], title=Text(title))
-        for row in rows if len(rows) <= 18 else [*rows[:12], [f"... {len(rows) - 17} more"], *rows[-5:]]:
-            table.add_row(*map(Text, row))
-        tables += [table] if rows else []
-    return tables
+
+def _shortened(rows: list[list[str]]) -> list[list[str]]:
+    return rows if len(rows) <= 18 else [*rows[:12], [f"... {len(rows) - 17} more"], *rows[-5:]]
 
 
 def write_data_page(facts: DataFacts, path: Path) -> Path:
     """Write everything that was found as one HTML page."""
     scales = [cost.scale for cost in facts.costs]
     plots = {
-        "Shorter side in pixels; the dotted lines are the scales": (_plot(facts.short, scales), _bins(facts.short)),
-        "Aspect, width / height": (_plot(facts.aspect), _bins(facts.aspect)),
+        "Shorter side in pixels; the dotted lines are the scales": (
+            histogram(*facts.short, scales),
+            _bins(facts.short),
+        ),
+        "Aspect, width / height": (histogram(*facts.aspect), _bins(facts.aspect)),
     }
     counts = [row[0] or 0 for row in facts.classes.values()]
     bars = [100 * count / max(*counts, 1) for count in counts]
@@ -115,29 +111,3 @@ def _bins(histogram: Histogram) -> list[list[str]]:
     counts, edges = histogram
     ends = [f"{float(f'{edge:.3g}'):g}" for edge in edges]
     return [[f"{ends[i]} to {ends[i + 1]}", f"{count:,}"] for i, count in enumerate(counts) if count]
-
-
-def _plot(histogram: Histogram, marks: Sequence[float] = ()) -> str:
-    """Return an ``<svg>`` of a histogram on an axis that doubles; ``marks`` are dotted verticals."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    counts, edges = histogram
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sppcls", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(5, 2.6), layout="constrained")
-        axes = figure.subplots()
-        axes.bar(edges[:-1], counts, edges[1:] - edges[:-1], align="edge", color=COLOURS[0])
-        for mark in marks:
-            axes.axvline(mark, color=INK, linestyle=":")
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        axes.set_xlim(edges[0] / 2**0.5, edges[-1] * 2**0.5)  # wide enough for a power of two
-        axes.set_ylabel("images", color=INK)
-        axes.tick_params(colors=INK)
-        axes.grid(alpha=0.25, axis="y")
-        axes.spines[:].set_visible(False)
-        text = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    return text.getvalue()[text.getvalue().index("<svg") :]

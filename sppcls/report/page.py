@@ -8,6 +8,8 @@ from typing import Any
 
 from sppcls.atomic import write_text
 
+SCALE_COLUMNS = ("top-1", "95 % interval", "top-5", "loss", "ECE")
+
 
 def write_page(template: str, path: Path, title: str, **values: Any) -> Path:
     """Render ``templates/<template>.html`` with ``values`` and write it beside, then rename."""
@@ -15,7 +17,7 @@ def write_page(template: str, path: Path, title: str, **values: Any) -> Path:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"percent": percent, "points": points, "grouped": lambda n: f"{n:,}"}
+    pages.filters["percent"] = percent
     made = f"sppcls {version('sppcls')}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d %H:%M')}"
     return write_text(path, pages.get_template(f"{template}.html").render(title=title, made=made, **values))
 
@@ -27,6 +29,12 @@ def percent(share: float | None) -> str:
     ('98.7%', '-')
     """
     return "-" if share is None else f"{share:.1%}"
+
+
+def scale_cells(row: dict[str, Any]) -> list[str]:
+    """Return what an evaluation says of one scale under ``SCALE_COLUMNS``."""
+    between = f"{percent(row.get('acc1_low'))} to {percent(row.get('acc1_high'))}"
+    return [percent(row["acc1"]), between, percent(row["acc5"]), f"{row['loss']:.3f}", f"{row['ece']:.3f}"]
 
 
 def points(share: float | None) -> str:

@@ -14,7 +14,7 @@ INK = "#808080"
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y), y in 0..1, and where there are several seeds the (low, high) of each."""
+    """Points (x, y), y in 0..1, and an interval (low, high) of each, drawn where every point has one."""
 
     points: Sequence[tuple[float, float]]
     band: Sequence[tuple[float, float]] = ()
@@ -26,23 +26,33 @@ def line_plot(curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[fl
     """Return an ``<svg>`` of curves in percent; ``marks`` are dotted verticals, ``log`` doubles along x."""
     with _axes(x, f"{y} (%)", 3.4 + _legend_height(curves)) as (axes, text):
         lines: list[Any] = []
-        for mark in marks:
-            axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
+        _mark(axes, marks)
         for number, curve in enumerate(curves.values()):
             colour = COLOURS[(number if curve.colour is None else curve.colour) % len(COLOURS)]
             across = [p[0] for p in curve.points]
             lines += axes.plot(across, _percent(p[1] for p in curve.points), curve.style, color=colour, markersize=4)
-            if curve.band:
+            if 0 < len(curve.band) == len(curve.points):
                 low, high = (_percent(b[side] for b in curve.band) for side in (0, 1))
                 axes.fill_between(across, low, high, color=colour, alpha=0.18, linewidth=0)
+        ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
         if log:
-            ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
             axes.set_xscale("log", base=2)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         else:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.get_major_locator().set_params(integer=all(isinstance(tick, int) for tick in ticks))
         _legend(axes, lines, curves)
     return text.getvalue()
+
+
+def scale_plot(curves: Mapping[str, Curve], marks: Sequence[float]) -> str:
+    """Return an ``<svg>`` of accuracies by test scale; ``marks`` are the scales that were trained at."""
+    return line_plot(curves, x="test scale (pixels, shorter side)", y="top-1", marks=marks, log=True)
+
+
+def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
+    """Return the accuracies of the rows of an evaluation, with their intervals."""
+    band = [(row["acc1_low"], row["acc1_high"]) for row in rows if "acc1_low" in row]
+    return Curve([(row["scale"], row["acc1"]) for row in rows], band)
 
 
 def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
@@ -61,15 +71,21 @@ def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x:
     return text.getvalue()
 
 
-def scatter_plot(dots: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> str:
-    """Return an ``<svg>`` of points (x, y), y in 0..1, a colour a name."""
-    with _axes(x, f"{y} (%)", 3.4 + _legend_height(dots)) as (axes, text):
-        lines: list[Any] = []
-        for number, points in enumerate(dots.values()):
-            colour = COLOURS[number % len(COLOURS)]
-            lines += axes.plot([p[0] for p in points], _percent(p[1] for p in points), "o", color=colour, alpha=0.7)
-        _legend(axes, lines, dots)
+def histogram(counts: Any, edges: Any, marks: Sequence[float] = ()) -> str:
+    """Return an ``<svg>`` of counts of images on an axis that doubles; ``marks`` are dotted verticals."""
+    with _axes("", "images", 2.6) as (axes, text):
+        axes.bar(edges[:-1], counts, edges[1:] - edges[:-1], align="edge", color=COLOURS[0])
+        _mark(axes, marks)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.set_xlim(edges[0] / 2**0.5, edges[-1] * 2**0.5)  # wide enough for a power of two
     return text.getvalue()
+
+
+def _mark(axes: Any, marks: Sequence[float]) -> None:
+    for mark in marks:
+        axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
 
 
 def _percent(values: Any) -> list[float]:
@@ -112,8 +128,7 @@ def _axes(x: str, y: str, height: float = 3.4) -> Iterator[tuple[Any, io.StringI
         axes.set_ylabel(y, color=INK)
         axes.tick_params(which="both", colors=INK)
         axes.grid(alpha=0.25)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines[:].set_visible(False)
         whole = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with warnings.catch_warnings():

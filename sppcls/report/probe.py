@@ -1,7 +1,5 @@
 """What ``sppcls probe`` shows: a row a variant, and probe.json in a folder."""
 
-from argparse import Namespace
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,19 @@ from sppcls.errors import ConfigError
 from sppcls.measure.features import GAP
 from sppcls.measure.probe import Options, probe
 from sppcls.report.page import points
-from sppcls.terminal import show
+from sppcls.terminal import show, table
 
 
-def run_probe(given: Namespace) -> int:
-    """Measure as the command line says, show the table, write probe.json, and return 0."""
-    out = Path(given.out)
+def run_probe(out: str, device: str, **options: Any) -> int:
+    """Measure with `Options`, show the table, write probe.json into ``out``, and return 0."""
+    folder = Path(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}; name a folder that can be written") from None
-    values = {field.name: getattr(given, field.name) for field in fields(Options)}
-    found = probe(Options(**values | {"device": pick_device(given.device)}))
-    write_json(out / "probe.json", found)
-    show(probe_table(found), *_lines(found), f"written: {out}/probe.json")
+    found = probe(Options(device=pick_device(device), **options))
+    write_json(folder / "probe.json", found)
+    show(probe_table(found), *_lines(found), f"written: {folder}/probe.json")
     return 0
 
 
@@ -37,15 +34,15 @@ def probe_table(found: dict[str, Any]) -> Table:
     network = f"{options['backbone']} ({options['layer']})"
     title = f"{network}, {found['classes']} classes, {options['splits']} splits of {sizes}"
     columns = ("fit", "scales", "levels", "accuracy, %", "mean over classes, %", "against the first, points")
-    table = Table(*columns, title=title)
+    rows = []
     for row in found["variants"]:
         levels = "gap" if row["levels"] == (GAP,) else ",".join(map(str, row["levels"]))
         scores = [_spread(row[name], row[f"{name}_std"]) for name in ("accuracy", "mean_class_accuracy")]
         half = row["difference_half_width"]
         gain = points(row["difference"]) + (f" ± {half * 100:.1f}" if half is not None else "")
         last = "" if row is found["variants"][0] else gain
-        table.add_row(row["fit"], ",".join(map(str, row["scales"])), levels, *scores, last)
-    return table
+        rows.append([row["fit"], ",".join(map(str, row["scales"])), levels, *scores, last])
+    return table(title, columns, rows)
 
 
 def _spread(mean: float, deviation: float | None) -> str:

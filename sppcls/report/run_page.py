@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from sppcls.atomic import write_csv, write_text
-from sppcls.report.page import percent, points, write_page
-from sppcls.report.plots import Curve, line_plot
+from sppcls.report.page import SCALE_COLUMNS, percent, points, scale_cells, write_page
+from sppcls.report.plots import Curve, accuracy_curve, line_plot, scale_plot
 from sppcls.report.runs import Run, read_run
 from sppcls.report.sweep_page import confused, data_rows
 from sppcls.terminal import markdown
@@ -58,20 +58,12 @@ def _headline(summary: dict[str, Any]) -> list[list[str]]:
     return rows + [[name.replace("_", " "), f"{summary[name]:,}"] for name in plain if summary.get(name) is not None]
 
 
-_SCALE = ["scale", "top-1", "95 % interval", "top-5", "loss", "ECE", "images"]
+_SCALE = ["scale", *SCALE_COLUMNS, "images"]
 
 
 def _scale_rows(summary: dict[str, Any]) -> list[list[str]]:
     return [
-        [
-            f"{row['scale']}{' (trained)' if row['trained'] else ''}",
-            percent(row["acc1"]),
-            f"{percent(row.get('acc1_low'))} to {percent(row.get('acc1_high'))}",
-            percent(row["acc5"]),
-            f"{row['loss']:.3f}",
-            f"{row['ece']:.3f}",
-            str(row["images"]),
-        ]
+        [f"{row['scale']}{' (trained)' if row['trained'] else ''}", *scale_cells(row), str(row["images"])]
         for row in summary["scales"]
     ]
 
@@ -80,15 +72,7 @@ def _scales(summary: dict[str, Any]) -> dict[str, Any] | None:
     rows = summary.get("scales")
     if not rows:
         return None
-    dots = [(row["scale"], row["acc1"]) for row in rows]
-    bands = [(row["acc1_low"], row["acc1_high"]) for row in rows if "acc1_low" in row]
-    plot = line_plot(
-        {"validation": Curve(dots, bands if len(bands) == len(dots) else ())},
-        x="test scale (pixels, shorter side)",
-        y="top-1",
-        marks=[row["scale"] for row in rows if row["trained"]],
-        log=True,
-    )
+    plot = scale_plot({"validation": accuracy_curve(rows)}, [row["scale"] for row in rows if row["trained"]])
     return {"svg": plot, "columns": _SCALE, "rows": _scale_rows(summary)}
 
 

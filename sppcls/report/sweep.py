@@ -1,20 +1,20 @@
 """The report of a sweep: summary.csv, summary.json, summary.md, report.html and the tables on the terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Table
 
 from sppcls.atomic import write_csv, write_json, write_text
 from sppcls.measure.answers import FILE as ANSWERS
-from sppcls.measure.statistics import Comparison, Estimate
-from sppcls.report.comparison import TESTED, Study, as_values, study
+from sppcls.measure.statistics import Bootstrap, Comparison, Estimate
+from sppcls.report.comparison import Study, as_values, study
 from sppcls.report.page import percent, points
 from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
-from sppcls.terminal import markdown, width
+from sppcls.terminal import markdown, table, width
 
 _WIDE = ("consistency", "at equal compute", "seconds", "seeds", "bootstrap", "p (sign flip)", "Holm (sign flip)")
 MEASURES = {
@@ -39,7 +39,9 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]
     named = baselines or [name for name in [manifest.get("baseline")] if name]
     baseline, instead = chosen_baseline(by_variant, named), ""
     missing = [name for name in manifest.get("jobs") or {} if not is_run(folder / name)]
-    _write_csv(folder, by_variant)
+    # What depends on a run's settings alone, so that a sweep in two parts has the same file.
+    by_seed = [(name, run) for name, some in by_variant.items() for run in sorted(some, key=lambda run: run.seed)]
+    write_csv(folder / "summary.csv", [_csv_row(name, run) for name, run in by_seed])
     if not any(run.finished for run in by_variant[baseline]):
         ready = [name for name, some in by_variant.items() if any(run.finished for run in some)]
         instead = f"no run of the baseline {baseline!r} has finished yet"
@@ -47,19 +49,14 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]
             return [*problems(runs, missing), f"{instead}, nor of any other variant: no report"]
         baseline = ready[0]
     found = study(by_variant, baseline)
-    write_json(folder / "summary.json", {"states": states(runs), "missing": missing} | as_values(found))
+    states = dict(sorted(Counter(run.state for run in runs).items()))
+    write_json(folder / "summary.json", {"states": states, "missing": missing} | as_values(found))
     tables = [variant_rows(found), comparison_rows(found)]
     write_text(folder / "summary.md", _markdown(found, tables, runs, missing))
     said = [*notes(found), *([f"{instead}: compared with {baseline!r} for now"] if instead else [])]
     page = write_sweep_page(folder, found, runs, missing, tables, said)
     shown = [_rich(*table) for table in tables if table[2]]
     return [*shown, *said, *problems(runs, missing), f"report: {page}"]
-
-
-def states(runs: Sequence[Run]) -> dict[str, int]:
-    """Return how many runs are in which state."""
-    found = [run.state for run in runs]
-    return {state: found.count(state) for state in sorted(set(found))}
 
 
 def problems(runs: Sequence[Run], missing: Sequence[str]) -> list[str]:
@@ -92,20 +89,14 @@ def notes(found: Study) -> list[str]:
 
 def variant_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
     """Return title, columns and rows of the variants' means."""
-    columns = ["variant", "seeds", *(said.format(scale=found.scale) for said in MEASURES.values())]
-    rows = []
+    measures = [said.format(scale=found.scale) for said in MEASURES.values()]
+    columns, rows = ["variant", "seeds", *measures, "megapixels", "seconds"], []
     for name, one in found.variants.items():
         mark = " (baseline)" if name == found.baseline else ""
         cells = [interval(one.estimates.get(measure)) for measure in MEASURES]
-        costs = [_cost(one.estimates.get(key)) for key in ("train_megapixels", "seconds")]
-        rows.append([name + mark, str(len(one.runs)), *cells, *costs])
-    return "Variants: mean ± half of the 95 % interval, in percent", [
-        *columns, "megapixels", "seconds",
-    ], rows  # fmt: skip
-
-
-def _cost(one: Estimate | None) -> str:
-    return "-" if one is None else _amount(one.mean)
+        costs = [one.estimates.get(key) for key in ("train_megapixels", "seconds")]
+        rows.append([name + mark, str(len(one.runs)), *cells, *(_amount(cost.mean) if cost else "-" for cost in costs)])
+    return "Variants: mean ± half of the 95 % interval, in percent", columns, rows
 
 
 def _amount(value: float) -> str:
@@ -118,21 +109,11 @@ def comparison_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
     for name, measures in found.comparisons.items():
         for measure, one in measures.items():
             boot = found.bootstraps.get(name) if measure == "acc1" else None
-            said = f"top-1 at {found.scale}" if measure == "acc1" else TESTED[measure]
-            between = f"{points(boot.low)} to {points(boot.high)}" if boot else "-"
-            rows.append([name, said, str(one.n), points(one.difference), _between(one), between, *_ps(one)])
-    columns = [
-        "variant",
-        "measure",
-        "seeds",
-        "difference",
-        "interval",
-        "bootstrap",
-        "p (t)",
-        "Holm",
-        "p (sign flip)",
-        "Holm (sign flip)",
-    ]
+            ps = (one.p_t, one.p_t_holm, one.p_sign_flip, one.p_sign_flip_holm)
+            cells = [points(one.difference), _between(one), _between(boot), *map(_p, ps)]
+            rows.append([name, MEASURES[measure].format(scale=found.scale), str(one.n), *cells])
+    columns = ["variant", "measure", "seeds", "difference", "interval", "bootstrap"]
+    columns += ["p (t)", "Holm", "p (sign flip)", "Holm (sign flip)"]
     return f"Against {found.baseline}, paired by seed, in percentage points", columns, rows
 
 
@@ -143,28 +124,18 @@ def interval(one: Estimate | None) -> str:
     return percent(one.mean)[:-1] + (f" ± {(one.high - one.mean) * 100:.1f}" if one.high is not None else "")
 
 
-def _between(one: Comparison) -> str:
-    return "-" if one.low is None else f"{points(one.low)} to {points(one.high)}"
+def _between(one: Comparison | Bootstrap | None) -> str:
+    return "-" if one is None or one.low is None else f"{points(one.low)} to {points(one.high)}"
 
 
-def _ps(one: Comparison) -> list[str]:
-    ps = (one.p_t, one.p_t_holm, one.p_sign_flip, one.p_sign_flip_holm)
-    return ["-" if p is None else f"{p:.4f}" if p >= 0.0001 else "< 0.0001" for p in ps]
+def _p(p: float | None) -> str:
+    return "-" if p is None else f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
 
 
 def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return a terminal's table, on a narrow one without the columns that the page has too."""
     kept = [i for i, name in enumerate(columns) if width() >= 125 or name not in _WIDE]
-    table = Table(Column(columns[0], overflow="fold"), *(columns[i] for i in kept[1:]), title=Text(title))
-    for row in rows:
-        table.add_row(*(row[i] for i in kept))
-    return table
-
-
-def _write_csv(folder: Path, by_variant: dict[str, list[Run]]) -> None:
-    """Write a row a run: what depends on its settings alone, so that a sweep in two parts has the same file."""
-    rows = [_csv_row(name, run) for name, runs in by_variant.items() for run in sorted(runs, key=lambda r: r.seed)]
-    write_csv(folder / "summary.csv", rows)
+    return table(title, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _csv_row(variant: str, run: Run) -> dict[str, Any]:
@@ -180,7 +151,7 @@ def _csv_row(variant: str, run: Run) -> dict[str, Any]:
 
 def _markdown(found: Study, tables: Sequence[Any], runs: Sequence[Run], missing: Sequence[str]) -> str:
     parts = [f"# {runs[0].folder.parent.resolve().name}"]
-    for title, columns, rows in (table for table in tables if table[2]):
+    for title, columns, rows in (one for one in tables if one[2]):
         parts += [f"## {title}", markdown(columns, rows)]
     parts += ["\n".join(f"- {line}" for line in (*notes(found), *problems(runs, missing)))]
     return "\n\n".join(parts) + "\n"

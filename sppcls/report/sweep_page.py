@@ -8,7 +8,7 @@ from sppcls.measure.statistics import Estimate, estimate
 from sppcls.report.comparison import Study, Variant
 from sppcls.report.confusion import confusion
 from sppcls.report.page import percent, write_page
-from sppcls.report.plots import Curve, dot_plot, line_plot, scatter_plot
+from sppcls.report.plots import Curve, dot_plot, line_plot, scale_plot
 from sppcls.report.runs import Run, differences, flat, read_json
 
 
@@ -73,25 +73,18 @@ def _cost_cells(cost: dict[str, Any]) -> tuple[str, ...]:
 
 def _curve(by_x: dict[int, Estimate], style: str = "o-", colour: int | None = None) -> Curve:
     band = [(e.low, e.high) for e in by_x.values() if e.low is not None and e.high is not None]
-    points = [(x, one.mean) for x, one in by_x.items()]
-    return Curve(points, band if len(band) == len(points) else (), style, colour)
+    return Curve([(x, one.mean) for x, one in by_x.items()], band, style, colour)
 
 
 def _scales(found: Study) -> dict[str, Any]:
     scales = sorted({scale for one in found.variants.values() for scale in one.by_scale})
-    trained = {tuple(_trained(one)) for one in found.variants.values()}
-    plot = line_plot(
-        {name: _curve(one.by_scale) for name, one in found.variants.items()},
-        x="test scale (pixels, shorter side)",
-        y="top-1",
-        marks=sorted({scale for some in trained for scale in some}),
-        log=True,
-    )
+    trained = sorted({scale for one in found.variants.values() for scale in _trained(one)})
+    curves = {name: _curve(one.by_scale) for name, one in found.variants.items()}
     rows = [
         [name, ", ".join(map(str, _trained(one))), *(_cell(one.by_scale.get(scale)) for scale in scales)]
         for name, one in found.variants.items()
     ]
-    return {"svg": plot, "columns": ["variant", "trained at", *map(str, scales)], "rows": rows}
+    return {"svg": scale_plot(curves, trained), "columns": ["variant", "trained at", *map(str, scales)], "rows": rows}
 
 
 def _trained(variant: Variant) -> list[int]:
@@ -101,9 +94,8 @@ def _trained(variant: Variant) -> list[int]:
 def _cell(one: Estimate | None) -> str:
     if one is None:
         return "-"
-    return percent(one.mean) + (
-        f" ({one.low * 100:.1f} to {one.high * 100:.1f})" if one.low is not None and one.high is not None else ""
-    )
+    between = "" if one.low is None or one.high is None else f" ({one.low * 100:.1f} to {one.high * 100:.1f})"
+    return percent(one.mean) + between
 
 
 def _gaps(found: Study) -> dict[str, Any] | None:
@@ -129,11 +121,8 @@ def _curves(found: Study) -> dict[str, Any] | None:
             rows.append([name, str(epoch), percent(train), percent(val.mean), f"{(train - val.mean) * 100:+.1f}"])
     if not curves:
         return None
-    return {
-        "svg": line_plot(curves, x="epoch", y=f"top-1 at scale {found.scale}"),
-        "columns": ["variant", "epoch", "training", "validation", "gap"],
-        "rows": rows,
-    }
+    plot = line_plot(curves, x="epoch", y=f"top-1 at scale {found.scale}")
+    return {"svg": plot, "columns": ["variant", "epoch", "training", "validation", "gap"], "rows": rows}
 
 
 def _over_epochs(variant: Variant, scale: int, column: str) -> dict[int, Estimate]:
@@ -148,11 +137,11 @@ def _over_epochs(variant: Variant, scale: int, column: str) -> dict[int, Estimat
 def _costs(found: Study) -> dict[str, Any]:
     dots: dict[str, list[tuple[float, float]]] = {}
     for name, one in found.variants.items():
-        for run in one.runs:
-            seen = run.summary.get("train_megapixels")
-            at = [row["acc1"] for row in run.summary["scales"] if row["scale"] == found.scale]
-            dots.setdefault(name, []).extend((seen, acc1) for acc1 in at if seen is not None)
-    dots = {name: some for name, some in dots.items() if some}
+        for summary in (run.summary for run in one.runs):
+            at = [row["acc1"] for row in summary["scales"] if row["scale"] == found.scale]
+            if at and summary.get("train_megapixels") is not None:
+                dots.setdefault(name, []).append((summary["train_megapixels"], at[0]))
     rows = [[name, f"{x:,.1f}", percent(y)] for name, some in dots.items() for x, y in some]
-    plot = scatter_plot(dots, x="megapixels seen in training", y=f"top-1 at scale {found.scale}")
+    curves = {name: Curve(some, (), "o") for name, some in dots.items()}
+    plot = line_plot(curves, x="megapixels seen in training", y=f"top-1 at scale {found.scale}")
     return {"svg": plot, "columns": ["variant", "megapixels", "top-1"], "rows": rows}
