@@ -133,6 +133,15 @@ def by_index(loader: PlannedLoader) -> Images:
     return {i: (image, target) for batch in rows for i, image, target in batch}
 
 
+def failure(loader: PlannedLoader) -> str:
+    try:
+        list(loader)
+    except DataError as error:  # not pytest.raises, which would keep the workers alive
+        line = str(error)
+    assert line.endswith("; data.on_error=skip leaves such files out")
+    return line
+
+
 def check(source: FileSource, before: Images, after: Images, touched: set[int], skipped: dict[str, str]) -> list[int]:
     """What was not touched is the same to the bit; what was is an image or padding. Return what was left out."""
     left_out = [index for index, (_, target) in after.items() if target == IGNORED]
@@ -172,10 +181,7 @@ def test_files_damaged_after_the_scan(workers: int, tmp_path: Path, recwarn: pyt
         assert touched - readable == set(left_out)
     assert len(left_out) > 10
     assert len(readable) > 10
-    with pytest.raises(DataError) as caught:
-        list(load(source, workers, "fail"))
-    line = str(caught.value)
-    assert line.endswith("; data.on_error=skip leaves such files out")
+    line = failure(load(source, workers, "fail"))
     assert [line.count(source.names[index]) for index in left_out].count(1) == 1
     assert line.isprintable()
     assert not recwarn.list
@@ -254,8 +260,7 @@ def test_files_that_change_between_two_epochs(workers: int, cached: bool, tmp_pa
     for _ in range(2):
         left_out = check(source, before, by_index(loader), touched, loader.skipped)
         assert set(left_out) == set(places)
-    with pytest.raises(DataError, match=r"data\.on_error=skip"):
-        list(load(source, workers, "fail"))
+    assert any(source.names[index] in failure(load(source, workers, "fail")) for index in places)
     if cache:  # what it holds is served for ever, and what changed its aspect is not in it
         missing = {index for index in range(len(source.names)) if cache.get(index) is None}
         assert missing == touched - {by_name["0cmyk.jpg"]}
@@ -367,7 +372,7 @@ def test_bombs_are_refused_by_their_header(name: str, data: bytes, tmp_path: Pat
 
 
 def test_a_jpeg_of_endless_scans_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("L", (2000, 2000), 128).save(tmp_path / "a.jpg", progressive=True, quality=5)
+    Image.new("L", (1000, 1000), 128).save(tmp_path / "a.jpg", progressive=True, quality=5)
     data = (tmp_path / "a.jpg").read_bytes()
     last = data[data.rindex(b"\xff\xda") : -2]
     (tmp_path / "a.jpg").write_bytes(data[:-2] + last * (2**21 // len(last)) + data[-2:])

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from sppcls.data.geometry import DRAFTS, Size
 from sppcls.errors import DataError
@@ -72,6 +72,7 @@ def decode_array(path: str | os.PathLike[str], min_short: int | None = None) -> 
         DataError: Naming the file and why it cannot be read: missing, empty, truncated, no image, too large, too slow.
     """
     with quiet(), _open(path, whole=True) as image:
+        image.decodermaxblock = 4096  # so few scans of a JPEG are decoded at a time that `_Bytes` can end it
         if min_short is not None:
             n = next((n for n in DRAFTS if -(-min(image.size) // n) >= _DRAFT_MARGIN * min_short), 1)
             image.draft(None, (image.width // n, image.height // n))  # only JPEG files do anything here
@@ -88,7 +89,7 @@ def quiet() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str], whole: bool = False) -> Iterator[Image.Image]:
+def _open(path: str | os.PathLike[str], whole: bool = False) -> Iterator[ImageFile.ImageFile]:
     try:
         with _stream(Path(path), whole) as stream, Image.open(stream, formats=_FORMATS) as image:
             yield image
