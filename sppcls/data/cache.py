@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,9 @@ class PixelCache:
 def _fingerprint(source: Source, short: int) -> str:
     digest = hashlib.sha256(f"1 {short}".encode() + source.sizes.tobytes())
     for name in source.names:
-        path = Path(name)
-        changed = path.stat().st_mtime_ns if path.is_file() else 0
+        changed = 0
+        with suppress(OSError):  # a name that is no file, or a file that is gone
+            changed = Path(name).stat().st_mtime_ns
         digest.update(f"{name}\0{changed}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:20]
 

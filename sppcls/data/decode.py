@@ -1,15 +1,20 @@
 """One image file to pixels, whatever is in the file; without torch."""
 
+import errno
+import io
 import os
+import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from time import thread_time
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from sppcls.data.geometry import DRAFTS, Size
 from sppcls.errors import DataError
@@ -24,6 +29,10 @@ _DRAFT_MARGIN = 1.25
 # What folders of photographs hold. Left out on purpose: formats without a signature (TGA, PCX), which would take any
 # garbage for an image, and those that start another program (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "DIB", "JPEG2000")
+# With Pillow's limit of 179 megapixels these bound what one file can cost; photographs stay far below them.
+_MOST_BYTES = 2**30
+_MOST_SECONDS = 60.0  # of this thread's own time, which neither a slow disk nor a busy machine uses up
+_BLOCK = 2**20
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,10 +66,13 @@ def decode_array(path: str | os.PathLike[str], min_short: int | None = None) -> 
     frame. With ``min_short`` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (ceil(H / n), ceil(W / n)) with a
     shorter side of at least 1.25 * ``min_short``; give what resizes it the full size as ``native`` then.
 
+    A file has at most 1 GiB and 179 megapixels, and takes up to 16 bytes a pixel beside its own while it is decoded.
+
     Raises:
-        DataError: Naming the file and why it cannot be read: missing, empty, truncated, no image, too many pixels.
+        DataError: Naming the file and why it cannot be read: missing, empty, truncated, no image, too large, too slow.
     """
-    with quiet(), _open(path) as image:
+    with quiet(), _open(path, whole=True) as image:
+        image.decodermaxblock = 4096  # so few scans of a JPEG are decoded at a time that `_Bytes` can end it
         if min_short is not None:
             n = next((n for n in DRAFTS if -(-min(image.size) // n) >= _DRAFT_MARGIN * min_short), 1)
             image.draft(None, (image.width // n, image.height // n))  # only JPEG files do anything here
@@ -77,22 +89,48 @@ def quiet() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def _open(path: str | os.PathLike[str], whole: bool = False) -> Iterator[ImageFile.ImageFile]:
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _stream(Path(path), whole) as stream, Image.open(stream, formats=_FORMATS) as image:
             yield image
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
-        raise DataError(f"{shown(path)}: {_reason(path, error)}; mend or remove the file") from error
+        raise DataError(f"{shown(path)}: {_reason(error)}; mend or remove the file") from error
+
+
+def _stream(path: Path, whole: bool) -> BinaryIO:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # opening a folder raises by itself
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file")  # a pipe would be waited for without end
+    if status.st_size == 0:
+        raise OSError(errno.ENODATA, "an empty file")
+    if status.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"a file of more than {_MOST_BYTES / 2**30:.0f} GiB")
+    # Decoders map files that they are given by name: one that is cut short meanwhile would kill the process.
+    return _Bytes(path.read_bytes()) if whole else path.open("rb")
+
+
+class _Bytes(io.BytesIO):
+    """A file's content, for a limited time: a small JPEG of many scans could keep its decoder busy for hours."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._end = thread_time() + _MOST_SECONDS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if thread_time() > self._end:
+            raise OSError(errno.ETIME, f"it takes more than {_MOST_SECONDS:g} s to decode")
+        return super().read(size)
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path that can be printed, whatever bytes are in its name."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """Return a path as one line that can be printed, whatever bytes are in its name."""
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda c: c[0].encode("unicode_escape").decode(), text)
 
 
-def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "an empty file" if Path(path).stat().st_size == 0 else "no image that Pillow can read"
+        return "no image that Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, taken for a decompression bomb"
     if isinstance(error, OSError) and error.strerror:
@@ -122,9 +160,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    flat, grey = values.reshape(-1), np.empty(values.shape, np.uint8)
+
+    def blocks() -> Iterator[tuple[int, npt.NDArray[np.float64]]]:  # doubles of the whole would take 24 bytes a pixel
+        for start in range(0, flat.size, _BLOCK):
+            yield start, np.nan_to_num(flat[start : start + _BLOCK].astype(np.float64), posinf=0, neginf=0)
+
     low, high = 0.0, 65535.0 if values.dtype.kind in "iu" else 1.0
-    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    if values.min() < low or values.max() > high:
-        low, high = values.min(), values.max()
-    scaled: npt.NDArray[np.float64] = (values - low) * (255 / max(high - low, 1e-12))
-    return np.rint(scaled).astype(np.uint8)
+    least, most = np.array([(block.min(), block.max()) for _, block in blocks()]).T
+    if least.min() < low or most.max() > high:
+        low, high = least.min(), most.max()
+    for start, block in blocks():
+        grey.reshape(-1)[start : start + _BLOCK] = np.rint((block - low) * (255 / max(high - low, 1e-12)))
+    return grey

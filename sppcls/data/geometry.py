@@ -19,6 +19,15 @@ def fitted_size(h: int, w: int, size: Size) -> Size:
     return max(1, round(h * width / w)), width
 
 
+def same_aspect(got: Size, native: Size) -> bool:
+    """Return whether ``got`` can be ``native`` at another scale, to within the rounding of a pixel.
+
+    >>> same_aspect((84, 126), (333, 501)), same_aspect((126, 84), (333, 501))
+    (True, False)
+    """
+    return abs(got[0] * native[1] - got[1] * native[0]) <= max(native)
+
+
 def cut_box(h: int, w: int, size: Size, offset: tuple[float, float] = (0.5, 0.5)) -> tuple[int, int, int, int]:
     """Return (top, bottom, left, right) of the largest part of an h x w image with the aspect of ``size``.
 

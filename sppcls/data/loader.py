@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache
-from sppcls.data.geometry import fitted_size
+from sppcls.data.geometry import Size, fitted_size, same_aspect
 from sppcls.data.images import fit_image
 from sppcls.data.plan import Batch, EpochPlan, Fit
 from sppcls.data.source import Source
@@ -49,7 +49,7 @@ class BatchDataset(Dataset[ImageBatch]):
         return {"images": images, "targets": targets, "indices": indices, "scale": batch.scale, "broken": broken}
 
     def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
-        image, native = self._read(index, min(batch.size)), self._native(index)
+        image, native = self._read(index, min(batch.size))
         draw = self.augment.draw(batch.epoch, index) if self.augment and batch.epoch >= 0 else None
         offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
         fit_image(image, batch.size, self.fit, self.pad, offset=offset, native=native, out=out)
@@ -58,20 +58,23 @@ class BatchDataset(Dataset[ImageBatch]):
             shown = out[:, :h, :w]
             shown.copy_(self.augment(shown, draw))
 
-    def _read(self, index: int, short: int) -> torch.Tensor:
-        if self.cache is None:
-            return self.source.read(index, short)
-        kept = self.cache.get(index)
-        if kept is None:
-            kept = self.cache.slot(index)
-            size = int(kept.shape[1]), int(kept.shape[2])
-            fit_image(self.source.read(index, min(size)), size, "warp", native=self._native(index), out=kept)
-            self.cache.mark(index)
-        return kept
-
-    def _native(self, index: int) -> tuple[int, int]:
+    def _read(self, index: int, short: int) -> tuple[torch.Tensor, Size]:
+        """Return an image, which may be reduced, and the size that its aspect follows from."""
         height, width = self.source.sizes[index].tolist()
-        return height, width
+        kept = self.cache.get(index) if self.cache else None
+        if kept is not None:
+            return kept, (height, width)
+        slot = self.cache.slot(index) if self.cache else None
+        size = (short, short) if slot is None else (int(slot.shape[1]), int(slot.shape[2]))
+        image = self.source.read(index, min(size))
+        got = int(image.shape[1]), int(image.shape[2])
+        if not same_aspect(got, (height, width)):
+            return image, got  # the file is not the one of the scan: it has no place in the cache, but its own aspect
+        if self.cache is None or slot is None:
+            return image, (height, width)
+        fit_image(image, size, "warp", native=(height, width), out=slot)
+        self.cache.mark(index)
+        return slot, (height, width)
 
 
 class PlannedLoader:

@@ -29,8 +29,17 @@ def part_folders(root: Path) -> list[Path]:
 
 
 def class_folders(root: Path) -> Groups:
-    """Return the image files of each folder in ``root``, classes and files in sorted order."""
-    return {shown(folder.name): image_files(folder) for folder in _folders(root)}
+    """Return the image files of each folder in ``root``, classes and files in sorted order.
+
+    Raises ``DataError`` where two names are the same in print: bytes that are not UTF-8 are all shown alike.
+    """
+    groups: Groups = {}
+    for folder in _folders(root):
+        name = shown(folder.name)
+        if name in groups:
+            raise DataError(f"{shown(root)}: two folders are both shown as {name!r}; rename one")
+        groups[name] = image_files(folder)
+    return groups
 
 
 def _folders(root: Path) -> list[Path]:
@@ -47,7 +56,10 @@ def image_files(folder: Path) -> list[Path]:
     """
     found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        status = Path(parent).stat()
+        try:
+            status = Path(parent).stat()
+        except OSError as error:
+            _refuse(error)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
