@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a power cut."""
+"""Files that are whole or not there, also after a power cut, and read only so far as they are of their kind."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextmanager
@@ -59,3 +59,32 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 def write_json(path: Path, values: object) -> Path:
     """Write JSON beside, then rename."""
     return write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return what a regular file holds, of ``limit`` bytes at most; raises ``OSError`` otherwise, and never waits."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path.name}")
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(f"more than {limit >> 20} MB")
+    return content
+
+
+def read_config_values(path: Path) -> dict[str, Any]:
+    """Return the plain values of a config.yaml; raises ``ValueError`` saying in one line why there are none."""
+    import yaml
+
+    try:
+        text = read_bytes(path, 1 << 20).decode()
+        if text.count("[") + text.count("{") > 1000:  # which the scanner takes a second for where they are nested
+            raise ValueError("more lists than a config has")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has aliases, of which a few lines can stand for any number of values")
+        values = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
+        raise ValueError(f"{path.name}: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds no mapping")
+    return values

@@ -2,21 +2,22 @@
 
 import json
 import pickle
-import re
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.generations import last_whole
 from sppcls.models.classifier import SppClassifier
+from sppcls.models.pickled import load_plain
 from sppcls.signature import Signature, read_signature
 from sppcls.spec import Spec, parse, parse_model
+from sppcls.terminal import printable
 
 KEY = "sppcls"
 SCHEMA = 2
@@ -94,11 +95,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint's tensors and plain values, running no code that came with it; any Lightning checkpoint."""
     file = checkpoint_path(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what is refused a moment later
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = load_plain(file)
     except pickle.UnpicklingError as error:
-        line = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0].split(". ")[0]
-        raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({line})") from None
+        raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({_line(error)})") from None
     except Exception as error:
         # A damaged archive fails in whichever class its damage meets first: struct, zip, pickle, key, run-time.
         raise SppclsError(f"{file} is damaged or no checkpoint ({type(error).__name__})") from None
@@ -139,7 +138,7 @@ def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
         with safetensors.safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get(KEY)
         return json.loads(text) if text else None, load_file(file)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
         raise SppclsError(f"{file} is damaged or no safetensors file ({type(error).__name__})") from None
 
 
@@ -152,17 +151,43 @@ def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model
     known = read_signature(described.get("signature"), str(file)) if described["schema"] > 1 else None
     try:
         spec = parse(described["spec"]) if described.get("spec") else None
-        network = _network(described, known, spec)
+        with _no_larger_than(file.stat().st_size, len(weights)):
+            network = _network(described, known, spec)
         network.load_state_dict({name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()})
     except SppclsError as error:
-        raise SppclsError(f"{file}: {error}") from None
+        raise SppclsError(f"{file}: {_line(error)}") from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise SppclsError(f"{file}: weights and description contradict each other: {said}") from None
+        raise SppclsError(f"{file}: weights and description contradict each other: {_line(error)}") from None
     if known is None:
         known = signature_of(network, *((spec.data.fit, spec.data.max_aspect) if spec else ()))
     network.mean, network.std = known.mean, known.std
-    return Model(network.eval(), known, spec, described.get("metrics", {}))
+    metrics = described.get("metrics")
+    numbers = {str(k): v for k, v in metrics.items() if isinstance(v, float)} if isinstance(metrics, dict) else {}
+    return Model(network.eval(), known, spec, numbers)
+
+
+def _line(error: Exception) -> str:
+    return printable(" ".join(str(error).split()))[:300]
+
+
+@contextmanager
+def _no_larger_than(elements: int, tensors: int) -> Iterator[None]:
+    """Stop a network while it is built that has far more weights than its file: a few bytes can describe any.
+
+    What torchvision's networks have and a trunk lacks, 124 million weights of a VGG at most, is allowed beside.
+    """
+    left = [elements + (150 << 20), tensors + 1000]
+
+    def count(_module: nn.Module, _name: str, parameter: Any) -> None:
+        left[:] = left[0] - (parameter.numel() if isinstance(parameter, Tensor) else 0), left[1] - 1
+        if min(left) < 0:
+            raise ValueError("the network described is larger than the file")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _network(described: Mapping[str, Any], known: Signature | None, spec: Spec | None) -> SppClassifier:

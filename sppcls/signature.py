@@ -77,7 +77,7 @@ def read_signature(values: Any, where: str) -> Signature:
         raise SppclsError(f"{where}: its signature is {type(values).__name__}, not names and values")
     try:
         signature = _cast(values)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, LookupError, ValueError, ArithmeticError, RuntimeError) as error:
         raise SppclsError(f"{where}: its signature is wrong or not whole ({type(error).__name__}: {error})") from None
     return signature
 

@@ -11,6 +11,7 @@ from sppcls.errors import ConfigError, did_you_mean
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Drawn = Annotated[int, Field(ge=1, le=1_000_000)]  # images of the embedded set
 AtLeast0 = Annotated[float, Field(ge=0)]
 Level = Annotated[int, Field(ge=1, le=64)]
 Scale = Annotated[int, Field(ge=8, le=8192)]
@@ -51,9 +52,9 @@ class DataSpec(_Values):
     split_seed: Annotated[int, Field(ge=0)] = 0
     train_per_class: Count | None = None
     val_per_class: Count | None = None
-    train_size: Count = 4000
-    val_size: Count = 600
-    test_size: Count = 600
+    train_size: Drawn = 4000
+    val_size: Drawn = 600
+    test_size: Drawn = 600
     max_aspect: Annotated[float, Field(ge=1, le=16)] = 4.0
 
     @model_validator(mode="after")
@@ -72,10 +73,10 @@ class ModelSpec(_Values):
     weights: str | None = None
     freeze: Literal["none", "backbone"] = "none"
     pool: Literal["spp", "gap", "fixed"] = "spp"
-    levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (4, 2, 1)
+    levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=32)] = (4, 2, 1)
     mode: Literal["max", "avg"] = "max"
     head: Literal["levels", "stack"] = "levels"
-    hidden: tuple[Count, ...] = ()
+    hidden: Annotated[tuple[Count, ...], Field(max_length=32)] = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 

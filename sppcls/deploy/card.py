@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sppcls.atomic import read_bytes
 from sppcls.checkpoint import Model
 from sppcls.terminal import markdown
 
@@ -48,8 +49,8 @@ logits = model(model.normalize(images))  # uint8 [N, 3, H, W]
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(read_bytes(path, 64 << 20))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

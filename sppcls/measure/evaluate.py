@@ -101,11 +101,11 @@ def _scales(network: SppClassifier, spec: Spec, options: Options, fit: str) -> t
 
 def _sources(network: SppClassifier, spec: Spec, options: Options) -> tuple[Source, Callable[[], Source]]:
     """Return the images to measure, and a function that gives the training images."""
-    moved = {"root": options.data} if options.data else {}
-    own = spec.data.model_copy(update=moved)
+    moved: dict[str, Any] = {"root": options.data} if options.data else {}
+    own = spec.data.model_copy(update=moved | {"download": False})  # a checkpoint's word writes no files
     if options.data and options.split is None:
         source = _folder(Path(options.data), network.classes)
-        return source, cache(lambda: build_splits(spec.data).train)
+        return source, cache(lambda: build_splits(spec.data.model_copy(update={"download": False})).train)
     if own.name == "folder" and not own.root:
         raise ConfigError("this model does not say where its images are; use --data DIR, a folder of class folders")
     splits = build_splits(own)

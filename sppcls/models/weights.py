@@ -7,10 +7,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sppcls.errors import ConfigError
+from sppcls.models.pickled import load_plain
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # all but the first are torch pickles
 
@@ -66,16 +66,16 @@ def _read_safetensors(path: Path) -> Any:
 
     try:
         return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise ConfigError(f"model.weights={path} is not a whole safetensors file: {error}") from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(path)
     except UnpicklingError as error:
         raise ConfigError(
-            f"model.weights={path} is no file of plain tensors and may run code, so it is refused; "
+            f"model.weights={path} is no file of plain tensors and may run code, so it is refused ({reason(error)}); "
             "save its state_dict() as .safetensors"
         ) from error
     except Exception as error:  # torch.load fails in many ways on a file that is cut short or of another kind

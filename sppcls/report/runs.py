@@ -1,6 +1,7 @@
 """Run folders read back as values: settings, state, summary, curves; nothing else is needed, and nothing is run."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +10,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sppcls.atomic import read_bytes, read_config_values
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.measure.answers import Answers, load_answers
 
 # Of a run's settings, those that say where and how it ran, or which of several alike it is.
 _BESIDE = ("seed", "run_dir", "sweep_dir", "resume", "plan_only", "sweep.", "logger.")
 _HOW = ("data.num_workers", "data.cache", "metrics.")
+_LIMIT = 64 << 20  # bytes of a table or an object; a thousand classes are mistaken for one another in 4 MB
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ class Run:
     def last_lines(self, count: int = 5) -> list[str]:
         """Return the end of train.log."""
         path = self.folder / "train.log"
-        return path.read_text(errors="replace").splitlines()[-count:] if path.is_file() else []
+        if not path.is_file():
+            return []
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - (64 << 10), 0))
+            return file.read(64 << 10).decode(errors="replace").splitlines()[-count:]
 
 
 def is_run(folder: Path) -> bool:
@@ -69,11 +74,9 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """Return a run folder's values; raises ``ConfigError`` where its config cannot be read."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:  # a date that is none is a ValueError
-        raise ConfigError(f"{folder} is not a run folder: config.yaml: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{folder} is not a run folder: config.yaml holds no mapping")
+        config = read_config_values(folder / "config.yaml")
+    except ValueError as error:
+        raise ConfigError(f"{folder} is not a run folder: {error}") from None
     if not isinstance(config.get("seed", 0), int) or not isinstance(config.get("sweep") or {}, dict):
         raise ConfigError(f"{folder} is not a run folder: config.yaml has another seed or sweep than a run's")
     status, summary, mistakes = (read_json(folder / f"{name}.json") for name in ("status", "summary", "mistakes"))
@@ -105,8 +108,8 @@ def _read_or_unreadable(folder: Path) -> Run:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, empty where there is none that can be read."""
     try:
-        loaded = json.loads(path.read_text())
-    except (OSError, ValueError):
+        loaded = json.loads(read_bytes(path, _LIMIT))
+    except (OSError, ValueError, RecursionError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
 
@@ -114,8 +117,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _rows(path: Path) -> list[dict[str, str]]:
     """Return a table's rows, an epoch and scale once: one that was begun again after a kill counts as it ended."""
     try:
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+        table = csv.DictReader(io.StringIO(read_bytes(path, _LIMIT).decode(), newline=""))
+        rows = [row for row in table if None not in row and None not in row.values()]
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
     return list({(row.get("epoch"), row.get("scale") if "gap" in row else None): row for row in rows}.values())

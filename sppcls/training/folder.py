@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import yaml
 
-from sppcls.atomic import write_json, write_text
+from sppcls.atomic import read_config_values, write_json, write_text
 from sppcls.errors import ConfigError
 from sppcls.generations import clear_leftovers
 from sppcls.spec import Spec, parse
@@ -151,11 +151,7 @@ def environment() -> dict[str, Any]:
 
 def read_config(run: str | Path) -> Spec:
     """Return the spec of a run folder; raises ``ConfigError`` where it is none."""
-    path = Path(run) / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{run} is not a run folder: {path.name}: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{run} is not a run folder: config.yaml holds no mapping")
-    return parse(values)
+        return parse(read_config_values(Path(run) / "config.yaml"))
+    except ValueError as error:
+        raise ConfigError(f"{run} is not a run folder: {error}") from None

@@ -1,0 +1,166 @@
+"""Files of `torch.save` from anyone: gone through as data before torch reads them, so that nothing runs or grows.
+
+``weights_only=True`` runs nothing of a file, but makes what a file asks for: memory of any size, from a few bytes.
+"""
+
+import io
+import json
+import math
+import pickle
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, NamedTuple
+
+import torch
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # of the format before torch 1.6
+_END = b"PK\6\6", b"PK\6\7", b"PK\5\6"
+
+
+def load_plain(path: Path) -> Any:
+    """Return the tensors, on the CPU, and plain values that `torch.save` wrote.
+
+    Raises:
+        UnpicklingError: It holds more than that, or claims more than its size.
+        Exception: It is damaged: whichever class its damage meets first.
+    """
+    with warnings.catch_warnings(action="ignore"), path.open("rb") as file:  # of old formats
+        _check(file, path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check(file: BinaryIO, path: Path) -> None:
+    size = path.stat().st_size
+    if file.read(4) == b"PK\3\4":
+        _check_archive(file, size)
+        content = io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl"))
+        values = _DryRun(content, size).load()
+    else:
+        file.seek(0)
+        magic, _protocol, _system, values = (_DryRun(file, size).load() for _ in range(4))
+        if magic != _MAGIC:
+            raise EOFError("no file of torch.save")
+    _check_plain(values, (16 << 20) + 8 * size)
+
+
+def _check_archive(file: BinaryIO, size: int) -> None:
+    """Refuse what torch does not write: compressed or overlapping members, and ends that readers see differently."""
+    file.seek(-98, io.SEEK_END)
+    end = file.read()
+    start, length, second = (int.from_bytes(end[at : at + 8], "little") for at in (48, 40, 64))
+    if (end[:4], end[56:60], end[76:80]) != _END or end[96:] != b"\0\0" or not start + length == second == size - 98:
+        raise pickle.UnpicklingError("its archive ends otherwise than torch ends one")
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
+        raise pickle.UnpicklingError("its members are compressed or overlap")
+    if any(m.filename.endswith("/constants.pkl") for m in members):
+        raise pickle.UnpicklingError("it is a TorchScript program")
+
+
+def _check_plain(values: Any, limit: int) -> None:
+    # As text, since a list of lists of one list is small in the file and in memory, and endless in a message.
+    for part in json.JSONEncoder(default=lambda _: None).iterencode(values):
+        limit -= len(part)
+        if limit < 0:
+            raise pickle.UnpicklingError("it repeats itself without end")
+
+
+class _Storage(NamedTuple):
+    size: int
+    item: int
+
+
+class _Tensor:
+    """Stands for a tensor."""
+
+
+def _tensor(storage: _Storage, _offset: int, size: tuple[int, ...], *_: Any) -> _Tensor:
+    sides = [_whole(side) for side in size]
+    if len(sides) > 64 or math.prod(sides) * storage.item > storage.size:
+        raise pickle.UnpicklingError(f"a tensor of {sides[:9]} is larger than its {storage.size} bytes")
+    return _Tensor()
+
+
+def _whole(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 1 << 50:
+        raise pickle.UnpicklingError(f"{str(number)[:40]} is no size")
+    return number
+
+
+def _same(tensor: _Tensor, *_: Any) -> _Tensor:
+    if not isinstance(tensor, _Tensor):
+        raise pickle.UnpicklingError("a parameter is no tensor")
+    return tensor
+
+
+def _plain(kind: type) -> Callable[..., Any]:
+    def make(*given: Any) -> Any:
+        if not all(type(value) in (list, tuple, str) for value in given):
+            raise pickle.UnpicklingError(f"a {kind.__name__} is made of something else than plain values")
+        return kind(*given)
+
+    return make
+
+
+_MAKERS: dict[str, Any] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch._utils._rebuild_parameter": _same,
+    "collections.OrderedDict": _plain(OrderedDict),
+    "builtins.set": _plain(set),
+    "__builtin__.set": _plain(set),
+    "torch.Size": _plain(tuple),
+    "torch.device": _plain(str),
+}
+
+
+class _DryRun(pickle._Unpickler):
+    """Makes what a pickle describes of stand-ins, which hold no memory; the C class makes room for any number."""
+
+    stack: list[Any]
+
+    def __init__(self, file: Any, size: int) -> None:
+        super().__init__(file)
+        self.left = size
+        self.storages: set[Any] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for a name; there are a dozen."""
+        full = f"{module}.{name}"
+        if full in _MAKERS:
+            return _MAKERS[full]
+        found = getattr(torch, name, None) if module in ("torch", "torch.storage") else None
+        if isinstance(found, type) and name.endswith("Storage"):
+            found = torch.uint8 if name == "UntypedStorage" else getattr(found, "dtype", None)
+        if isinstance(found, torch.dtype):
+            return found
+        raise pickle.UnpicklingError(f"it asks for {full[:80]}")
+
+    def persistent_load(self, given: Any) -> _Storage:
+        """Return the stand-in for a storage."""
+        kind, dtype, key, _, count, *_ = given
+        if kind not in ("storage", b"storage") or not isinstance(dtype, torch.dtype):
+            raise pickle.UnpicklingError("it refers to something else than numbers")
+        stored = _Storage(_whole(count) * dtype.itemsize, dtype.itemsize)
+        self.left -= 0 if (key, stored) in self.storages else stored.size
+        self.storages.add((key, stored))
+        if self.left < 0:
+            raise pickle.UnpicklingError("its tensors claim more bytes than the file has")
+        return stored
+
+    def _build(self) -> None:
+        self.stack.pop()
+        if type(self.stack[-1]) is not OrderedDict:
+            raise pickle.UnpicklingError("it sets more than the attributes of a dictionary")
+
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError("it makes objects of its own")
+
+    dispatch: ClassVar[Any] = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _build}
+    for _code in (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST, pickle.BYTEARRAY8, pickle.NEXT_BUFFER):
+        dispatch[_code[0]] = _refuse
