@@ -18,7 +18,6 @@ from sppcls.atomic import write_json, write_text
 from sppcls.errors import ConfigError
 from sppcls.spec import Spec, parse
 
-_ADDED = ("sweep_dir='", "hydra.sweep.dir='")
 log = logging.getLogger("sppcls")
 
 
@@ -123,8 +122,7 @@ def environment() -> dict[str, Any]:
 
     names = ("sppcls", "torch", "torchvision", "pytorch-lightning", "numpy")
     return {
-        # A sweep hands these two to its jobs beside what was typed.
-        "command": shlex.join([Path(sys.argv[0]).name, *(a for a in sys.argv[1:] if not a.startswith(_ADDED))]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
         "hardware": {
             "host": platform.node(),
