@@ -48,14 +48,28 @@ def _run() -> int:
     if planned[0].spec.sweep.dry_run:
         return sweep.dry_run()
     sweep.start()
-    # Plain values to Hydra's launcher, which may run the jobs in other processes or on other machines.
-    folder = str(sweep.folder).replace("'", "\\'")
-    _hydra(_launched, f"sweep_dir='{folder}'", f"hydra.sweep.dir='{folder}'")
+    folder, whole = (str(path).replace("'", "\\'") for path in (sweep.folder, sweep.folder.absolute()))
+    try:
+        _hydra(_launched(), f"sweep_dir='{folder}'", f"hydra.sweep.dir='{whole}'")
+    except SppclsError as error:
+        if isinstance(error, ConfigError) or not any(sweep.folder.glob("*/status.json")):
+            raise
+        # The launcher lost a job: the others are not lost with it.
+        print(f"error: {str(error)[:200]}; the same command goes on", file=sys.stderr)
     return sweep.finish()
 
 
-def _launched(config: Any) -> int:
-    return run_job(_parsed(_plain(config)))
+def _launched() -> Callable[[Any], int]:
+    """Return what Hydra's launcher calls with a job's values, in this process or on another machine."""
+    command, folder = list(sys.argv), Path.cwd()
+
+    def launched(config: Any) -> int:
+        # A launcher's worker has its own: records name the user's command, and relative paths mean what they mean here.
+        sys.argv = command
+        os.chdir(folder)
+        return run_job(_parsed(_plain(config)))
+
+    return launched
 
 
 class _Composed(NamedTuple):
@@ -103,21 +117,24 @@ def _hydra(job: Callable[[Any], Any], *overrides: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
     from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store("spec", Spec().model_dump(mode="json"))
     given = sys.argv
     launcher = ("hydra/launcher=", "hydra.launcher.")
-    replaced = any(override.startswith(launcher) for override in overrides)
-    sys.argv = [a for a in given if not (replaced and a.startswith(launcher))] + list(overrides)
+    composing = any(override.startswith(launcher) for override in overrides)
+    sys.argv = [a for a in given if not (composing and a.lstrip("+~").startswith(launcher))] + list(overrides)
     try:
         hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")(job)()
     except SppclsError:
         raise
     except Exception as error:
-        # Only Hydra's own work fails here, in many classes; a job's errors are told by the run.
+        # Only Hydra's own work and its launcher's fail here, in many classes; a job's errors are told by the run.
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
-        raise ConfigError(_one_line(error)) from None
+        wrong = composing or isinstance(error, HydraException | OmegaConfBaseException)
+        raise (ConfigError if wrong else SppclsError)(_one_line(error)) from None
     finally:
         sys.argv = given
 
@@ -125,10 +142,12 @@ def _hydra(job: Callable[[Any], Any], *overrides: str) -> None:
 def _one_line(error: Exception) -> str:
     from hydra.errors import OverrideParseException
 
-    text = " ".join(str(error).split()).split(" See http")[0]
+    text = re.split(" See http| Config search path", " ".join(str(error).split()))[0]
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}: {text}"
     unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown and unknown[1].startswith("hydra."):
+        return text
     if unknown and unknown[1] in keys():
         return f"{unknown[1]} takes new entries with a plus: +{unknown[1]}.NAME=..."
     return f"unknown key {unknown[1]}{did_you_mean(unknown[1], keys())}" if unknown else text

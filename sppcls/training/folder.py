@@ -19,7 +19,6 @@ from sppcls.errors import ConfigError
 from sppcls.generations import clear_leftovers
 from sppcls.spec import Spec, parse
 
-_ADDED = ("sweep_dir='", "hydra.sweep.dir='")
 log = logging.getLogger("sppcls")
 _open_locks: set[IO[str]] = set()
 if hasattr(os, "register_at_fork"):
@@ -136,8 +135,7 @@ def environment() -> dict[str, Any]:
 
     names = ("sppcls", "torch", "torchvision", "pytorch-lightning", "numpy")
     return {
-        # A sweep hands these two to its jobs beside what was typed.
-        "command": shlex.join([Path(sys.argv[0]).name, *(a for a in sys.argv[1:] if not a.startswith(_ADDED))]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
         "hardware": {
             "host": platform.node(),

@@ -4,6 +4,7 @@ import hashlib
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +93,18 @@ class Sweep:
         """Report on the folder and return 1 where a job of this sweep has not finished, else 0."""
         from sppcls.report.sweep import write_sweep_report
 
-        states = {name: state_of(self.folder / name) for name in self.jobs}
+        # What another process still runs, for another command or a launcher that was lost.
+        while "running" in (states := [state_of(self.folder / name) for name in self.jobs]):
+            time.sleep(1)
         show(*write_sweep_report(self.folder))
-        return int(any(state != "finished" for state in states.values()))
+        return int(any(state != "finished" for state in states))
 
 
 def run_job(spec: Spec) -> int:
     """Run one job of a sweep in its own folder, which sweep.json names; never raises but for an interrupt.
 
-    A finished job is left alone, an interrupted one goes on, a failed one starts anew.
+    A job that is finished or in another process's hands is left alone, an interrupted one goes on, a failed one
+    starts anew.
     """
     from sppcls.training.run import run
 
@@ -109,10 +113,10 @@ def run_job(spec: Spec) -> int:
     name = next((name for name, entry in jobs.items() if entry["digest"] == spec.digest), spec.digest)
     path = folder / name
     state = state_of(path)
-    if state == "finished":
+    if state in ("finished", "running"):
         return 0
     show(f"\n== {name}: {time_left(folder, list(jobs))}")
-    resumable = state in ("running", "interrupted") and _has_checkpoint(path)
+    resumable = state == "interrupted" and _has_checkpoint(path)
     own = spec.model_copy(update={"run_dir": str(path), "resume": str(path) if resumable else None})
     status = run(own, anew=not resumable)
     if status > 128:
