@@ -30,7 +30,7 @@ FORMATS = ("model.safetensors", "model.onnx", "model.pt2")
 def folder(exported):
     """Add images of several sizes and formats to the folder with a model and its exports."""
     place = exported.parent
-    (place / "images" / "deep").mkdir(parents=True)
+    (place / "images" / "deep").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(SIZES):
         coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((width, height))
@@ -282,7 +282,7 @@ def test_regions_are_drawn_onto_the_image(folder, capsys, tmp_path):
         (["a.ckpt", "images/0.jpg", "--scale", "1000000"], 2, "8192 at most"),
         (["none", "images"], 2, "no model at none"),
         (["images", "images"], 2, "images has no checkpoints/last.ckpt"),
-        (["images/0.jpg", "images"], 1, "images/0.jpg is refused"),
+        (["images/0.jpg", "images"], 1, "images/0.jpg is damaged or no checkpoint"),
         (["a.ckpt", "images", "--scale", "0"], 2, "at least 1"),
         (["a.ckpt", "images", "--scale", "9", "--fuse", "8,9"], 2, "not allowed with"),
         (["a.ckpt", "images", "--json", "--csv"], 2, "not allowed with"),

@@ -16,7 +16,7 @@ from sppcls import app
 from sppcls.errors import ConfigError
 from sppcls.report.runs import read_runs, variants
 from sppcls.spec import Spec, parse
-from sppcls.training.callbacks import Curves
+from sppcls.training.checkpoints import SaveLastAndBest
 from sppcls.training.folder import RunFolder
 from sppcls.training.sweep import Job, Sweep, state_of
 
@@ -44,18 +44,18 @@ def test_a_sweep_in_two_parts_is_the_sweep_in_one(train, tmp_path, monkeypatch, 
     assert len(whole.splitlines()) == 5
     assert not [path for path in tmp_path.rglob("*") if "=" in path.name]
 
-    # Interrupted after the first epoch of the third job, whose checkpoint is there then.
-    append, count = Curves._append, []
+    # Interrupted after the first epoch of the third job.
+    real, count = SaveLastAndBest.on_train_epoch_end, []
 
-    def interrupt(self, row):
-        append(self, row)
-        count.append(row)
-        if len(count) == 6:
-            raise KeyboardInterrupt
+    def interrupt(self, *given):
+        real(self, *given)
+        count.append(given)
+        if len(count) == 5:
+            signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Curves, "_append", interrupt)
-    assert train(*command, "sweep_dir=parts") == 130
-    monkeypatch.setattr(Curves, "_append", append)
+    monkeypatch.setattr(SaveLastAndBest, "on_train_epoch_end", interrupt)
+    assert train(*command, "sweep_dir=parts") == 143
+    monkeypatch.setattr(SaveLastAndBest, "on_train_epoch_end", real)
     jobs = [tmp_path / "parts" / name for name in json.loads((tmp_path / "parts" / "sweep.json").read_text())["jobs"]]
     assert [state_of(job) for job in jobs] == ["finished", "finished", "interrupted", "missing"]
     before = {job: stamps(job) for job in jobs[:2]}
@@ -207,8 +207,8 @@ def test_a_damaged_checkpoint_or_summary_is_made_again(train, tmp_path, capsys):
     (first / "summary.json").write_text("")
     (second / "summary.json").unlink()
     (second / "status.json").write_text('{"state": "running"}')
-    last = second / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:500])
+    for name in ("last.ckpt", "previous.ckpt"):
+        (second / "checkpoints" / name).write_bytes((second / "checkpoints" / name).read_bytes()[:500])
     capsys.readouterr()
     assert [state_of(first), state_of(second)] == ["interrupted", "interrupted"]
     assert train(*command) == 0

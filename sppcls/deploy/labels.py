@@ -2,13 +2,14 @@
 
 import csv
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sppcls.data.decode import read_size, shown
+from sppcls.data.decode import read_size
 from sppcls.deploy.predict import checked_scales, expand, predict, top
 from sppcls.deploy.regions import classify, distinct, draw, grid, read_boxes
 from sppcls.deploy.runtime import Floats, Runtime, open_model
@@ -41,7 +42,8 @@ def run_predict(**options: Any) -> int:
             print(f"error: {printable(str(said))}", file=sys.stderr)
             continue
         found = top(said, model.signature.classes, given.top)
-        row: dict[str, Any] = {"path": shown(path), "label": found[0]["label"], "top": found}
+        named = os.fsencode(path).decode("utf-8", "replace")
+        row: dict[str, Any] = {"path": named, "label": found[0]["label"], "top": found}
         if given.boxes or given.grid:
             row["regions"] = list(_regions(given, model, path))
         write(row)

@@ -52,7 +52,7 @@ def _check_archive(file: BinaryIO, size: int) -> None:
     end = file.read()
     start, length, second = (int.from_bytes(end[at : at + 8], "little") for at in (48, 40, 64))
     if (end[:4], end[56:60], end[76:80]) != _END or end[96:] != b"\0\0" or not start + length == second == size - 98:
-        raise pickle.UnpicklingError("its archive ends otherwise than torch ends one")
+        raise EOFError("the archive ends otherwise than torch ends one")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:

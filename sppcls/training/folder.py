@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -54,15 +54,14 @@ class RunFolder:
         _open_locks.add(self.held)
         try:
             import fcntl
-
-            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:  # Windows has no such lock
             return
-        except BlockingIOError:
-            self.close()
-            raise ConfigError(
-                f"run_dir={self.path} is in use by another process; wait for it or name another"
-            ) from None
+        for _ in range(20):  # for a second: somebody may only be looking, or be about to end
+            with suppress(BlockingIOError):
+                return fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(0.05)
+        self.close()
+        raise ConfigError(f"run_dir={self.path} is in use by another process; wait for it or name another")
 
     def _clear(self) -> None:
         for file in (*self.path.glob("checkpoints/*"), *(path for path in self.path.iterdir() if path.is_file())):
@@ -78,7 +77,11 @@ class RunFolder:
         if (self.path / "checkpoints" / "last.ckpt").exists() or (self.path / "summary.json").exists():
             raise ConfigError(f"run_dir={self.path} already holds a run; name another, or resume={self.path} to go on")
         started = (self.path / "status.json").exists()  # and saved nothing: there is nothing to lose
-        if self.path.is_dir() and any(path.name != ".lock" for path in self.path.iterdir()) and not started:
+        if (
+            self.path.is_dir()
+            and {path.name for path in self.path.iterdir()} - {".lock", "checkpoints"}
+            and not started
+        ):
             raise ConfigError(f"run_dir={self.path} is a folder with other things in it; name an empty or a new one")
 
     def logging(self) -> AbstractContextManager[None]:

@@ -44,6 +44,9 @@ def run(spec: Spec, *, anew: bool = False) -> int:
                 _train(spec, folder, signals)
     except (Interrupted, KeyboardInterrupt) as ended:
         return _interrupted(spec, folder, getattr(ended, "status", 130))
+    except SystemExit:  # a launcher's own handler, which takes the job up again
+        _interrupted(spec, folder, 0)
+        raise
     except Exception as error:
         return _told(error, folder)
     finally:
@@ -73,7 +76,7 @@ def _train(spec: Spec, folder: RunFolder, signals: Signals) -> None:
 def _resumed(spec: Spec) -> str:
     """Return where a run goes on and what has changed since, having read its checkpoint."""
     checkpoint = read_checkpoint(str(spec.resume))
-    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
+    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
     before = _flat(read_config(str(spec.resume)).model_dump(mode="json"))
     now = _flat(spec.model_dump(mode="json"))
     changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
