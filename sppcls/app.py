@@ -12,6 +12,7 @@ from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
 from sppcls.training.signals import Interrupted
 from sppcls.training.sweep import Job, Sweep, run_job
+from sppcls.training.world import joined_rank
 
 # What a resumed run may do otherwise: nothing here changes what a step computes, but for how long and on what.
 _MAY_CHANGE = (
@@ -43,6 +44,8 @@ def _run() -> int:
     jobs, swept = _composed()
     if not swept:
         return _single(jobs[0]) if jobs else 0  # none: Hydra was asked for help or for the config
+    if joined_rank() is not None:
+        raise ConfigError("a sweep starts its jobs' ranks itself: leave torchrun and srun out, set trainer.devices")
     planned = [Job.of(job.overrides, _parsed(job.values)) for job in jobs]
     sweep = Sweep.planned(planned, jobs[0].experiment or "sweep")
     if planned[0].spec.sweep.dry_run:

@@ -189,7 +189,8 @@ class Spec(_Values):
     def digest(self) -> str:
         """What a run is known by: a hash of the values that decide its result, not of its place or its machine."""
         beside = {"run_dir", "sweep_dir", "sweep", "logger", "resume", "plan_only"}
-        left_out = dict.fromkeys(beside, True) | {"data": {"num_workers", "cache"}}
+        how = {"data": {"num_workers", "cache"}, "trainer": {"checkpoint_every_steps", "checkpoint_every_minutes"}}
+        left_out = dict.fromkeys(beside, True) | how
         values = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -62,7 +62,7 @@ def test_every_epoch_has_the_plans_batches_and_scale(workers):
 def test_batches_are_the_same_for_any_number_of_workers():
     augment = Augment(flip=0.5, brightness=0.3, seed=4)
     expected = None
-    for workers in (0, 1, 2):
+    for workers in (0, 1, 2, 4):
         multi = loader(workers=workers, augment=augment)
         got = seen(list(multi) + list(multi))
         expected = expected or got

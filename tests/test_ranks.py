@@ -21,7 +21,9 @@ from sppcls.data.plan import plan_epoch, plan_rest
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
 from sppcls.measure.scales import evaluate_scales
+from sppcls.spec import parse
 from sppcls.training.replan import replan
+from sppcls.training.world import local_ranks
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 SMALL = (
@@ -228,3 +230,20 @@ def test_a_checkpoint_counts_in_the_steps_of_as_many_ranks_as_there_are():
                        "completed": one.steps - left - 1}  # fmt: skip
     assert checkpoint["lr_schedulers"][0]["last_epoch"] == 2 * one.steps - left
     assert abs((one.steps - left) / one.steps - 5 / two.steps) < 0.15
+
+
+def test_torchrun_is_for_one_run(train, monkeypatch, capsys):
+    for name, value in {"GROUP_RANK": "0", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert train("-m", "seed=0,1") == 2
+    assert "a sweep starts its jobs' ranks itself" in capsys.readouterr().err
+
+
+def test_nodes_need_somebody_who_starts_them(train, capsys):
+    assert train(*SMALL, "trainer.num_nodes=2", "run_dir=r") == 2
+    assert "torchrun or srun has to start" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("devices", "count"), [(1, 1), (2, 2), ("2", 2), ("0,1", 2), ("0,", 1), ("auto", 1), ("x", 1)])
+def test_a_process_a_device(devices, count):
+    assert local_ranks(parse({"trainer": {"devices": devices, "accelerator": "cpu"}})) == count

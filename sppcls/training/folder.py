@@ -58,7 +58,8 @@ class RunFolder:
             return
         for _ in range(20):  # for a second: somebody may only be looking, or be about to end
             with suppress(BlockingIOError):
-                return fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             time.sleep(0.05)
         self.close()
         raise ConfigError(f"run_dir={self.path} is in use by another process; wait for it or name another")

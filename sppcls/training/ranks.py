@@ -13,9 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-import torch
-
-from sppcls.errors import ConfigError, SppclsError
+from sppcls.errors import SppclsError
 from sppcls.spec import Spec
 from sppcls.training.failure import one_line
 from sppcls.training.fit import fit
@@ -32,30 +30,6 @@ class RankError(SppclsError):
     def __init__(self, line: str, status: int = 1) -> None:
         super().__init__(line)
         self.exit_status = status
-
-
-def joined_rank() -> int | None:
-    """Return this process's rank in a job that torchrun or srun has started, or None alone."""
-    if "GROUP_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        return int(os.environ["RANK"])
-    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
-        return int(os.environ["SLURM_PROCID"])
-    return None
-
-
-def local_ranks(spec: Spec) -> int:
-    """Return how many processes to start here: one a device, or 1 where they are started by others."""
-    if joined_rank() is not None:
-        return 1
-    if spec.trainer.num_nodes > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={spec.trainer.num_nodes}: torchrun or srun has to start a process a device on each node"
-        )
-    devices, cuda = str(spec.trainer.devices), torch.cuda.device_count()
-    on_cpu = spec.trainer.accelerator == "cpu" or not cuda
-    if devices in ("auto", "-1"):
-        return 1 if on_cpu else cuda
-    return len([part for part in devices.split(",") if part]) if "," in devices else int(devices or 1)
 
 
 def follow(spec: Spec, signals: Signals) -> None:

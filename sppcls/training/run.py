@@ -17,9 +17,10 @@ from sppcls.terminal import show
 from sppcls.training.failure import one_line
 from sppcls.training.fit import build_data, fit
 from sppcls.training.folder import RunFolder, log, read_config
-from sppcls.training.ranks import follow, joined_rank, local_ranks, run_ranks
+from sppcls.training.ranks import follow, run_ranks
 from sppcls.training.signals import Interrupted, Signals
 from sppcls.training.summary import closing_lines, plan_table, result_table
+from sppcls.training.world import joined_rank, local_ranks
 
 
 def run(spec: Spec, *, anew: bool = False) -> int:

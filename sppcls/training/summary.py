@@ -20,7 +20,10 @@ from sppcls.training.datamodule import MultiScaleDataModule
 
 def plan_table(spec: Spec, data: MultiScaleDataModule) -> Table:
     """Return the scale schedule as a table, a row for each stretch of epochs of one scale (24 rows at most)."""
+    first_plan = data.plan(0)
     title = f"{spec.schedule.kind} schedule, data.fit={spec.data.fit}, {len(data.train.targets)} training images"
+    if first_plan.world > 1:
+        title += f", {first_plan.world} ranks, {first_plan.repeats} images twice an epoch"
     table = Table("epochs", "scale", "batches", "smallest batch", "shapes", "padding", "megapixels", title=title)
     for first, last, scales in _stretches(spec, data)[:24]:
         plan = data.plan(first)
@@ -84,6 +87,7 @@ def summarize(
         "seed": spec.seed,
         "classes": len(network.classes),
         "train_images": len(data.train.targets),
+        "train_repeats": data.plan(0).repeats,
         "val_images": len(data.val.targets) if data.val else 0,
         "data_costs": [asdict(cost) for cost in costs],
     }

@@ -1,0 +1,34 @@
+"""How many processes a run has, and who starts them."""
+
+import os
+
+from sppcls.errors import ConfigError
+from sppcls.spec import Spec
+
+
+def joined_rank() -> int | None:
+    """Return this process's rank in a job that torchrun or srun has started, or None alone."""
+    if "GROUP_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        return int(os.environ["RANK"])
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun's, which a batch script without it has not
+        return int(os.environ["SLURM_PROCID"])
+    return None
+
+
+def local_ranks(spec: Spec) -> int:
+    """Return how many processes to start here: one a device, or 1 where they are started by others."""
+    if joined_rank() is not None:
+        return 1
+    if spec.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={spec.trainer.num_nodes}: torchrun or srun has to start a process a device on each node"
+        )
+    import torch
+
+    devices, cuda = str(spec.trainer.devices), torch.cuda.device_count()
+    on_cpu = spec.trainer.accelerator == "cpu" or not cuda
+    if devices in ("auto", "-1"):
+        return 1 if on_cpu else cuda
+    if "," in devices:
+        return len([part for part in devices.split(",") if part])
+    return int(devices) if devices.isdigit() else 1  # what is no number Lightning refuses
