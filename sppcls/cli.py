@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
-BENCHES = ("pool", "loader", "train", "views", "regions")
+BENCHES = ("pool", "loader", "train", "views", "regions", "saves")
 
 
 def main(arguments: list[str] | None = None) -> None:

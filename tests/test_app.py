@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sppcls import cli
-from sppcls.bench import BenchReport, paired
+from sppcls.bench import BenchReport, paired, saves
 
 SMALL = [
     "data.train_size=24",
@@ -100,3 +100,13 @@ def test_paired_times_are_those_of_the_calls():
     assert ours >= 0
     assert naive >= 0
     assert ratio > 0
+
+
+def test_the_bench_of_saves_says_what_one_a_minute_costs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = saves.run(backbones=("tiny",), blocks=2)
+    (row,) = report.rows
+    assert row[0] == "tiny"
+    assert row[4] == pytest.approx(row[3] * row[5])
+    assert row[5] == pytest.approx(60 / (60 + row[2]))
+    assert not any(tmp_path.iterdir())

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "training": {"build", "spec", "models", "data", "checkpoint", "generations", "measure", "report"},
     "report": {"measure", "data", "build"},
     "deploy": {"checkpoint", "build", "signature", "models", "data"},
-    "bench": {"ops", "models", "data", "build", "spec", "training", "measure"},
+    "bench": {"ops", "models", "data", "build", "spec", "training", "measure", "generations"},
     "app": {"spec", "training"},
     "cli": {"bench", "measure", "report", "deploy", "checkpoint", "spec", "data"},
     "__init__": {"ops", "models", "checkpoint", "training"},

@@ -22,8 +22,10 @@ from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
 from sppcls.measure.scales import evaluate_scales
 from sppcls.spec import parse
+from sppcls.training.folder import is_held
 from sppcls.training.replan import replan
 from sppcls.training.world import local_ranks
+from tests.killing import digest
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 SMALL = (
@@ -155,6 +157,23 @@ def test_a_signal_reaches_all_ranks_and_they_save(tmp_path, number, status):
 
 
 @pytest.mark.slow
+def test_ranks_whose_leader_is_killed_save_and_end_and_go_on_to_the_same_weights(tmp_path):
+    options = ("trainer.devices=2", "augment.mixup=0.4", "optim.ema=0.9", "trainer.max_epochs=12")
+    ended(started(tmp_path, command("run_dir=whole", *options)))
+    running = started(tmp_path, command("run_dir=broken", *options))
+    run, whole = tmp_path / "broken", tmp_path / "whole"
+    until((run / "metrics.csv").exists)
+    running.kill()
+    running.communicate()
+    # A rank holds the folder until it has ended.
+    until(lambda: not is_held(run))
+    assert state(run)["state"] == "running"
+    ended(started(tmp_path, [sys.executable, str(TRAIN), "resume=broken"]))
+    assert state(run)["state"] == "finished"
+    assert digest(run) == digest(whole)
+
+
+@pytest.mark.slow
 def test_two_nodes_by_torchrun(tmp_path):
     run = tmp_path / "run"
     with_port = ("--master_addr=127.0.0.1", "--master_port=29517", "--nnodes=2", "--nproc_per_node=1")
@@ -176,7 +195,8 @@ def test_two_nodes_by_torchrun(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_of_two_ranks_a_job(tmp_path):
-    ended(started(tmp_path, command("-m", "seed=0,1", "trainer.devices=2", "sweep_dir=s", "hydra.verbose=false")))
+    more = ("seed=0,1", "trainer.devices=2", "sweep_dir=s")
+    ended(started(tmp_path, [sys.executable, str(TRAIN), "-m", *SMALL, *more]))
     runs = [path for path in (tmp_path / "s").iterdir() if path.is_dir()]
     assert len(runs) == 2
     assert {state(run)["state"] for run in runs} == {"finished"}

@@ -78,7 +78,7 @@ def _gap_curves(spec: Spec, folder: Path) -> GapCurves:
     return GapCurves(folder, every=values.gap_every, images=values.gap_images, scales=spec.gap_scales, **how)
 
 
-def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback) -> pl.Trainer:
+def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback, **more: Any) -> pl.Trainer:
     """Return a trainer that trains and does nothing else, for timings."""
     quiet_lightning()
     return pl.Trainer(
@@ -91,6 +91,7 @@ def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback) -> pl.Tra
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        **more,
     )
 
 
