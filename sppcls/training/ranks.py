@@ -18,10 +18,9 @@ from sppcls.spec import Spec
 from sppcls.training.failure import one_line
 from sppcls.training.fit import fit
 from sppcls.training.folder import RunFolder, logging_to, read_config
-from sppcls.training.signals import Interrupted, Signals
+from sppcls.training.signals import STATUSES, Interrupted, Signals
 
 _ERRORS = "SPPCLS_RANK_ERRORS"
-_INTERRUPTED = {128 + signum for signum in (signal.SIGINT, signal.SIGTERM)}
 
 
 class RankError(SppclsError):
@@ -55,8 +54,9 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
-        if signals.received is not None or any(code in _INTERRUPTED for code in codes):
-            raise Interrupted(signals.received or signal.SIGTERM)
+        ended = signals.received or next((code - 128 for code in codes if code in STATUSES), None)
+        if ended:
+            raise Interrupted(ended)
         if any(codes):
             raise _failure(codes, Path(errors))
 
@@ -90,7 +90,7 @@ def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals) -> list[int |
             for rank in ranks:
                 rank.send_signal(passed_on or signal.SIGTERM)
         time.sleep(0.05)
-    together = any(rank.returncode in _INTERRUPTED for rank in ranks)
+    together = any(rank.returncode in STATUSES for rank in ranks)
     deadline = time.monotonic() + (30 if together else 1)  # a moment for those that end for the same reason
     while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -142,7 +142,8 @@ def main() -> None:
             with (folder / "train.log").open("a") as file:
                 traceback.print_exception(error, file=file)
     sys.stdout.flush()
-    os._exit(status)  # at once: what is left of a collective may wait for a rank that is gone
+    if status:
+        os._exit(status)  # at once: what is left of a collective may wait for a rank that is gone
 
 
 if __name__ == "__main__":

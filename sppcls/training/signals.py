@@ -6,6 +6,8 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+STATUSES = frozenset(128 + number for number in _NUMBERS)
 
 
 class Interrupted(BaseException):
@@ -30,7 +32,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+            for signum in _NUMBERS:
                 if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[signum] = signal.signal(signum, self._on)
         return self
