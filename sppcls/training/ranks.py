@@ -54,7 +54,7 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
-        ended = signals.received or next((code - 128 for code in codes if code in STATUSES), None)
+        ended = signals.received or next((code - 128 for code in codes if code and code in STATUSES), None)
         if ended:
             raise Interrupted(ended)
         if any(codes):
