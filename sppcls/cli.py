@@ -26,11 +26,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except Exception as error:
         from sppcls.errors import SppclsError
+        from sppcls.terminal import printable
 
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
         line = str(error) if isinstance(error, SppclsError) else f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(error.exit_status if isinstance(error, SppclsError) else 1)
     sys.exit(status)
 
