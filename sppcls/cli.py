@@ -8,6 +8,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
+from sppcls.terminal import printable
+
 BENCHES = ("pool", "loader", "train", "views", "regions")
 
 
@@ -26,7 +28,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except Exception as error:
         from sppcls.errors import SppclsError
-        from sppcls.terminal import printable
 
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; {self.prog} --help says more", file=sys.stderr)
+        print(f"error: {printable(message)}; {self.prog} --help says more", file=sys.stderr)
         sys.exit(2)
 
 

@@ -14,7 +14,6 @@ from test_strange_files import (
     CONSTANTS,
     MODEL,
     PICKLE,
-    RELU,
     WEIGHTS,
     add_node,
     call,
@@ -40,7 +39,7 @@ def written(content):
 def pickles(corpus):
     for name, make in OPCODES.items():
         corpus.add(f"{name} in an archive", "load", lambda p, c, m=make: archive(p, m(c)), REFUSED)
-    for name in ("GLOBAL and REDUCE", "EXT", "eval"):
+    for name in ("GLOBAL and REDUCE", "EXT"):
         make = OPCODES[name]
         bare = lambda p, c, m=make: p.write_bytes(m(c)) and None  # noqa: E731
         corpus.add(f"{name} bare", "predict", bare, REFUSED, corpus.image)
@@ -85,10 +84,9 @@ def _lying(at):
 def archives(corpus):
     corpus.add("TorchScript", "load", _script, REFUSED)
     corpus.add("zip bomb", "load", _bomb, REFUSED)
-    for name, at in (("directory", -50), ("length", -58), ("records", -66), ("second end", -34)):
+    for name, at in (("directory", -50), ("records", -66)):
         corpus.add(f"lying {name}", "load", _lying(at), "is refused|is damaged")
     corpus.add("endless device", "load", lambda p, _: p.symlink_to("/dev/zero"), "no checkpoints")
-    corpus.add("endless weights", "weights", lambda p, _: p.symlink_to("/dev/urandom"), "is no file", file="a.pth")
     corpus.add("pipe", "evaluate", lambda p, _: os.mkfifo(p), "no checkpoints", "--data", corpus.root)
     corpus.add("loop of links", "load", lambda p, _: p.symlink_to(p), "no model at")
 
@@ -105,11 +103,8 @@ def _tensor(start, end, shape=(1,), kind="F32"):
 SAFETENSORS = {
     "header of 4 EB": _header(b"{}", 1 << 62),
     "header of 90 MB": _header(b" " * 10, 90 << 20),
-    "negative offsets": _header({"a": _tensor(-4, 0)}) + bytes(4),
-    "overlap": _header({"a": _tensor(0, 4), "b": _tensor(0, 4)}) + bytes(4),
     "end beyond the file": _header({"a": _tensor(0, HUGE, (HUGE // 4,))}) + bytes(4),
     "product of sizes": _header({"a": _tensor(0, 4, (1 << 62, 1 << 62))}) + bytes(4),
-    "strange kind": _header({"a": _tensor(0, 4, kind="pickle")}) + bytes(4),
     "deep header": _header(b"[" * 100_000),
     "pickle": OBJ("CANARY"),
 }
@@ -120,7 +115,7 @@ def safetensors(corpus):
         corpus.add(f"safetensors, {name}", "load", written(content), "no safetensors", file="a.safetensors")
     content = SAFETENSORS["header of 4 EB"]
     corpus.add("safetensors as weights", "weights", written(content), "not a whole", file="a.safetensors")
-    for name, said in {"deep": "[" * 100_000, "text": "x" * (8 << 20), "digits": f'{{"schema": {DIGITS}}}'}.items():
+    for name, said in {"deep": "[" * 100_000, "digits": f'{{"schema": {DIGITS}}}'}.items():
         make = lambda p, _, s=said: save_file({"a": torch.zeros(1)}, p, {KEY: s})  # noqa: E731
         corpus.add(f"safetensors, {name} as metadata", "load", make, "no safetensors", file="a.safetensors")
 
@@ -129,11 +124,9 @@ MODELS = (
     ("hidden", {"hidden": [10**12]}, "hidden.*65536"),
     ("hidden layers", {"hidden": [50_000] * 2}, "contradict"),
     ("many hidden layers", {"hidden": [1] * 10**6}, "hidden"),
-    ("levels", {"levels": [64] * 32, "hidden": [4096]}, "contradict"),
     ("width", {"backbone": "overfeat7", "width": 8}, "contradict"),
     ("module path", {"backbone": "torchvision.models.resnet18"}, "unknown"),
     ("hub", {"backbone": "timm:hf-hub:evil/evil"}, "unknown to timm"),
-    ("path", {"backbone": "../../evil.py:build"}, "unknown"),
     ("long name", {"backbone": "x" * 10**7}, "backbone"),
     ("lines", {"back\n\x1b[2Jbone": 1}, "unknown key"),
     ("_target_", {"_target_": "os.mkdir", "path": "canary"}, "_target_"),
@@ -160,7 +153,7 @@ def descriptions(corpus):
     model, known = (corpus.model[KEY][name] for name in ("model", "signature"))
     for name, changes, says in MODELS:
         corpus.add(f"described {name}", "load", corpus.described(model=model | changes), says)
-    for key, value in (("classes", list(map(str, range(10**5)))), ("max_aspect", 10**400), ("scales", [10**5000])):
+    for key, value in (("classes", list(map(str, range(10**5)))), ("scales", [10**5000])):
         corpus.add(f"described {key}", "predict", corpus.described(signature=known | {key: value}), "", corpus.image)
     far = {"name": "cifar10", "root": str(corpus.canaries / "download"), "download": True}
     make = corpus.described(spec={"data": far})
@@ -188,7 +181,6 @@ ONNX = {
     "external data anywhere": (_secret("/etc/passwd"), "external data"),
     "external data in memory": (_secret("*/_ORT_MEM_ADDR_/*"), "external data"),
     "custom operator": (lambda p, m: changed(p, m, add_node("Relu", domain="com.evil")), "calls b'com.evil'"),
-    "loop": (lambda p, m: changed(p, m, add_node("Loop")), "calls b'Loop'"),
     "long text": (lambda p, m: changed(p, m, lambda m: setattr(m, "doc_string", "x" * (5 << 20))), "more than 4 MB"),
 }
 
@@ -204,7 +196,6 @@ def _programs(canary):
             "calls tensor operators",
         ),
         "methodcaller": (lambda m: edited(m, MODEL, call("_operator.methodcaller", made)), calls),
-        "custom object": (lambda m: edited(m, MODEL, call(RELU, {"as_custom_obj": {"name": "x"}})), "as_custom_obj"),
         "path above": (lambda m: edited(m, WEIGHTS, weight(path_name="../../../secret")), "damaged"),
         "pickled constant": (
             lambda m: edited(m | {"data/constants/opaque_obj_0": pickled(canary)}, CONSTANTS, opaque),

@@ -92,13 +92,7 @@ DEMANDS = {  # of memory and time, which weights_only=True does not bound; and w
     "bytearray": (called("builtins.bytearray", number(16 << 30)), "asks for builtins.bytearray"),
     "encoded": (state(b"c_codecs\nencode\n(" * 40, b"Vx\nVlatin1\ntR", b"Vhex\ntR" * 39), "asks for _codecs.encode"),
     "set of views": (called("builtins.set", MANY), "larger than its 4 bytes"),
-    "doubled view": (
-        called("torch._utils._rebuild_device_tensor_from_cpu_tensor", MANY, b"ctorch\nfloat64\nVcpu\n\x89"),
-        "asks for torch._utils._rebuild_device",
-    ),
     "stride 0": (state(MANY), "larger than its 4 bytes"),
-    "sizes": (state(stored(1, (HUGE, HUGE), (1, 1))), "larger than its 4 bytes"),
-    "negative size": (state(stored(1, (-1,), (1,))), "-1 is no size"),
     "storage": (state(stored(HUGE)), "claim more bytes"),
     "legacy constructor": (called("torch.FloatTensor", number(8 << 30)), "asks for torch.FloatTensor"),
     "storage constructor": (called("torch.storage.UntypedStorage", number(8 << 30)), "makes a storage of its own"),
@@ -107,9 +101,7 @@ DEMANDS = {  # of memory and time, which weights_only=True does not bound; and w
     "deep": (state(b"]" * 100_000, b"a" * 99_999), "RecursionError"),
     "memo": (state(b"N", end=b"r\xff\xff\xff\x7f"), "no model of this package"),
     "long string": (b"\x80\x02X\xff\xff\xff\x7f.", "is damaged"),
-    "torch.load": (state(b"ctorch\nload\n"), "asks for torch.load"),
     "set_": (state(stored(), number(HUGE), b"\x85b"), "sets more than the attributes"),
     "persistent": (b"\x80\x02Pos.system\n.", "refers to something else"),
-    "persistent module": (b"\x80\x02(Vmodule\ncos\nsystem\nVx\nVy\ntQ.", "asks for os.system"),
     "cycle": (state(b"]q\x00h\x00a"), "is damaged"),
 }

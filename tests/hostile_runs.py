@@ -36,18 +36,12 @@ def _linked(path, canary):
 
 CONFIGS = {
     "tag apply": (written(b"seed: !!python/object/apply:os.mkdir [CANARY]\n"), "constructor for the tag"),
-    "tag new": (written(b"seed: !!python/object/new:os.mkdir [CANARY]\n"), "constructor for the tag"),
     "tag name": (written(b"seed: !!python/name:os.mkdir\n"), "constructor for the tag"),
-    "tag module": (written(b"seed: !!python/module:os\n"), "constructor for the tag"),
     "laughs": (written(LAUGHS.encode()), "aliases"),
     "large": (written(b"a: " + b"x" * (100 << 20)), "more than 1 MB"),
     "deep": (written(b"a: " + b"[" * 50_000), "more lists"),
-    "deep blocks": (written(b"- " * 50_000), "recursion"),
-    "bytes": (written(b"\xff\xfe\x00"), "decode"),
-    "date": (written(b"seed: 2020-99-99\n"), "month"),
     "digits": (written(b"seed: " + DIGITS.encode()), "limit"),
     "pipe": (_pipe, "no file"),
-    "device": (_zeros, "no file"),
 }
 
 
@@ -62,8 +56,6 @@ def _merged(values):
 MADE = {"_target_": "os.mkdir", "path": "CANARY"}
 VALUES = {
     "_target_": (MADE, "unknown key"),
-    "model._target_": ({"model": MADE}, "unknown key model._target_"),
-    "resolver": ({"seed": "${oc.env:HOME}"}, "valid integer"),
     "code": ({"seed": "${eval:__import__('os').mkdir('CANARY')}"}, "valid integer"),
     "hydra": ({"hydra": {"callbacks": {"x": MADE}}}, "unknown key hydra"),
     "escapes": ({"\x1b[2J\nseed": 1}, "unknown key"),
@@ -83,7 +75,6 @@ def _state(change):
 
 STATES = {
     "callbacks": lambda c, canary: c.update(callbacks={key: {"best": canary} for key in c["callbacks"]}),
-    "callback list": lambda c, canary: c.update(callbacks=["os.mkdir", canary]),
     "loops": lambda c, canary: c.update(loops=["os.mkdir", canary]),
     "no loops": lambda c, _: c.pop("loops"),
     "loop progress": lambda c, _: c["loops"]["fit_loop"].update(epoch_progress={"_target_": "os.mkdir"}),
@@ -127,9 +118,9 @@ def runs(corpus):
     for name, key in (("model", "backbone"), ("trainer", "strategy")):
         make = corpus.copied("config.yaml", _merged({name: {key: "os.system"}}))
         corpus.add(f"config, {key}", "resume", make, "os.system", names=f"{name}")
-    for name in ("config.yaml", ".lock", "train.log"):
-        corpus.add(f"link as {name}", "resume", corpus.copied(name, _linked), "no regular file|no file")
-        corpus.add(f"pipe as {name}", "resume", corpus.copied(name, _pipe), "no regular file|no file")
+    for name in (".lock", "train.log"):
+        corpus.add(f"link as {name}", "resume", corpus.copied(name, _linked), "no regular file")
+        corpus.add(f"pipe as {name}", "resume", corpus.copied(name, _pipe), "no regular file")
     for name in ("GLOBAL and REDUCE", "BUILD"):
         change = lambda p, c, m=OPCODES[name]: archive(p, m(c))  # noqa: E731
         corpus.add(f"{name} in a run", "resume", corpus.copied("checkpoints/last.ckpt", change), "last.ckpt is refused")
@@ -150,17 +141,13 @@ def runs(corpus):
 
 
 OVERRIDES = (
-    ("+model._target_=os.system", "model._target_"),
     ("+_target_=os.mkdir", "_target_"),
     ("model.backbone=os.system", "model.backbone"),
     ("model.weights=/dev/zero", "model.weights"),
-    ("model.weights=/etc/passwd", "model.weights"),
-    ("model={_target_:os.mkdir,path:CANARY}", "model="),
-    ("+data.sampler._target_=os.mkdir", "data.sampler"),
+    ("model={_target_:os.mkdir,path:'CANARY'}", "model"),
     ("seed=${eval:1}", "eval"),
     ("model.hidden=[1000000000000]", "model.hidden"),
     ("data.batch_size=1000000000000", "data.batch_size"),
-    (f"trainer.max_epochs={'1' * 400}", "trainer.max_epochs"),
 )
 
 

@@ -46,7 +46,7 @@ def _check(file: BinaryIO, path: Path) -> None:
         magic, _protocol, _system, values = (_DryRun(file, size).load() for _ in range(4))
         if magic != _MAGIC:
             raise EOFError("no file of torch.save")
-    _check_plain(values, (16 << 20) + 8 * size)
+    _check_plain(values, (4 << 20) + 8 * size)
 
 
 def _check_archive(file: BinaryIO, size: int) -> None:
@@ -67,7 +67,7 @@ def _check_archive(file: BinaryIO, size: int) -> None:
 def _check_plain(values: Any, limit: int) -> None:
     # As text, since a list of lists of one list is small in the file and in memory, and endless in a message.
     for part in json.JSONEncoder(default=lambda _: None).iterencode(values):
-        limit -= len(part)
+        limit -= len(part) + 4
         if limit < 0:
             raise pickle.UnpicklingError("it repeats itself without end")
 
