@@ -8,6 +8,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
+from sppcls.terminal import printable
+
 BENCHES = ("pool", "loader", "train", "views", "regions", "saves")
 
 
@@ -30,14 +32,14 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
         line = str(error) if isinstance(error, SppclsError) else f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(error.exit_status if isinstance(error, SppclsError) else 1)
     sys.exit(status)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; {self.prog} --help says more", file=sys.stderr)
+        print(f"error: {printable(message)}; {self.prog} --help says more", file=sys.stderr)
         sys.exit(2)
 
 

@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sppcls.errors import ConfigError, did_you_mean
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+From0 = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
 Drawn = Annotated[int, Field(ge=1, le=1_000_000)]  # images of the embedded set
 AtLeast0 = Annotated[float, Field(ge=0)]
 Level = Annotated[int, Field(ge=1, le=64)]
@@ -43,13 +46,13 @@ class DataSpec(_Values):
     ] = "shapes"
     root: str | None = None
     fit: Literal["keep", "crop", "warp"] = "keep"
-    batch_size: Annotated[int, Field(ge=2)] = 32
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
     num_workers: Annotated[int, Field(ge=0, le=128)] = 2
     cache: Literal["none", "ram", "disk"] = "none"
     on_error: Literal["fail", "skip"] = "fail"
     download: bool = False
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Seed = 0
     train_per_class: Count | None = None
     val_per_class: Count | None = None
     train_size: Drawn = 4000
@@ -76,7 +79,7 @@ class ModelSpec(_Values):
     levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=32)] = (4, 2, 1)
     mode: Literal["max", "avg"] = "max"
     head: Literal["levels", "stack"] = "levels"
-    hidden: Annotated[tuple[Count, ...], Field(max_length=32)] = ()
+    hidden: Annotated[tuple[Width, ...], Field(max_length=32)] = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
@@ -137,8 +140,8 @@ class MetricsSpec(_Values):
     """What is measured at the end of a run, and of the generalization gap on the way there."""
 
     test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
-    gap_images: Annotated[int, Field(ge=0)] = 600
-    gap_every: Annotated[int, Field(ge=0)] = 1
+    gap_images: From0 = 600
+    gap_every: From0 = 1
     gap_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
 
 
@@ -170,7 +173,7 @@ class Spec(_Values):
     metrics: MetricsSpec = MetricsSpec()
     logger: LoggerSpec = LoggerSpec()
     sweep: SweepSpec = SweepSpec()
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     run_dir: Annotated[str, Field(min_length=1)] = "runs/run"
     sweep_dir: str | None = None
     resume: str | None = None
@@ -254,4 +257,4 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {said}" if key else said
-    return f"{key}={first['input']!r}: {said[0].lower()}{said[1:]}"
+    return f"{key}={first['input']!r:.100}: {said[0].lower()}{said[1:]}"

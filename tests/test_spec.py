@@ -20,6 +20,9 @@ from sppcls.spec import Spec, keys, parse
         ({"model": {"pool": "fixed"}}, "model.pool=fixed takes one square size, got data.fit=keep"),
         ({"data": {"batch_size": 1}}, "data.batch_size=1: input should be greater than or equal to 2"),
         ({"optim": {"lr": -1}}, "optim.lr=-1: input should be greater than 0"),
+        ({"model": {"hidden": [10**12]}}, "model.hidden.0=1000000000000: input should be less than or equal to 65536"),
+        ({"trainer": {"max_epochs": 10**400}}, "trainer.max_epochs=1000"),
+        ({"model": {"pool": "x" * 10**6}}, "model.pool='xxx"),
         ({"model": None}, "model=None: input should be a valid dictionary"),
     ],
 )
@@ -28,6 +31,7 @@ def test_wrong_values_are_one_line(values, said):
         parse(values)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_a_spec_survives_a_round_trip_as_plain_values():

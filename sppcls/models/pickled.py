@@ -29,7 +29,10 @@ def load_plain(path: Path) -> Any:
     """
     with warnings.catch_warnings(action="ignore"), path.open("rb") as file:  # of old formats
         _check(file, path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # of which torch says most of all how to read it in spite of that
+            raise pickle.UnpicklingError(str(error).rpartition("error: ")[2].strip().splitlines()[0]) from None
 
 
 def _check(file: BinaryIO, path: Path) -> None:
@@ -43,7 +46,7 @@ def _check(file: BinaryIO, path: Path) -> None:
         magic, _protocol, _system, values = (_DryRun(file, size).load() for _ in range(4))
         if magic != _MAGIC:
             raise EOFError("no file of torch.save")
-    _check_plain(values, (16 << 20) + 8 * size)
+    _check_plain(values, (4 << 20) + 8 * size)
 
 
 def _check_archive(file: BinaryIO, size: int) -> None:
@@ -64,7 +67,7 @@ def _check_archive(file: BinaryIO, size: int) -> None:
 def _check_plain(values: Any, limit: int) -> None:
     # As text, since a list of lists of one list is small in the file and in memory, and endless in a message.
     for part in json.JSONEncoder(default=lambda _: None).iterencode(values):
-        limit -= len(part)
+        limit -= len(part) + 4
         if limit < 0:
             raise pickle.UnpicklingError("it repeats itself without end")
 
@@ -158,9 +161,14 @@ class _DryRun(pickle._Unpickler):
         if type(self.stack[-1]) is not OrderedDict:
             raise pickle.UnpicklingError("it sets more than the attributes of a dictionary")
 
+    def _call(self) -> None:
+        if not callable(self.stack[-2]):
+            raise pickle.UnpicklingError("it makes a storage of its own")
+        super().load_reduce()  # type: ignore[misc]
+
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("it makes objects of its own")
 
-    dispatch: ClassVar[Any] = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _build}
+    dispatch: ClassVar[Any] = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _build, pickle.REDUCE[0]: _call}
     for _code in (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST, pickle.BYTEARRAY8, pickle.NEXT_BUFFER):
         dispatch[_code[0]] = _refuse

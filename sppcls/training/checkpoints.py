@@ -126,4 +126,4 @@ class SaveLastAndBest(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best accuracy so far."""
-        self.best = state_dict["best"]
+        self.best = float(state_dict["best"])

@@ -1,6 +1,10 @@
 """Training itself: a validated spec in, checkpoints and summary.json out, in one process or in each of several."""
 
+import re
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from sppcls.build import build_augment, build_classifier, build_schedule, build_
 from sppcls.checkpoint import checkpoint_path
 from sppcls.data.source import Source
 from sppcls.data.sources import Splits
-from sppcls.errors import ConfigError
+from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import Spec
 from sppcls.terminal import show
@@ -49,7 +53,8 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
     data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
     show(plan_table(spec, data))
     resumed = checkpoint_path(spec.resume) if spec.resume else None
-    trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+    with _named(resumed):
+        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     skipped = _skipped(splits, data, trainer)
     if not trainer.is_global_zero:
         return
@@ -59,6 +64,18 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
     summary = summarize(spec, network, data, folder, trainer)
     seconds = {"seconds": round(time.monotonic() - started, 1), "gap_seconds": round(gap_seconds(folder), 1)}
     write_json(folder / "summary.json", summary | seconds)
+
+
+@contextmanager
+def _named(resumed: Path | None) -> Iterator[None]:
+    """Say which file it is that cannot be restored: Lightning's errors name a key of it at most."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        called = (frame.name for frame in traceback.extract_tb(error.__traceback__))
+        if not any(re.search("restore|load_.*state", name) for name in called):
+            raise
+        raise SppclsError(f"{resumed} cannot be resumed: {type(error).__name__}: {str(error)[:200]}") from None
 
 
 def build_data(

@@ -38,6 +38,9 @@ class RunFolder:
         self.path = Path(path)
         if not (resume or anew):
             self._refuse_what_is_there()
+        for file in (self.path / ".lock", self.path / "train.log"):
+            if file.is_symlink() or (file.exists() and not file.is_file()):  # written into, wherever that leads
+                raise ConfigError(f"{file} is no regular file; remove it")
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._lock()
@@ -124,7 +127,9 @@ def is_held(path: Path) -> bool:
     try:
         import fcntl
 
-        with (path / ".lock").open() as lock:
+        if not (path / ".lock").is_file():  # a pipe would wait for a writer
+            return False
+        with (path / ".lock").open("r+") as lock:  # NFS locks what is open to write
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -153,7 +158,10 @@ def environment() -> dict[str, Any]:
 
 def read_config(run: str | Path) -> Spec:
     """Return the spec of a run folder; raises ``ConfigError`` where it is none."""
+    file = Path(run) / "config.yaml"
     try:
-        return parse(read_config_values(Path(run) / "config.yaml"))
+        return parse(read_config_values(file))
     except ValueError as error:
         raise ConfigError(f"{run} is not a run folder: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None

@@ -13,7 +13,7 @@ from sppcls.errors import SppclsError
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.report.runs import read_json
 from sppcls.spec import Spec
-from sppcls.terminal import show
+from sppcls.terminal import printable, show
 from sppcls.training.failure import one_line
 from sppcls.training.fit import build_data, fit
 from sppcls.training.folder import RunFolder, log, read_config
@@ -76,13 +76,16 @@ def _train(spec: Spec, folder: RunFolder, signals: Signals) -> None:
 
 def _resumed(spec: Spec) -> str:
     """Return where a run goes on and what has changed since, having read its checkpoint."""
-    checkpoint = read_checkpoint(str(spec.resume))
-    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+    file, checkpoint = checkpoint_path(str(spec.resume)), read_checkpoint(str(spec.resume))
+    try:
+        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+        where = f"{file}, epoch {checkpoint['epoch'] + 1} after {done} batches"
+    except (KeyError, TypeError):
+        raise SppclsError(f"{file} does not say where its run stood; resume a run folder of train.py") from None
     before = _flat(read_config(str(spec.resume)).model_dump(mode="json"))
     now = _flat(spec.model_dump(mode="json"))
     changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
     changed = [line for line in changed if not line.startswith(("resume ", "run_dir "))]
-    where = f"{checkpoint_path(str(spec.resume))}, epoch {checkpoint['epoch'] + 1} after {done} batches"
     return f"goes on from {where}; " + (f"changed: {', '.join(changed)}" if changed else "nothing is changed")
 
 
@@ -103,7 +106,7 @@ def _interrupted(spec: Spec, folder: RunFolder | None, status: int) -> int:
 
 
 def _told(error: Exception, folder: RunFolder | None) -> int:
-    line = one_line(error)
+    line = printable(one_line(error))
     if folder:
         said = line if isinstance(error, SppclsError) else "".join(traceback.format_exception(error))
         with suppress(OSError):  # the disk may be full, or the folder gone: the line below is told all the same
