@@ -1,13 +1,8 @@
-"""Images from the wild: whatever is in a file, and whatever becomes of it, its batch mates are as they were.
+"""Images from the wild: whatever is in a file, and whatever becomes of it, its batch mates are as they were."""
 
-`SPPCLS_WILD_FILES` is the number of damaged files of the slow test, `SPPCLS_WILD_FIRST` the first one's seed.
-"""
-
-import multiprocessing
 import os
 import shutil
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -17,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from wild_files import look, mutant, picture, whole_files, work
+from wild_files import look, mutant, picture, whole_files
 
 from sppcls.data import decode as decoding
 from sppcls.data.augment import Augment
@@ -33,73 +28,6 @@ from sppcls.data.schedule import Schedule
 from sppcls.errors import DataError
 
 PAD = (1, 2, 3)
-SECONDS = 20.0  # a file; one that is as large as any that are let through takes about 5 s
-# A process with torch, and the most that a file may take: 179 megapixels of 24 bytes.
-MEMORY = 600e6 + 24 * 2 * (Image.MAX_IMAGE_PIXELS or 0)
-
-
-# --- damaged files, one by one ---------------------------------------------------------------------------------------
-
-
-def test_damaged_files_are_images_or_are_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    seen: Counter[bool] = Counter()
-    for number in range(450):
-        name, data, history = mutant(number)
-        (tmp_path / name).write_bytes(data)
-        try:
-            seen[look(tmp_path / name)] += 1
-        except Exception as error:
-            raise AssertionError(history) from error
-        said = "".join(capfd.readouterr())
-        assert not said or name.endswith("tif"), f"{history} printed {said}"
-    assert min(seen.values()) > 100, "the damage is neither too slight nor too heavy"
-
-
-class Watched:
-    """A process that looks at mutants, and a new one after a crash or a hang."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._context = folder, multiprocessing.get_context("spawn")
-        self._start()
-
-    def _start(self) -> None:
-        self._link, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=work, args=(theirs, self.folder), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __call__(self, number: int, seconds: float = SECONDS) -> tuple[str, float, int]:
-        self._link.send(number)
-        try:
-            if self._link.poll(seconds):
-                verdict: tuple[str, float, int] = self._link.recv()
-                return verdict
-            end = f"no end after {seconds} s"
-            self._process.kill()
-        except EOFError:
-            self._process.join()
-            end = f"crash, exit code {self._process.exitcode}"
-        self._start()
-        return end, seconds, 0
-
-
-@pytest.mark.slow
-def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
-    watched, first = Watched(tmp_path), int(os.environ.get("SPPCLS_WILD_FIRST", 0))
-    watched(first, 120)  # imports
-    results = {n: watched(n) for n in range(first, first + int(os.environ.get("SPPCLS_WILD_FILES", 10_000)))}
-    kinds = Counter(verdict for verdict, _, _ in results.values())
-    wrong = [
-        f"{mutant(n)[2]}: {verdict}" for n, (verdict, _, _) in results.items() if verdict not in ("decoded", "refused")
-    ]
-    slowest = max(results, key=lambda n: results[n][1])
-    seconds, memory = sum(s for _, s, _ in results.values()), max(peak for _, _, peak in results.values())
-    print(f"\n{len(results)} files, {len(results) / seconds:.0f} a second: {kinds['decoded']} decoded, ", end="")
-    print(f"{kinds['refused']} refused, {len(wrong)} wrong; peak memory {memory / 1e6:.0f} MB; ", end="")
-    print(f"slowest {results[slowest][1]:.2f} s, {mutant(slowest)[2]}", *wrong, sep="\n")
-    assert not wrong
-    assert memory < MEMORY
-    assert min(kinds["decoded"], kinds["refused"]) > len(results) / 10
 
 
 # --- damaged files in batches ----------------------------------------------------------------------------------------
@@ -310,14 +238,6 @@ def test_a_file_that_is_cut_short_while_it_is_decoded(tmp_path: Path, monkeypatc
             assert np.array_equal(decode_array(path), whole)
 
 
-def test_a_file_that_goes_while_a_cache_is_named(tmp_path: Path) -> None:
-    source = put_all(tmp_path)
-    Path(source.names[0]).unlink()
-    link_loop(Path(source.names[1]))
-    kept = PixelCache(source, 8, tmp_path / "cache")
-    assert kept.get(0) is None
-
-
 # --- cases made by hand ----------------------------------------------------------------------------------------------
 
 
@@ -404,27 +324,6 @@ def test_what_is_no_file_is_left_out_at_the_scan(change: Callable[[Path], None],
     assert entry[1].startswith(why)
     with pytest.raises(DataError, match=rf"x\.png: {why}"):
         scan(paths)
-
-
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = put_all(tmp_path)
-    secret = Path(source.names[4])
-    before = by_index(load(source))
-    secret.chmod(0)
-    if os.geteuid() == 0:  # whom nothing is forbidden
-        opened = Path.open
-
-        def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
-            if path == secret:
-                raise PermissionError(13, "Permission denied", str(path))
-            return opened(path, *arguments, **options)
-
-        monkeypatch.setattr(Path, "open", refuse)
-    _, _, skipped = scan([Path(name) for name in source.names], "skip")
-    assert skipped == [(str(secret), "Permission denied; mend or remove the file")]
-    loader = load(source)
-    assert check(source, before, by_index(loader), {4}, loader.skipped) == [4]
-    assert loader.skipped == {str(secret): f"{secret}: Permission denied; mend or remove the file"}
 
 
 @pytest.mark.parametrize(
