@@ -343,6 +343,14 @@ def test_extreme_shapes(fit: str, shape: tuple[int, int]) -> None:
     assert fitted[:, 0, 0].tolist() == [7, 7, 7], "at least one pixel is left"
 
 
+@pytest.mark.parametrize("fit", ["keep", "crop", "warp"])
+@pytest.mark.parametrize("shape", [(10, 12), (9, 1), (1, 9), (5, 5)])
+def test_a_single_pixel_from_either_memory(fit: Any, shape: tuple[int, int]) -> None:
+    image = torch.arange(3, dtype=torch.uint8)[:, None, None].expand(3, *shape) * 100
+    for memory in (image.contiguous(), image.contiguous().permute(1, 2, 0).contiguous().permute(2, 0, 1)):
+        assert fit_image(memory, (1, 1), fit).flatten().tolist() == [0, 100, 200]
+
+
 def test_nothing_is_done_at_the_right_size() -> None:
     image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
     for fit in ("keep", "warp", "crop"):

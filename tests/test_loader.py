@@ -1,5 +1,9 @@
 """The loader: the plan's batches, in any number of workers, resumable, with and without a cache."""
 
+import gc
+import multiprocessing
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +109,18 @@ def seen_of_epoch(epoch):
     fresh = loader()
     fresh.set_epoch(epoch)
     return seen(fresh)
+
+
+def test_the_workers_of_a_loader_in_a_cycle_of_garbage_end_at_once():
+    multi = loader(workers=2)
+    list(multi)
+    multi.itself = multi
+    kept, start = multiprocessing.active_children(), time.monotonic()
+    del multi
+    gc.collect()
+    assert time.monotonic() - start < 4, "torch waits 5 s for a worker that hears nothing"
+    assert len(kept) >= 2
+    assert not {*kept} & {*multiprocessing.active_children()}
 
 
 def test_unreadable_images_fail_by_name_or_are_left_out():

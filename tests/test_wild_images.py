@@ -1,324 +1,37 @@
-"""Images from the wild: whatever is in a file, and whatever becomes of it, its batch mates are as they were.
+"""Images from the wild, case by case: cut short, threads of pixels, bombs, what is no file, names of any bytes."""
 
-`SPPCLS_WILD_FILES` is the number of damaged files of the slow test, `SPPCLS_WILD_FIRST` the first one's seed.
-"""
-
-import multiprocessing
 import os
 import shutil
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from wild_files import look, mutant, picture, whole_files, work
+from wild_batches import (
+    PAD,
+    by_index,
+    check,
+    endless,
+    half,
+    link_loop,
+    load,
+    pipe,
+    put_all,
+)
+from wild_files import look, whole_files
 
 from sppcls.data import decode as decoding
-from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache
-from sppcls.data.decode import decode_array, read_size, shown
+from sppcls.data.decode import decode_array, read_size
 from sppcls.data.files import FileSource, scan
-from sppcls.data.geometry import fitted_size
-from sppcls.data.images import decode, fit_image
-from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader
+from sppcls.data.loader import BatchDataset
 from sppcls.data.paths import class_folders, image_files
-from sppcls.data.plan import Batch, plan_epoch
+from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.errors import DataError
-
-PAD = (1, 2, 3)
-SECONDS = 20.0  # a file; one that is as large as any that are let through takes about 5 s
-# A process with torch, and the most that a file may take: 179 megapixels of 24 bytes.
-MEMORY = 600e6 + 24 * 2 * (Image.MAX_IMAGE_PIXELS or 0)
-
-
-# --- damaged files, one by one ---------------------------------------------------------------------------------------
-
-
-def test_damaged_files_are_images_or_are_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    seen: Counter[bool] = Counter()
-    for number in range(450):
-        name, data, history = mutant(number)
-        (tmp_path / name).write_bytes(data)
-        try:
-            seen[look(tmp_path / name)] += 1
-        except Exception as error:
-            raise AssertionError(history) from error
-        said = "".join(capfd.readouterr())
-        assert not said or name.endswith("tif"), f"{history} printed {said}"
-    assert min(seen.values()) > 100, "the damage is neither too slight nor too heavy"
-
-
-class Watched:
-    """A process that looks at mutants, and a new one after a crash or a hang."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._context = folder, multiprocessing.get_context("spawn")
-        self._start()
-
-    def _start(self) -> None:
-        self._link, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=work, args=(theirs, self.folder), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __call__(self, number: int, seconds: float = SECONDS) -> tuple[str, float, int]:
-        self._link.send(number)
-        try:
-            if self._link.poll(seconds):
-                verdict: tuple[str, float, int] = self._link.recv()
-                return verdict
-            end = f"no end after {seconds} s"
-            self._process.kill()
-        except EOFError:
-            self._process.join()
-            end = f"crash, exit code {self._process.exitcode}"
-        self._start()
-        return end, seconds, 0
-
-
-@pytest.mark.slow
-def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
-    watched, first = Watched(tmp_path), int(os.environ.get("SPPCLS_WILD_FIRST", 0))
-    watched(first, 120)  # imports
-    results = {n: watched(n) for n in range(first, first + int(os.environ.get("SPPCLS_WILD_FILES", 10_000)))}
-    kinds = Counter(verdict for verdict, _, _ in results.values())
-    wrong = [
-        f"{mutant(n)[2]}: {verdict}" for n, (verdict, _, _) in results.items() if verdict not in ("decoded", "refused")
-    ]
-    slowest = max(results, key=lambda n: results[n][1])
-    seconds, memory = sum(s for _, s, _ in results.values()), max(peak for _, _, peak in results.values())
-    print(f"\n{len(results)} files, {len(results) / seconds:.0f} a second: {kinds['decoded']} decoded, ", end="")
-    print(f"{kinds['refused']} refused, {len(wrong)} wrong; peak memory {memory / 1e6:.0f} MB; ", end="")
-    print(f"slowest {results[slowest][1]:.2f} s, {mutant(slowest)[2]}", *wrong, sep="\n")
-    assert not wrong
-    assert memory < MEMORY
-    assert min(kinds["decoded"], kinds["refused"]) > len(results) / 10
-
-
-# --- damaged files in batches ----------------------------------------------------------------------------------------
-
-
-def put_all(folder: Path, copies: int = 1) -> FileSource:
-    """Write the undamaged files and scan them."""
-    for i in range(copies):
-        for name, data in whole_files().items():
-            if name != "rle.bmp":
-                (folder / f"{i}{name}").write_bytes(data)
-    paths = image_files(folder)
-    return FileSource(paths, [i % 3 for i in range(len(paths))], ("a", "b", "c"), scan(paths)[1])
-
-
-def load(source: FileSource, workers: int = 0, on_error: str = "skip", **options: Any) -> PlannedLoader:
-    def plan(_: int) -> Any:  # every epoch is the first one, whose augmentation is known
-        return plan_epoch(source.sizes, Schedule("single", (24,)), 0, seed=3, batch_size=6)
-
-    return PlannedLoader(BatchDataset(source, pad=PAD, **options), plan, num_workers=workers, on_error=on_error)
-
-
-Images = dict[int, tuple[torch.Tensor, int]]
-
-
-def by_index(loader: PlannedLoader) -> Images:
-    """Return index -> (pixels, target) of an epoch."""
-    batches = list(loader)
-    assert sorted(i for b in batches for i in b["indices"].tolist()) == list(range(len(loader.dataset.source.targets)))
-    rows = (zip(b["indices"].tolist(), b["images"], b["targets"].tolist(), strict=True) for b in batches)
-    return {i: (image, target) for batch in rows for i, image, target in batch}
-
-
-def failure(loader: PlannedLoader) -> str:
-    try:
-        list(loader)
-    except DataError as error:  # not pytest.raises, which would keep the workers alive
-        line = str(error)
-    assert line.endswith("; data.on_error=skip leaves such files out")
-    return line
-
-
-def check(source: FileSource, before: Images, after: Images, touched: set[int], skipped: dict[str, str]) -> list[int]:
-    """What was not touched is the same to the bit; what was is an image or padding. Return what was left out."""
-    left_out = [index for index, (_, target) in after.items() if target == IGNORED]
-    for index, (image, target) in after.items():
-        if index in left_out:
-            assert (image == torch.tensor(PAD)[:, None, None]).all()
-        else:
-            assert target == source.targets[index]
-        if index not in touched:
-            assert torch.equal(image, before[index][0])
-    assert touched.issuperset(left_out)
-    assert sorted(skipped) == sorted(source.names[index] for index in left_out)
-    for name, reason in skipped.items():
-        assert reason.startswith(f"{shown(name)}: ")
-        assert reason.count(shown(name)) == 1
-        assert reason.isprintable()
-    return left_out
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_files_damaged_after_the_scan(workers: int, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    source = put_all(tmp_path, copies=4)
-    before = by_index(load(source, augment=Augment(seed=2)))
-    touched = set(Random(0).sample(range(len(source.names)), 50))
-    readable = set()
-    for number, index in enumerate(sorted(touched), 1000):
-        Path(source.names[index]).write_bytes(mutant(number)[1])
-        with torch.no_grad():
-            try:
-                decode(source.names[index])
-                readable.add(index)
-            except DataError:
-                pass
-    loader = load(source, workers, augment=Augment(seed=2))
-    for _ in range(2):
-        left_out = check(source, before, by_index(loader), touched, loader.skipped)
-        assert touched - readable == set(left_out)
-    assert len(left_out) > 10
-    assert len(readable) > 10
-    line = failure(load(source, workers, "fail"))
-    assert [line.count(source.names[index]) for index in left_out].count(1) == 1
-    assert line.isprintable()
-    assert not recwarn.list
-
-
-# --- files that change while they are trained on ---------------------------------------------------------------------
-
-
-def vanish(path: Path) -> None:
-    path.unlink()
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def endless(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def link_loop(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def no_image(path: Path) -> None:
-    path.write_text("<html>404</html>")
-
-
-def half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def turned(path: Path) -> None:
-    picture().resize((30, 90)).save(path, "jpeg")
-
-
-def long(path: Path) -> None:
-    picture().resize((3000, 1)).save(path, "png")
-
-
-def large(path: Path) -> None:
-    picture().resize((640, 480)).save(path, "webp", lossless=True)
-
-
-LOSSES = (vanish, folder, pipe, endless, link_loop, empty, no_image, half)
-CHANGES = (turned, long, large)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("cached", [False, True])
-def test_files_that_change_between_two_epochs(workers: int, cached: bool, tmp_path: Path) -> None:
-    source = put_all(tmp_path)
-    by_name = {Path(name).name: index for index, name in enumerate(source.names)}
-    places = [by_name[f"0{n}"] for n in ("a.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.ppm", "deep.png", "grey.jpg")]
-    cache = PixelCache(source, 24) if cached else None
-    loader = load(source, workers, cache=cache, augment=Augment(seed=1))
-    before = by_index(load(source, augment=Augment(seed=1), cache=PixelCache(source, 24) if cached else None))
-    for change, index in zip(LOSSES, places, strict=True):
-        change(Path(source.names[index]))
-    touched = set(places)
-    for change, name in zip(CHANGES, ("alpha.png", "moving.gif", "cmyk.jpg"), strict=True):
-        change(Path(source.names[by_name[f"0{name}"]]))
-        touched.add(by_name[f"0{name}"])
-    for _ in range(2):
-        left_out = check(source, before, by_index(loader), touched, loader.skipped)
-        assert set(left_out) == set(places)
-    assert any(source.names[index] in failure(load(source, workers, "fail")) for index in places)
-    if cache:  # what it holds is served for ever, and what changed its aspect is not in it
-        missing = {index for index in range(len(source.names)) if cache.get(index) is None}
-        assert missing == touched - {by_name["0cmyk.jpg"]}
-        for index in set(range(len(source.names))) - set(places):
-            vanish(Path(source.names[index]))
-        loader.skipped.clear()
-        after = by_index(loader)
-        assert set(check(source, before, after, touched, loader.skipped)) == missing
-
-
-@pytest.mark.parametrize("fit", ["keep", "crop", "warp"])
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("shape", [(90, 30), (1, 3000), (3000, 1), (7, 7), (480, 640), (2, 5)])
-def test_a_file_of_another_aspect_fills_its_place(
-    fit: Any, cached: bool, shape: tuple[int, int], tmp_path: Path
-) -> None:
-    source = put_all(tmp_path)
-    index = [Path(name).name for name in source.names].index("0a.jpg")
-    image = Image.new("RGB", shape[::-1], (200, 200, 200))
-    image.save(source.names[index], "jpeg", quality=100)
-    dataset = BatchDataset(source, fit, PAD, Augment(seed=1), PixelCache(source, 24) if cached else None)
-    batch = Batch((index,) * 3, (24, 40), 24, 1)
-    dataset.augment = None
-    for got in dataset[batch]["images"]:
-        h, w = fitted_size(*shape, batch.size) if fit == "keep" else batch.size
-        assert torch.equal(got, fit_image(decode(source.names[index]), batch.size, fit, PAD))
-        assert (got[:, :h, :w].int() - 200).abs().max() <= 2, "the file's own aspect"
-        assert (got[:, h:] == torch.tensor(PAD)[:, None, None]).all()
-        assert (got[:, :, w:] == torch.tensor(PAD)[:, None, None]).all()
-
-
-def test_a_file_that_is_cut_short_while_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow maps some files that it is given by name: cutting such a file ends the process with a bus error."""
-    for name, mode in (("a.bmp", "L"), ("a.tif", "CMYK"), ("a.tif", "I;16"), ("lzw.tif", "RGB")):
-        path = tmp_path / name
-        image = Image.new(mode, (600, 600), 7 if mode != "CMYK" and mode != "RGB" else (9,) * len(mode))
-        image.save(path, compression="tiff_lzw" if name == "lzw.tif" else None)
-        whole = decode_array(path)
-        with monkeypatch.context() as patch:
-            load = decoding._to_rgb
-
-            def cut(image: Image.Image, path: Path = path, load: Callable[..., Any] = load) -> Image.Image:
-                os.truncate(path, 100)
-                return load(image)
-
-            patch.setattr(decoding, "_to_rgb", cut)
-            assert np.array_equal(decode_array(path), whole)
-
-
-def test_a_file_that_goes_while_a_cache_is_named(tmp_path: Path) -> None:
-    source = put_all(tmp_path)
-    Path(source.names[0]).unlink()
-    link_loop(Path(source.names[1]))
-    kept = PixelCache(source, 8, tmp_path / "cache")
-    assert kept.get(0) is None
-
-
-# --- cases made by hand ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "progressive.jpg", "cmyk.jpg", *(n for n in whole_files() if n[0] == "a")])
@@ -404,27 +117,6 @@ def test_what_is_no_file_is_left_out_at_the_scan(change: Callable[[Path], None],
     assert entry[1].startswith(why)
     with pytest.raises(DataError, match=rf"x\.png: {why}"):
         scan(paths)
-
-
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = put_all(tmp_path)
-    secret = Path(source.names[4])
-    before = by_index(load(source))
-    secret.chmod(0)
-    if os.geteuid() == 0:  # whom nothing is forbidden
-        opened = Path.open
-
-        def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
-            if path == secret:
-                raise PermissionError(13, "Permission denied", str(path))
-            return opened(path, *arguments, **options)
-
-        monkeypatch.setattr(Path, "open", refuse)
-    _, _, skipped = scan([Path(name) for name in source.names], "skip")
-    assert skipped == [(str(secret), "Permission denied; mend or remove the file")]
-    loader = load(source)
-    assert check(source, before, by_index(loader), {4}, loader.skipped) == [4]
-    assert loader.skipped == {str(secret): f"{secret}: Permission denied; mend or remove the file"}
 
 
 @pytest.mark.parametrize(

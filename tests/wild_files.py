@@ -1,17 +1,11 @@
-"""Small images of every format, ways to damage them, and a process that looks at damaged files one by one."""
+"""Small images of every format, ways to damage them, and what has to be true of any file."""
 
 import io
-import os
 import re
-import resource
 import struct
-import sys
-import time
-import warnings
 import zlib
 from collections.abc import Callable
 from functools import cache
-from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -221,28 +215,3 @@ def _attempt(read: Callable[[Path], Any], path: Path) -> Any:
         assert line.isprintable(), repr(line)
         assert len(line) < len(shown(path)) + 300, line
         return None
-
-
-def work(link: Connection, folder: Path) -> None:
-    """Look at the mutants whose numbers come over ``link``; answer (verdict, seconds, peak bytes) to each."""
-    import torch
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    said = os.open(folder / "said.txt", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(said, stream)
-    while (number := link.recv()) is not None:
-        name, data, _ = mutant(number)
-        path = folder / name
-        path.write_bytes(data)
-        before, start = os.fstat(said).st_size, time.perf_counter()
-        try:
-            verdict = "decoded" if look(path) else "refused"
-        except BaseException as error:  # whatever it is, the parent has to hear of it
-            verdict = f"{type(error).__name__}: {error}"
-        sys.stdout.flush()
-        if os.fstat(said).st_size > before and not name.endswith("tif"):  # libtiff cannot be told to be quiet
-            verdict = f"it printed {os.pread(said, 300, before)!r}"
-        path.unlink()
-        link.send((verdict, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))

@@ -66,7 +66,8 @@ def decode_array(path: str | os.PathLike[str], min_short: int | None = None) -> 
     frame. With ``min_short`` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (ceil(H / n), ceil(W / n)) with a
     shorter side of at least 1.25 * ``min_short``; give what resizes it the full size as ``native`` then.
 
-    A file has at most 1 GiB and 179 megapixels, and takes up to 16 bytes a pixel beside its own while it is decoded.
+    A file has at most 1 GiB and 179 megapixels. While it is decoded it takes its own bytes and up to 24 a pixel (WebP,
+    JPEG 2000).
 
     Raises:
         DataError: Naming the file and why it cannot be read: missing, empty, truncated, no image, too large, too slow.

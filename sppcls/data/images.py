@@ -66,6 +66,8 @@ def _resize(image: torch.Tensor, size: Size, native: Size) -> torch.Tensor:
         return image
     # image[None] would have strides that torch does not take for channels-last, and so miss its fastest kernel.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    if size == (1, 1):  # to which torch's resize takes no planar memory
+        batch = batch.contiguous(memory_format=torch.channels_last)
     scale = source_scale((h, w), native, size)
     if scale is None:
         return interpolate(batch, size=size, mode="bilinear", antialias=True)[0]

@@ -1,5 +1,6 @@
 """Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,8 @@ class PlannedLoader:
             # Its own generator: the default one is the network's (dropout), and a resumed run must find it unmoved.
             generator=torch.Generator(),
         )
+        # In a cycle of garbage the workers' queues would go first, and each worker be waited for in vain, for 5 s.
+        weakref.finalize(self, setattr, self._workers, "_iterator", None).atexit = False
 
     @property
     def sampler(self) -> "PlannedLoader":
