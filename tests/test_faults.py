@@ -6,7 +6,9 @@ The counts are small here; `pytest -m slow -s tests/test_faults.py` kills 100 ru
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +177,18 @@ def test_a_signal_saves_at_the_next_batch_and_the_run_goes_on_from_there(tmp_pat
     assert tables[0] == tables[1]
 
 
+def test_a_signal_to_all_processes_of_a_run_is_the_runs_alone(tmp_path, monkeypatch):
+    def kill():
+        for pid in (*(child.pid for child in multiprocessing.active_children()), os.getpid()):
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.2)
+
+    wanted = spec(tmp_path, data={"num_workers": 2, "cache": "none"})
+    monkeypatch.setattr(Curves, "on_train_batch_end", in_batch(4, kill))
+    assert run(wanted) == 143
+    assert read_checkpoint(tmp_path / "run")["global_step"] == 4
+
+
 def test_a_second_signal_ends_at_once():
     with Signals() as signals:
         signals.defer()
@@ -257,8 +271,6 @@ def test_a_full_disk(tmp_path, capsys):
 
 
 def test_a_run_folder_that_is_removed_ends_the_run(tmp_path, monkeypatch, capsys):
-    import shutil
-
     gone = tmp_path / "run"
     monkeypatch.setattr(Curves, "on_train_epoch_end", after(1, lambda: shutil.rmtree(gone)))
     line = failed(tmp_path, capsys, spec(tmp_path))
@@ -298,8 +310,6 @@ def test_a_child_that_lives_on_does_not_hold_the_folder(tmp_path):
 
 def test_a_worker_that_is_killed_ends_the_run_which_goes_on(tmp_path, monkeypatch, capsys):
     def kill():
-        import multiprocessing
-
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         time.sleep(0.2)
 

@@ -1,5 +1,6 @@
 """Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
 
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -78,6 +79,13 @@ class BatchDataset(Dataset[ImageBatch]):
         return slot, (height, width)
 
 
+def _leave_signals(_: int) -> None:
+    """Leave signals that reach a whole group of processes to the one that leads it, which needs its workers to end."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 class PlannedLoader:
     """Iterates over a rank's batches of an epoch; each new iteration is the next epoch, at that epoch's scale.
 
@@ -118,6 +126,7 @@ class PlannedLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=_leave_signals if num_workers else None,
             # Its own generator: the default one is the network's (dropout), and a resumed run must find it unmoved.
             generator=torch.Generator(),
         )
