@@ -63,6 +63,7 @@ def test_every_epoch_has_the_plans_batches_and_scale(workers):
         assert len(batches) == len(multi)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # on machines of fewer processors
 def test_batches_are_the_same_for_any_number_of_workers():
     augment = Augment(flip=0.5, brightness=0.3, seed=4)
     expected = None
