@@ -15,6 +15,7 @@ import torch
 from sppcls.atomic import write_json, write_text
 from sppcls.build import build_augment, build_classifier, build_schedule, build_splits
 from sppcls.checkpoint import checkpoint_path
+from sppcls.data.decode import shown
 from sppcls.data.source import Source
 from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError
@@ -59,7 +60,7 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
     if not trainer.is_global_zero:
         return
     if skipped:
-        write_text(folder / "skipped.txt", "".join(f"{path}\t{why}\n" for path, why in skipped.items()))
+        write_text(folder / "skipped.txt", "".join(f"{shown(path)}\t{why}\n" for path, why in skipped.items()))
         log.warning("%d files cannot be read and are left out: see skipped.txt", len(skipped))
     summary = summarize(spec, network, data, folder, trainer)
     seconds = {"seconds": round(time.monotonic() - started, 1), "gap_seconds": round(gap_seconds(folder), 1)}
