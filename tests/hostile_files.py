@@ -69,6 +69,14 @@ def _bomb(path, _):
             member.write(bytes(8 << 20))
 
 
+def _bomb_of_torch(path, _):
+    _bomb(path, _)
+    data = path.read_bytes()
+    length, start = struct.unpack("<II", data[-10:-2])
+    whole = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, length, start)
+    path.write_bytes(data[:-22] + whole + struct.pack("<4sIQI", b"PK\6\7", 0, start + length, 1) + data[-22:])
+
+
 def _lying(at):
     """Return a maker of a good file of torch of which a number at its end lies."""
 
@@ -83,7 +91,8 @@ def _lying(at):
 
 def archives(corpus):
     corpus.add("TorchScript", "load", _script, REFUSED)
-    corpus.add("zip bomb", "load", _bomb, REFUSED)
+    corpus.add("zip bomb", "load", _bomb, "is damaged")
+    corpus.add("zip bomb that ends as torch's files", "load", _bomb_of_torch, "compressed")
     for name, at in (("directory", -50), ("records", -66)):
         corpus.add(f"lying {name}", "load", _lying(at), "is refused|is damaged")
     corpus.add("endless device", "load", lambda p, _: p.symlink_to("/dev/zero"), "no checkpoints")
