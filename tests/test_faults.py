@@ -33,6 +33,15 @@ from tests.test_training import spec
 KILLING = Path(__file__).parent / "killing.py"
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_at_the_start_of_a_program():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def killed(what, count, folder):
     """Return what `killing.py` says; in a process of its own, which forks."""
     command = [sys.executable, str(KILLING), what, str(count), str(folder), "1"]

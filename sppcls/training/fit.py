@@ -74,7 +74,7 @@ def _named(resumed: Path | None) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         called = (frame.name for frame in traceback.extract_tb(error.__traceback__))
-        if not any(re.search("restore|load_.*state", name) for name in called):
+        if resumed is None or not any(re.search("restore|load_.*state", name) for name in called):
             raise
         raise SppclsError(f"{resumed} cannot be resumed: {type(error).__name__}: {str(error)[:200]}") from None
 
