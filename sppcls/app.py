@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,6 @@ from sppcls.terminal import printable
 from sppcls.training.signals import Interrupted
 from sppcls.training.sweep import Job, Sweep, run_job
 from sppcls.training.world import joined_rank
-
-# What a resumed run may do otherwise: nothing here changes what a step computes, but for how long and on what.
-_MAY_CHANGE = (
-    *(f"trainer.{name}" for name in ("max_epochs", "accelerator", "devices", "num_nodes", "strategy")),
-    *("trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes"),
-    *("data.num_workers", "data.cache", "data.root"),
-)
 
 
 def conf_folder() -> Path:
@@ -128,7 +121,10 @@ def _hydra(job: Callable[[Any], Any], *overrides: str) -> None:
     given = sys.argv
     launcher = ("hydra/launcher=", "hydra.launcher.")
     composing = any(override.startswith(launcher) for override in overrides)
-    sys.argv = [a for a in given if not (composing and a.lstrip("+~").startswith(launcher))] + list(overrides)
+    kept = [a for a in given if not (composing and a.lstrip("+~").startswith(launcher))]
+    # Beside the user's own, wherever flags are: overrides in two places are none to Hydra.
+    last = max((at for at, a in enumerate(kept) if "=" in a and not a.startswith("-")), default=len(kept) - 1)
+    sys.argv = [*kept[: last + 1], *overrides, *kept[last + 1 :]]
     try:
         hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")(job)()
     except SppclsError:
@@ -166,7 +162,8 @@ def _plain(config: Any) -> dict[str, Any]:
 def _single(job: _Composed) -> int:
     if job.values["sweep"]["dry_run"]:
         raise ConfigError("sweep.dry_run=true lists the jobs of a sweep; add -m or an experiment that is one")
-    spec = _resumed(job.values, job.overrides) if job.values.get("resume") else _parsed(job.values)
+    again = job.values.get("resume") is not None
+    spec = _resumed(job.values, job.overrides) if again else _parsed(job.values)
     from sppcls.training.run import run
 
     return run(spec)
@@ -188,18 +185,24 @@ def _parsed(values: dict[str, Any]) -> Spec:
     return parse(merged | {"sweep": merged["sweep"] | {"variants": {}}})
 
 
-def _resumed(values: Mapping[str, Any], overrides: list[str]) -> Spec:
-    """Return the spec of the run that goes on; only what does not change its result may be overridden."""
-    from omegaconf import OmegaConf
+def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
+    """Return the spec of the run that goes on, with the values that the overrides stand for."""
+    from sppcls.training.resume import has_checkpoint, resumed_spec
 
-    from sppcls.training.folder import read_config
+    run = values["resume"]
+    if run == "auto":
+        if not has_checkpoint(Path(values["run_dir"])):
+            return _parsed(values | {"resume": None})
+        run = values["run_dir"]
+    keys = [override.split("=")[0].lstrip("+~") for override in overrides]
+    if "experiment" in keys:  # which may set anything
+        keys = [key for key in values if key != "run_dir"]
+    spec = _parsed(values).model_dump(mode="json")  # a wrong value is told by its key
+    given = {key: _at(spec, key) for key in keys if key != "resume" and not key.startswith("hydra")}
+    return resumed_spec(str(run), given)
 
-    run = str(values["resume"])
-    stored = OmegaConf.create(read_config(run).model_dump(mode="json"))
-    given = [override for override in overrides if not override.startswith("resume=")]
-    for override in given:
-        key = override.split("=")[0]
-        if key not in _MAY_CHANGE and not key.startswith("logger"):
-            raise ConfigError(f"{key} may not change on resume; allowed: {', '.join(_MAY_CHANGE)}, logger")
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(given)))
-    return parse(merged | {"resume": run, "run_dir": run})
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values

@@ -3,17 +3,19 @@
 import hashlib
 import logging
 import os
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from sppcls.atomic import replacing, write_text
+from sppcls.atomic import read_bytes, replacing, write_text
 from sppcls.errors import SppclsError
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 log = logging.getLogger("sppcls")
+_told: set[Path] = set()
 
 
 class _Hashed:
@@ -64,8 +66,9 @@ def _link(source: Path, target: Path) -> None:
 
 def _sums(folder: Path) -> list[tuple[str, str]]:
     with suppress(OSError, UnicodeDecodeError):
-        lines = (line.partition("  ") for line in (folder / SUMS).read_text().splitlines())
-        return [(digest, name) for digest, _, name in lines if name]
+        text = read_bytes(folder / SUMS, 1 << 16).decode()
+        lines = (line.partition("  ") for line in text.splitlines())
+        return [(digest.lower(), name) for digest, _, name in lines if name]
     return []
 
 
@@ -74,12 +77,20 @@ def _write_sums(folder: Path, sums: list[tuple[str, str]]) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a checkpoint has the SHA-256 that it was saved with, or none is known of it."""
+    """Return whether a checkpoint has the SHA-256 that it was saved with; where none is known, the archive's CRCs."""
     sums = _sums(path.parent)
-    if not any(name == path.name for _, name in sums):
-        return True
     with path.open("rb") as file:
+        if not any(name == path.name for _, name in sums):
+            return _is_whole_archive(file)
         return hashlib.file_digest(file, "sha256").hexdigest() in {digest for digest, _ in sums}
+
+
+def _is_whole_archive(file: IO[bytes]) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except Exception:  # a damaged archive fails in whichever class its damage meets first
+        return False
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -91,15 +102,17 @@ def last_whole(folder: Path) -> Path | None:
     found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
     for path in found:
         if is_whole(path):
-            if path is not found[0]:
+            if path is not found[0] and path not in _told:
+                _told.add(path)
                 log.warning("%s is damaged (its SHA-256 is not the one it was saved with); %s is used", found[0], path)
             return path
     if found:
-        raise SppclsError(f"{found[0]} is damaged: its SHA-256 is not the one in {SUMS}, and no whole one is before it")
+        raise SppclsError(f"{found[0]} is damaged: it is not as it was saved, and no whole one is before it")
     return None
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Take away what a killed save has left half-written."""
+    """Take away what killed writers have left half-written in a folder."""
     for path in folder.glob(".*.*"):
-        path.unlink(missing_ok=True)
+        if path.suffix[1:].isdigit() and path.is_file():
+            path.unlink(missing_ok=True)

@@ -176,7 +176,7 @@ class Spec(_Values):
     seed: Seed = 0
     run_dir: Annotated[str, Field(min_length=1)] = "runs/run"
     sweep_dir: str | None = None
-    resume: str | None = None
+    resume: Annotated[str, Field(min_length=1)] | None = None
     plan_only: bool = False
 
     @model_validator(mode="after")
@@ -254,6 +254,8 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
     key = prefix + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{did_you_mean(key, keys())}"
+    if first["loc"][-1:] in (("int",), ("str",)):  # of the kinds that a value may be, pydantic names one
+        key = key.rpartition(".")[0]
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {said}" if key else said

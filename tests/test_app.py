@@ -68,6 +68,30 @@ def test_a_run_a_resume_and_what_may_not_change(train, tmp_path, capsys):
     assert "model.levels may not change on resume" in capsys.readouterr().err
 
 
+def test_the_same_command_again_goes_on(train, tmp_path, capsys):
+    command = [*SMALL, "run_dir=r", "resume=auto"]
+    assert train(*command) == 0
+    assert "goes on" not in capsys.readouterr().out
+    assert train(*command, "++trainer.max_epochs=2", "logger=none") == 0
+    assert "changed: trainer.max_epochs 1 -> 2" in capsys.readouterr().out
+    assert train(*SMALL, "trainer.max_epochs=3", "run_dir=r", f"resume={tmp_path}/r/") == 0
+    assert len((tmp_path / "r" / "metrics.csv").read_text().splitlines()) == 4
+    capsys.readouterr()
+    for wrong, said in (
+        (["resume=auto", "optim=sgd"], "optim.name may not change on resume (it is adamw in last.ckpt, sgd now)"),
+        (["resume=r", "run_dir=q"], "run_dir=q may not change on resume"),
+        (["resume="], "resume="),
+        (["resume=r", "trainer.levels=3"], "unknown key trainer.levels"),
+    ):
+        assert train(*(command[:-1] if wrong[0] == "resume=auto" else []), *wrong) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_flags_may_stand_anywhere(train, capsys):
+    assert train(*SMALL, "seed=0,1", "sweep.dry_run=true", "-m") == 0
+    assert "jobs: 2" in capsys.readouterr().out
+
+
 def test_cli_says_its_errors_in_one_line(capsys):
     for arguments, status in ((["bench", "nothing"], 2), (["benhc"], 2), ([], 2), (["--help"], 0)):
         with pytest.raises(SystemExit) as end:

@@ -21,7 +21,8 @@ import torch
 
 from sppcls import generations
 from sppcls.checkpoint import read_checkpoint
-from sppcls.errors import SppclsError
+from sppcls.data.shapes import ShapesSource
+from sppcls.errors import DataError, SppclsError
 from sppcls.generations import is_whole, last_whole, save_whole
 from sppcls.training import checkpoints, fit
 from sppcls.training.callbacks import Curves
@@ -372,3 +373,53 @@ def test_no_word_is_lost_where_fit_fails_before_it_trains(tmp_path, monkeypatch,
     monkeypatch.setattr(fit, "build_splits", fails)
     assert failed(tmp_path, capsys, spec(tmp_path)) == "error: RuntimeError: two"
     assert "two\nlines" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_without_digests_the_archives_own_sums_are_looked_at(tmp_path):
+    save(tmp_path, 1.0)
+    save(tmp_path, 2.0)
+    content = bytearray((tmp_path / "last.ckpt").read_bytes())
+    content[content.index(torch.full((9,), 2.0).numpy().tobytes()) + 3] ^= 1
+    (tmp_path / "last.ckpt").write_bytes(content)
+    (tmp_path / "SHA256SUMS").unlink()
+    os.mkfifo(tmp_path / "SHA256SUMS")
+    assert last_whole(tmp_path) == tmp_path / "previous.ckpt"
+
+
+def test_a_config_that_was_edited_is_refused(tmp_path, capsys):
+    assert run(spec(tmp_path)) == 0
+    capsys.readouterr()
+    assert run(spec(tmp_path, seed=7, resume=str(tmp_path / "run"))) == 2
+    assert "error: seed may not change on resume (it is 0 in last.ckpt, 7 now)" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_as_it_began_may_be_started_again(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in (".lock", "train.log", ".config.yaml.4711", ".metrics.csv.4711"):
+        (tmp_path / "run" / name).touch()
+    assert run(spec(tmp_path)) == 2  # a table is of a run that went further
+    (tmp_path / "run" / ".metrics.csv.4711").unlink()
+    assert run(spec(tmp_path)) == 0
+    assert [path.name for path in (tmp_path / "run").glob(".*")] == [".lock"]
+
+
+def test_files_that_were_skipped_before_an_interruption_are_listed_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(ShapesSource, "read", unreadable(ShapesSource.read))
+    options = {"data": {"on_error": "skip", "cache": "none"}, "metrics": {"gap_images": 0, "gap_every": 0}}
+    assert run(spec(tmp_path / "whole", **options)) == 0
+    monkeypatch.setattr(Curves, "on_train_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(spec(tmp_path, **options)) == 143
+    monkeypatch.undo()
+    assert run(spec(tmp_path, resume=str(tmp_path / "run"), **options)) == 0
+    found = [(at / "run" / "skipped.txt").read_text() for at in (tmp_path / "whole", tmp_path)]
+    assert found[0] == found[1]
+    assert len(found[0].splitlines()) == 3
+
+
+def unreadable(real):
+    def read(self, index, short=None):
+        if self.names[index].startswith("shapes/train") and index % 20 == 3:
+            raise DataError(f"{self.names[index]}: broken")
+        return real(self, index, short)
+
+    return read

@@ -106,6 +106,7 @@ class PlannedLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         on_error: str = "fail",
+        skipped: dict[str, str] | None = None,
     ) -> None:
         self.dataset = dataset
         self.plan = plan
@@ -113,7 +114,7 @@ class PlannedLoader:
         self.epoch = 0
         self.position = 0
         self.done: tuple[tuple[int, int], ...] = ()
-        self.skipped: dict[str, str] = {}
+        self.skipped = {} if skipped is None else skipped
         self._on_error = on_error
         self.world = plan(0).world
         self._length = len(plan(0).of_rank(rank))

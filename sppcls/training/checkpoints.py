@@ -31,7 +31,8 @@ class DurableCheckpointIO(CheckpointIO):
         except (OSError, RuntimeError) as error:
             # torch tells a full disk as a RuntimeError of its own, with the OSError behind it or without.
             reason = next((e.strerror for e in (error, error.__context__) if isinstance(e, OSError)), None) or error
-            raise SppclsError(f"{target} cannot be written: {reason}; the checkpoint before it is whole") from None
+            left = "the checkpoint before it is whole" if target.exists() else "nothing is saved yet"
+            raise SppclsError(f"{target} cannot be written: {reason}; {left}") from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Load a checkpoint with ``weights_only=True``, whatever is asked."""

@@ -60,7 +60,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         self.schedule = schedule if isinstance(schedule, Schedule) else _schedule_of(schedule, seed)
         self.val_scale = val_scale
         self.batch_size, self.fit, self.max_aspect, self.seed = batch_size, fit, max_aspect, seed
-        self._loader_options = {"num_workers": num_workers, "on_error": on_error}
+        self.skipped: dict[str, str] = {}  # files that no loader could read, and why
+        self._loader_options = {"num_workers": num_workers, "on_error": on_error, "skipped": self.skipped}
         self._cache = cache
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.augment = augment if augment is not None else Augment(seed=seed)

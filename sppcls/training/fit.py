@@ -116,7 +116,7 @@ def _balanced(source: Source) -> torch.Tensor:
 
 def _skipped(splits: Splits, data: MultiScaleDataModule, trainer: pl.Trainer) -> dict[str, str]:
     """Return the files that no rank could read, each once, and why."""
-    found = dict(splits.skipped) | {k: why for loader in data.loaders.values() for k, why in loader.skipped.items()}
+    found = dict(splits.skipped) | data.skipped
     if trainer.world_size == 1:
         return found
     gathered: list[Any] = [None] * trainer.world_size

@@ -46,6 +46,7 @@ class RunFolder:
             self._lock()
         except OSError as error:
             raise ConfigError(f"run_dir={path} cannot be written: {error.strerror}") from None
+        clear_leftovers(self.path)
         clear_leftovers(self.path / "checkpoints")
         if anew and not resume:
             self._clear()
@@ -80,12 +81,10 @@ class RunFolder:
     def _refuse_what_is_there(self) -> None:
         if (self.path / "checkpoints" / "last.ckpt").exists() or (self.path / "summary.json").exists():
             raise ConfigError(f"run_dir={self.path} already holds a run; name another, or resume={self.path} to go on")
-        started = (self.path / "status.json").exists()  # and saved nothing: there is nothing to lose
-        if (
-            self.path.is_dir()
-            and {path.name for path in self.path.iterdir()} - {".lock", "checkpoints"}
-            and not started
-        ):
+        others = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        beginnings = {".lock", "checkpoints", "train.log", "config.yaml"}  # of a run that was killed as it began
+        unknown = any(name not in beginnings and not name.startswith(".config.") for name in others)
+        if unknown and "status.json" not in others:  # which says that it saved nothing: there is nothing to lose
             raise ConfigError(f"run_dir={self.path} is a folder with other things in it; name an empty or a new one")
 
     def logging(self) -> AbstractContextManager[None]:

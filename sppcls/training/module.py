@@ -166,7 +166,9 @@ class LitSppClassifier(pl.LightningModule):
     def _rank_state(self) -> dict[str, Any]:
         """Return what differs from rank to rank: random numbers, and the training metrics of the epoch so far."""
         metrics = {name: metric.metric_state for name, metric in self._epoch_metrics()}
-        return {"rng": random_state(), "metrics": metrics}
+        data = getattr(self.trainer, "datamodule", None)
+        skipped = dict(data.skipped) if isinstance(data, MultiScaleDataModule) else {}
+        return {"rng": random_state(), "metrics": metrics, "skipped": skipped}
 
     def _epoch_metrics(self) -> tuple[tuple[str, Metric], ...]:
         return ("train_loss", self.train_loss), ("train_accuracy", self.train_accuracy)
@@ -183,9 +185,12 @@ class LitSppClassifier(pl.LightningModule):
         if not ranks:
             return
         data = getattr(self.trainer, "datamodule", None)
-        said = replan(checkpoint, data) if isinstance(data, MultiScaleDataModule) else None
-        if said and self.trainer.is_global_zero:
-            log.info(said)
+        if isinstance(data, MultiScaleDataModule):
+            said = replan(checkpoint, data)
+            for rank in ranks:
+                data.skipped.update(rank.get("skipped", {}))
+            if said and self.trainer.is_global_zero:
+                log.info(said)
         state = ranks[self.trainer.global_rank % len(ranks)]
         set_random_state(state["rng"])
         if len(ranks) == self.trainer.world_size:

@@ -5,10 +5,8 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from sppcls.build import build_splits
-from sppcls.checkpoint import checkpoint_path, read_checkpoint
 from sppcls.errors import SppclsError
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.report.runs import read_json
@@ -16,8 +14,9 @@ from sppcls.spec import Spec
 from sppcls.terminal import printable, show
 from sppcls.training.failure import one_line
 from sppcls.training.fit import build_data, fit
-from sppcls.training.folder import RunFolder, log, read_config
+from sppcls.training.folder import RunFolder, log
 from sppcls.training.ranks import follow, run_ranks
+from sppcls.training.resume import going_on, has_checkpoint
 from sppcls.training.signals import Interrupted, Signals
 from sppcls.training.summary import closing_lines, plan_table, result_table
 from sppcls.training.world import joined_rank, local_ranks
@@ -37,7 +36,7 @@ def run(spec: Spec, *, anew: bool = False) -> int:
             if joined_rank():
                 follow(spec, signals)
                 return 0
-            said = _resumed(spec) if spec.resume else None  # before anything is written into the folder
+            said = going_on(spec) if spec.resume else None  # before anything is written into the folder
             folder = RunFolder(spec.run_dir, resume=said is not None, anew=anew)
             with folder.logging():
                 if said:
@@ -74,33 +73,11 @@ def _train(spec: Spec, folder: RunFolder, signals: Signals) -> None:
     show(result_table(summary), *closing_lines(summary, str(folder.path)))
 
 
-def _resumed(spec: Spec) -> str:
-    """Return where a run goes on and what has changed since, having read its checkpoint."""
-    file, checkpoint = checkpoint_path(str(spec.resume)), read_checkpoint(str(spec.resume))
-    try:
-        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
-        where = f"{file}, epoch {checkpoint['epoch'] + 1} after {done} batches"
-    except (KeyError, TypeError):
-        raise SppclsError(f"{file} does not say where its run stood; resume a run folder of train.py") from None
-    before = _flat(read_config(str(spec.resume)).model_dump(mode="json"))
-    now = _flat(spec.model_dump(mode="json"))
-    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
-    changed = [line for line in changed if not line.startswith(("resume ", "run_dir "))]
-    return f"goes on from {where}; " + (f"changed: {', '.join(changed)}" if changed else "nothing is changed")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _interrupted(spec: Spec, folder: RunFolder | None, status: int) -> int:
     if folder:
         with suppress(OSError):
             folder.write_status("interrupted")
-    saved = (Path(spec.run_dir) / "checkpoints").is_dir() and any(Path(spec.run_dir).glob("checkpoints/*.ckpt"))
+    saved = has_checkpoint(Path(spec.run_dir))
     print(f"interrupted; {f'resume={spec.run_dir} goes on' if saved else 'nothing was saved yet'}", file=sys.stderr)
     return status
 

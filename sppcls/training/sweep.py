@@ -18,6 +18,7 @@ from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_run
 from sppcls.spec import Spec
 from sppcls.terminal import show
 from sppcls.training.folder import is_held
+from sppcls.training.resume import has_checkpoint
 from sppcls.training.signals import Interrupted
 
 MANIFEST = "sweep.json"
@@ -125,7 +126,7 @@ def run_job(spec: Spec) -> int:
 
 
 def _has_checkpoint(run: Path) -> bool:
-    if not any(run.glob("checkpoints/*.ckpt")):
+    if not has_checkpoint(run):
         return False
     try:
         read_checkpoint(run)

@@ -1,6 +1,7 @@
 """How many processes a run has, and who starts them."""
 
 import os
+import re
 
 from sppcls.errors import ConfigError
 from sppcls.spec import Spec
@@ -17,6 +18,8 @@ def joined_rank() -> int | None:
 
 def local_ranks(spec: Spec) -> int:
     """Return how many processes to start here: one a device, or 1 where they are started by others."""
+    if re.search("spawn|fork|notebook", spec.trainer.strategy):
+        raise ConfigError(f"trainer.strategy={spec.trainer.strategy} starts processes of its own; use ddp")
     if joined_rank() is not None:
         return 1
     if spec.trainer.num_nodes > 1:

@@ -1,0 +1,73 @@
+"""A run that goes on: from which checkpoint, with which values, and what may not be others."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sppcls.checkpoint import KEY, checkpoint_path, read_checkpoint
+from sppcls.errors import ConfigError, SppclsError
+from sppcls.generations import LAST, PREVIOUS
+from sppcls.spec import Spec, parse
+from sppcls.training.folder import read_config
+
+# Nothing here changes what a step computes, but for how long, on what and by how many.
+_MAY_CHANGE = (
+    *(f"trainer.{name}" for name in ("max_epochs", "accelerator", "devices", "num_nodes", "strategy")),
+    *("trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes"),
+    *("data.num_workers", "data.cache", "data.root"),
+)
+_OF_NO_RUN = ("logger.", "sweep.", "sweep_dir", "run_dir", "resume", "plan_only")
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Return whether a run has saved anything that it could go on from."""
+    return any((run / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
+
+
+def resumed_spec(run: str, given: Mapping[str, Any]) -> Spec:
+    """Return the spec of the run in a folder, with values given for dotted keys or whole groups in place of its own."""
+    values: dict[str, Any] = read_config(run).model_dump(mode="json")
+    asked = given.get("run_dir")
+    if asked and Path(asked).absolute() != Path(run).absolute():
+        raise ConfigError(f"run_dir={asked} may not change on resume: the run is in {run}")
+    for key, value in given.items():
+        *groups, name = key.split(".")
+        place = values
+        for group in groups:
+            place = place[group]
+        place[name] = value
+    return parse(values | {"resume": run, "run_dir": run})
+
+
+def going_on(spec: Spec) -> str:
+    """Return where a run goes on and what has changed since, having read its checkpoint.
+
+    Raises:
+        ConfigError: A value that decides the result is another than the checkpoint was trained by.
+        SppclsError: The checkpoint is damaged or no run's.
+    """
+    run = str(spec.resume)
+    file, checkpoint = checkpoint_path(run), read_checkpoint(run)
+    try:
+        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+        damaged = f"{LAST} is damaged; " if file.name == PREVIOUS else ""
+        where = f"{damaged}goes on from {file}, epoch {checkpoint['epoch'] + 1} after {done} batches"
+        before = _flat(parse(checkpoint[KEY]["spec"]).model_dump(mode="json"))
+    except (KeyError, TypeError, ConfigError):
+        raise SppclsError(f"{file} does not say where its run stood; resume a run folder of train.py") from None
+    now = _flat(spec.model_dump(mode="json"))
+    changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_OF_NO_RUN)]
+    for key in changed:
+        if key not in _MAY_CHANGE:
+            got = f"it is {before.get(key)} in {file.name}, {now[key]} now"
+            raise ConfigError(f"{key} may not change on resume ({got}); allowed: {', '.join(_MAY_CHANGE)}, logger")
+    listed = ", ".join(f"{key} {before[key]} -> {now[key]}" for key in changed)
+    return f"{where}; " + (f"changed: {listed}" if changed else "nothing is changed")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict) and key != "variants"
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
