@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import os
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache
-from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader
+from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader, begin_worker
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 from sppcls.errors import DataError
@@ -192,3 +193,18 @@ def test_random_crops_move_and_centre_crops_do_not():
     assert not torch.equal(by_index[0][0], by_index[1][0])
     test = plan_evaluation(source.sizes, 32, batch_size=4, fit="crop")[0]
     assert torch.equal(dataset[test]["images"], dataset[test]["images"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills the leader of a worker")
+def test_a_worker_whose_leader_was_killed_ends():
+    """Also where that happened before torch's own watch began, which takes whoever is there for the leader."""
+    reading, writing = os.pipe()
+    worker = os.fork()
+    if not worker:
+        os.close(reading)
+        begin_worker(1, 0)  # the leader that it was told of is not its parent
+        time.sleep(60)
+        os._exit(1)
+    os.close(writing)
+    assert os.read(reading, 1) == b""  # until the worker has ended
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0

@@ -1,9 +1,13 @@
 """Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
 
+import os
 import signal
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,11 +83,22 @@ class BatchDataset(Dataset[ImageBatch]):
         return slot, (height, width)
 
 
-def _leave_signals(_: int) -> None:
-    """Leave signals that reach a whole group of processes to the one that leads it, which needs its workers to end."""
+def begin_worker(leader: int, _worker: int) -> None:
+    """Leave signals that reach a whole group of processes to the leader, which needs its workers to save; end with it.
+
+    torch's workers look after their leader too, but take whoever is there as they begin for it: one whose leader was
+    killed a moment before lives for ever.
+    """
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == leader:
+            time.sleep(1)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class PlannedLoader:
@@ -127,7 +142,7 @@ class PlannedLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_leave_signals if num_workers else None,
+            worker_init_fn=partial(begin_worker, os.getpid()),
             # Its own generator: the default one is the network's (dropout), and a resumed run must find it unmoved.
             generator=torch.Generator(),
         )

@@ -1,9 +1,11 @@
 """Accuracy, loss and calibration of one network at several test scales."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from sppcls.data.cache import PixelCache
 from sppcls.data.files import Subset
-from sppcls.data.loader import IGNORED, BatchDataset, ImageBatch
+from sppcls.data.loader import IGNORED, BatchDataset, ImageBatch, begin_worker
 from sppcls.data.plan import Batch, Fit, plan_evaluation
 from sppcls.data.source import Source
 from sppcls.errors import DataError
@@ -41,7 +43,8 @@ def batches_of(dataset: BatchDataset, batches: Sequence[Batch], num_workers: int
     """Yield planned batches as tensors."""
     # A generator of its own: starting to iterate draws a number, which measuring must not take from the training.
     options: dict[str, Any] = {"batch_size": None, "generator": torch.Generator()}
-    yield from DataLoader(dataset, sampler=list(batches), num_workers=num_workers, **options)
+    begin = partial(begin_worker, os.getpid())
+    yield from DataLoader(dataset, sampler=list(batches), num_workers=num_workers, worker_init_fn=begin, **options)
 
 
 @dataclass(frozen=True)
