@@ -315,7 +315,7 @@ def test_a_child_that_lives_on_does_not_hold_the_folder(tmp_path):
     held.close()
     RunFolder(tmp_path / "run", resume=True).close()
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL  # it lived until now
 
 
 def test_a_worker_that_is_killed_ends_the_run_which_goes_on(tmp_path, monkeypatch, capsys):
