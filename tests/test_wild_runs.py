@@ -13,18 +13,9 @@ from sppcls.data.doctor import examine
 from sppcls.data.images import decode
 from sppcls.errors import DataError
 from sppcls.training import fit
+from tests.test_sweep import SMALL as SHAPES
 
-SMALL = [
-    "data=folder",
-    "data.batch_size=12",
-    "model.width=0.125",
-    "schedule.scales=[24,16]",
-    "trainer.max_epochs=2",
-    "trainer.accelerator=cpu",
-    "metrics.test_scales=[16,24]",
-    "metrics.gap_images=12",
-    "run_dir=run",
-]
+SMALL = ["data=folder", *SHAPES[2:], "run_dir=run"]  # without the numbers of generated images
 
 
 def photos(root: Path) -> Path:
