@@ -46,8 +46,8 @@ def going_on(spec: Spec) -> str:
         ConfigError: A value that decides the result is another than the checkpoint was trained by.
         SppclsError: The checkpoint is damaged or no run's.
     """
-    run = str(spec.resume)
-    file, checkpoint = checkpoint_path(run), read_checkpoint(run)
+    file = checkpoint_path(str(spec.resume))
+    checkpoint = read_checkpoint(file)
     try:
         done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         damaged = f"{LAST} is damaged; " if file.name == PREVIOUS else ""
