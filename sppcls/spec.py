@@ -137,11 +137,16 @@ class TrainerSpec(_Values):
 
 
 class MetricsSpec(_Values):
-    """What is measured at the end of a run, and of the generalization gap on the way there."""
+    """What is measured at the end of a run, and of the generalization gap on the way there (gap.csv).
+
+    At the end the gap is measured on ``gap_images`` training images (0: not at all). ``gap_every`` is for the curves
+    alone: on all ``gap_images`` every so many epochs, 0 is never, and null is after as many validations and on as many
+    of the images as a tenth of the training's pixels pays for (`training.overfitting.affordable`).
+    """
 
     test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
     gap_images: From0 = 600
-    gap_every: From0 = 1
+    gap_every: From0 | None = None
     gap_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
 
 

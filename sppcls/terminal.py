@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,6 +55,16 @@ def printable(text: str) -> str:
     'a?[2Jb?'
     """
     return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def ece_column(found: Mapping[str, Any]) -> str:
+    """Return the heading of the calibration error in a summary or evaluation: smoothed targets alone make a large one.
+
+    >>> ece_column({"label_smoothing": 0.1}), ece_column({})
+    ('ECE (label smoothing 0.1)', 'ECE')
+    """
+    smoothing = found.get("label_smoothing")
+    return f"ECE (label smoothing {smoothing:g})" if smoothing else "ECE"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

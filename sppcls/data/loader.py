@@ -106,8 +106,9 @@ class PlannedLoader:
 
     ``plan`` gives every epoch as many batches, and the rest of an epoch that other numbers of ranks have begun. Workers
     persist: all that changes travels inside the batch that they are handed. ``state_dict`` counts batches handed out,
-    not batches prefetched, so a loader that loads it goes on with the very next batch. At an unreadable image
-    ``on_error="fail"`` raises ``DataError``; ``skip`` goes on, the image's target is -1 and ``skipped`` names it.
+    not batches prefetched, so a loader that loads it goes on with the very next batch. ``weight`` of a batch is that of
+    each of its images in the loss (`EpochPlan.weights_of`). At an unreadable image ``on_error="fail"`` raises
+    ``DataError``; ``skip`` goes on, the image's target is -1 and ``skipped`` names it.
     """
 
     batch_sampler = None  # Lightning asks, having found `sampler`
@@ -169,7 +170,8 @@ class PlannedLoader:
         self._resumed = False
         plan = self.plan(self.epoch, self.done) if self.done else self.plan(self.epoch)
         self._batches[:] = plan.of_rank(self.rank)[self.position :]
-        for batch in self._workers:
+        for batch, weight in zip(self._workers, plan.weights_of(self.rank)[self.position :], strict=True):
+            batch["weight"] = weight
             self.position += 1
             for index, reason in batch.pop("broken"):
                 if self._on_error == "fail":

@@ -5,6 +5,7 @@ rank and every worker agrees without a word, and an epoch can be taken up again 
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -72,6 +73,17 @@ class EpochPlan:
     def of_rank(self, rank: int) -> tuple[Batch, ...]:
         """Return the batches of one rank, a batch a step."""
         return self.batches[rank :: self.world]
+
+    def weights_of(self, rank: int) -> tuple[float, ...]:
+        """Return the weight of an image in the loss of each of a rank's steps: one over the epoch's mean batch size.
+
+        The loss of a step is the weighted sum over its images, averaged over ranks. Then every image has the same
+        weight in the epoch, whatever its batch; one that is handed out several times has it once.
+        """
+        weight = len(self.batches) / max(self.images - self.repeats, 1)
+        # Images are repeated in a step of fewer images than ranks alone, where every batch is a single image.
+        copies = Counter(batch.indices for batch in self.batches) if self.repeats else {}
+        return tuple(weight / copies.get(batch.indices, 1) for batch in self.of_rank(rank))
 
 
 def aspect_buckets(sizes: Sizes, max_aspect: float) -> npt.NDArray[np.int64]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sppcls.atomic import read_bytes
 from sppcls.checkpoint import Model
-from sppcls.terminal import markdown
+from sppcls.terminal import ece_column, markdown
 
 _LIMITS = """- It says one of its {count} classes of any image, also of an image of none of them.
 - It was trained at {scales} pixels (shorter side). At other sizes it answers too, and is less often right.
@@ -70,7 +70,7 @@ def _accuracy(summary: dict[str, Any], loaded: Model) -> str:
         (f"{row['scale']}{' (trained)' if row['trained'] else ''}", f"{row['acc1']:.1%}", f"{row['ece']:.3f}")
         for row in summary["scales"]
     ]
-    lines = markdown(("test scale", "top-1", "calibration error"), rows)
+    lines = markdown(("test scale", "top-1", ece_column(summary)), rows)
     gap = summary.get("generalization_gap")
     said = "" if gap is None else f"\n\nGeneralization gap at {summary['last_scale']}: {gap * 100:+.1f} points."
     return f"Validation images of the run's last checkpoint:\n\n{lines}{said}"

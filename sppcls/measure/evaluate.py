@@ -70,7 +70,8 @@ def evaluate(model: str, options: Options) -> dict[str, Any]:
     result = measure(source, scales)
     found: dict[str, Any] = {"model": model, "split": options.split or "val", "data": options.data or spec.data.name}
     found |= {"fit": fit, "views": options.views, "recalibrated": options.recalibrate_bn}
-    found |= {"classes": len(network.classes)} | result.summary()
+    smoothing = loaded.spec and loaded.spec.optim.label_smoothing
+    found |= {"classes": len(network.classes), "label_smoothing": smoothing} | result.summary()
     for row, speed in zip(found["scales"], result.images_per_s, strict=True):
         row["images_per_s"] = round(speed, 1)
     if options.gap:

@@ -10,7 +10,7 @@ from sppcls.atomic import write_csv, write_json, write_text
 from sppcls.build import pick_device
 from sppcls.errors import ConfigError
 from sppcls.measure.evaluate import Options, evaluate
-from sppcls.report.page import SCALE_COLUMNS, percent, points, scale_cells
+from sppcls.report.page import percent, points, scale_cells, scale_columns
 from sppcls.report.plots import Curve, accuracy_curve, scale_plot
 from sppcls.terminal import show, table
 
@@ -35,7 +35,7 @@ def run_evaluate(model: str, out: str | None, device: str, **options: Any) -> in
 def evaluation_tables(found: dict[str, Any]) -> list[Table]:
     """Return the table of scales, and that of object sizes where they were asked for."""
     gap = "generalization_gap" in found["scales"][0]
-    columns = ["test scale", *SCALE_COLUMNS, "images/s", *(["train top-1", "gap"] if gap else [])]
+    columns = ["test scale", *scale_columns(found), "images/s", *(["train top-1", "gap"] if gap else [])]
     title = f"{found['split']} of {found['data']}, fit {found['fit']}, {found['views']} view (* trained)"
     rows = []
     for row in found["scales"]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sppcls.atomic import write_text
-
-SCALE_COLUMNS = ("top-1", "95 % interval", "top-5", "loss", "ECE")
+from sppcls.terminal import ece_column
 
 
 def write_page(template: str, path: Path, title: str, **values: Any) -> Path:
@@ -31,8 +30,13 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
+def scale_columns(found: dict[str, Any]) -> list[str]:
+    """Return the headings of `scale_cells` in a run's summary or an evaluation."""
+    return ["top-1", "95 % interval", "top-5", "loss", ece_column(found)]
+
+
 def scale_cells(row: dict[str, Any]) -> list[str]:
-    """Return what an evaluation says of one scale under ``SCALE_COLUMNS``."""
+    """Return what an evaluation says of one scale under `scale_columns`."""
     between = f"{percent(row.get('acc1_low'))} to {percent(row.get('acc1_high'))}"
     return [percent(row["acc1"]), between, percent(row["acc5"]), f"{row['loss']:.3f}", f"{row['ece']:.3f}"]
 

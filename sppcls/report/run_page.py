@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from sppcls.atomic import write_csv, write_text
-from sppcls.report.page import SCALE_COLUMNS, percent, points, scale_cells, write_page
+from sppcls.report.page import percent, points, scale_cells, scale_columns, write_page
 from sppcls.report.plots import Curve, accuracy_curve, line_plot, scale_plot
 from sppcls.report.runs import Run, read_run
 from sppcls.report.sweep_page import confused, data_rows
@@ -41,7 +41,10 @@ def write_run_tables(folder: Path) -> None:
     if not summary.get("scales"):
         return
     write_csv(folder / "summary.csv", summary["scales"])
-    tables = [markdown(["measure", "value"], _headline(summary)), markdown(_SCALE, _scale_rows(summary))]
+    tables = [
+        markdown(["measure", "value"], _headline(summary)),
+        markdown(_scale_columns(summary), _scale_rows(summary)),
+    ]
     write_text(folder / "summary.md", "\n\n".join(tables) + "\n")
 
 
@@ -58,7 +61,8 @@ def _headline(summary: dict[str, Any]) -> list[list[str]]:
     return rows + [[name.replace("_", " "), f"{summary[name]:,}"] for name in plain if summary.get(name) is not None]
 
 
-_SCALE = ["scale", *SCALE_COLUMNS, "images"]
+def _scale_columns(summary: dict[str, Any]) -> list[str]:
+    return ["scale", *scale_columns(summary), "images"]
 
 
 def _scale_rows(summary: dict[str, Any]) -> list[list[str]]:
@@ -73,7 +77,7 @@ def _scales(summary: dict[str, Any]) -> dict[str, Any] | None:
     if not rows:
         return None
     plot = scale_plot({"validation": accuracy_curve(rows)}, [row["scale"] for row in rows if row["trained"]])
-    return {"svg": plot, "columns": _SCALE, "rows": _scale_rows(summary)}
+    return {"svg": plot, "columns": _scale_columns(summary), "rows": _scale_rows(summary)}
 
 
 def _agreement(summary: dict[str, Any]) -> list[Any] | None:

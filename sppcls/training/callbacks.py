@@ -155,8 +155,8 @@ def _fits(trainer: pl.Trainer, module: pl.LightningModule, images: int, height: 
             batch = torch.zeros(images, 3, height, width, dtype=torch.uint8, device=module.device)
             batch = batch.contiguous(memory_format=torch.channels_last)
             with trainer.precision_plugin.train_step_context():
-                _, loss = module.loss(batch, torch.zeros(images, dtype=torch.long, device=module.device))
-            loss.backward()  # type: ignore[no-untyped-call]
+                _, losses = module.loss(batch, torch.zeros(images, dtype=torch.long, device=module.device))
+            losses.mean().backward()  # type: ignore[no-untyped-call]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
                 raise

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -16,7 +15,6 @@ from sppcls.atomic import write_json, write_text
 from sppcls.build import build_augment, build_classifier, build_schedule, build_splits
 from sppcls.checkpoint import checkpoint_path
 from sppcls.data.decode import shown
-from sppcls.data.source import Source
 from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.classifier import SppClassifier
@@ -24,6 +22,7 @@ from sppcls.spec import Spec
 from sppcls.terminal import show
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.folder import log
+from sppcls.training.loss import balanced_weights
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.overfitting import gap_seconds
 from sppcls.training.signals import Signals
@@ -45,7 +44,7 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
         network,
         mixup=spec.augment.mixup,
         cutmix=spec.augment.cutmix,
-        loss_weights=_balanced(data.train) if spec.optim.class_weights == "balanced" else None,
+        loss_weights=balanced_weights(data.train) if spec.optim.class_weights == "balanced" else None,
         compile=spec.trainer.compile,
         spec=spec,
         **spec.optim.model_dump(),
@@ -107,11 +106,6 @@ def _check_scales(spec: Spec, network: SppClassifier) -> None:
                 f"{key}: {small[0]} is too small for model.backbone={spec.model.backbone}; "
                 f"the smallest scale is {network.smallest}"
             )
-
-
-def _balanced(source: Source) -> torch.Tensor:
-    counts = np.bincount(source.targets, minlength=len(source.classes))
-    return torch.tensor(len(source.targets) / (len(counts) * counts), dtype=torch.float32)
 
 
 def _skipped(splits: Splits, data: MultiScaleDataModule, trainer: pl.Trainer) -> dict[str, str]:

@@ -7,7 +7,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.nn import functional
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -21,6 +20,7 @@ from sppcls.models.classifier import SppClassifier
 from sppcls.spec import OptimSpec, Spec
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.folder import log
+from sppcls.training.loss import image_losses
 from sppcls.training.optim import build_optimizer, build_scheduler
 from sppcls.training.random_state import random_state, set_random_state
 from sppcls.training.replan import replan
@@ -32,7 +32,7 @@ class LitSppClassifier(pl.LightningModule):
     Args:
         network: The classifier; its mean and std normalise the batches, on the device.
         mixup: Alpha of mixup; 0 is none. ``cutmix`` likewise.
-        loss_weights: [K] weights of the classes in the loss.
+        loss_weights: [K] weights of the classes in the loss, 1 in the mean over the training images.
         compile: Compile the network for training.
         spec: What the run was asked for, kept in each checkpoint.
         **optim: Values of ``sppcls.spec.OptimSpec``: ``lr=1e-3, weight_decay=0.05, label_smoothing=0.1`` ...
@@ -76,24 +76,27 @@ class LitSppClassifier(pl.LightningModule):
         self.train_accuracy.reset()
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor:
-        """Return the loss of one batch; images that could not be read have no part in it."""
+        """Return the loss of one batch; images that could not be read have no part in it.
+
+        Of a ``PlannedLoader`` every image of an epoch has the same weight; of other loaders it is the batch's mean.
+        """
         images, targets = _readable(batch)
-        logits, loss = self.loss(images, targets)
+        logits, losses = self.loss(images, targets)
         self.train_accuracy.update(logits.detach(), targets)
-        self.train_loss.update(loss.detach(), len(targets))
+        self.train_loss.update(losses.detach())
         if self.trainer.is_last_batch:  # logging at every step takes a tenth of a small network's time
             epoch = {"train_loss": self.train_loss.compute(), "train_acc1": self.train_accuracy.compute()}
             self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=1)
-        return loss
+        weight: float = batch.get("weight", 1 / max(len(targets), 1))
+        return weight * losses.sum()
 
     def loss(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits, loss) of uint8 images and class targets, mixed where mixup or cutmix is on."""
+        """Return logits [N, K] and losses [N] of uint8 images and class targets, mixed where mixup or cutmix is on."""
         images, wanted = self.network.normalize(images), targets
         for mixer in self._mixers:
             images, wanted = mixer(images, wanted)
         logits = self._forward[0](images)
-        smoothing = self.optim.label_smoothing
-        return logits, functional.cross_entropy(logits, wanted, weight=self.loss_weights, label_smoothing=smoothing)
+        return logits, image_losses(logits, wanted, self.loss_weights, self.optim.label_smoothing)
 
     def on_validation_epoch_start(self) -> None:
         """Begin without answers, and on every rank with the first one's statistics: those that a checkpoint has."""
@@ -162,6 +165,7 @@ class LitSppClassifier(pl.LightningModule):
             states = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(states, self._rank_state())
         checkpoint["ranks"] = states
+        checkpoint["threads"] = torch.get_num_threads()
 
     def _rank_state(self) -> dict[str, Any]:
         """Return what differs from rank to rank: random numbers, and the training metrics of the epoch so far."""

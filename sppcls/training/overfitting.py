@@ -1,6 +1,7 @@
 """Overfitting while it happens: a fixed part of the training set measured as the validation set is, at every scale."""
 
 import csv
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,37 +18,66 @@ from sppcls.measure.scales import evaluate_scales, gap_subset
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
 
+log = logging.getLogger("sppcls")
+
 COLUMNS = ("epoch", "scale", "train_acc1", "val_acc1", "gap", "train_loss", "val_loss", "seconds")
 FILE = "gap.csv"
+# Pixels measured for each pixel trained: with decoding and in small batches a measured one takes up to as long.
+_SHARE = 0.1
+_FEW = 50  # rather than on fewer images, the gap is measured less often
 
 
 class GapCurves(Callback):
     """Writes rows (epoch, scale, train and val accuracy, gap, seconds) to gap.csv and logs them.
 
-    It measures in eval mode, without augmentation, after a validation by which another ``every`` epochs have passed.
-    The validation's own scale is taken from the validation; ``seconds`` is what the rest took.
+    It measures in eval mode, without augmentation. The validation's own scale is taken from the validation; ``seconds``
+    is what the rest took.
+
+    Args:
+        every: Measure after a validation by which another so many epochs have passed, on all of ``images`` and all
+            validation images. None: after so many of the validations, and on so many images, as cost at most a tenth
+            of the training (`affordable`).
+        images: Training images to measure on, at most.
     """
 
-    def __init__(self, folder: Path, *, every: int, images: int, scales: Sequence[int], **how: Any) -> None:
+    def __init__(self, folder: Path, *, every: int | None, images: int, scales: Sequence[int], **how: Any) -> None:
         self.path, self.every, self.images, self.scales, self.how = folder / FILE, every, images, tuple(scales), how
+        self._epochs: set[int] = set()
         self._sides: list[tuple[Source, PixelCache | None]] = []
         self._rows: list[dict[str, str | int]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Settle when to measure and on how many images; the clock has no part in it, so runs can be repeated."""
+        step = trainer.check_val_every_n_epoch or 1
+        validations = list(range(step, (trainer.max_epochs or 0) + 1, step))
+        data = getattr(trainer, "datamodule", None)
+        if self.every is not None:
+            self._epochs = {epoch for epoch in validations if epoch // self.every != (epoch - step) // self.every}
+        elif validations and isinstance(data, MultiScaleDataModule) and data.val is not None:
+            trained, image = _pixels(trainer, data, self.scales)
+            self.images, points = affordable(
+                trained, image, len(validations), min(self.images, len(data.train.targets))
+            )
+            self._epochs = set(_spread(validations, points))
+            if trainer.is_global_zero:
+                of = f"after {points} of {len(validations)} validations"
+                log.info("gap curves: %d images, %s (metrics.gap_every sets it)", self.images, of)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure and write, where it is time."""
         data = getattr(trainer, "datamodule", None)
         if not isinstance(pl_module, LitSppClassifier) or not isinstance(data, MultiScaleDataModule):
             return
-        epoch, step = trainer.current_epoch + 1, trainer.check_val_every_n_epoch or 1
-        if data.val is None or epoch // self.every == max(epoch - step, 0) // self.every:
+        if data.val is None or trainer.current_epoch + 1 not in self._epochs:
             return
         answers = pl_module.validated()  # on every rank: they are gathered from them all
         if not trainer.is_global_zero:
             return
         known = {row.scale: (row.acc1, row.loss) for row in rows_of(answers, self.scales)}
         if not self._sides:
-            subset = gap_subset(data.train, self.images)
-            self._sides = [(part, data.pixels(part, max(self.scales))) for part in (subset, data.val)]
+            val = data.val if self.every is not None else gap_subset(data.val, self.images)
+            parts: tuple[Source, ...] = (gap_subset(data.train, self.images), val)
+            self._sides = [(part, data.pixels(part, max(self.scales))) for part in parts]
         self._rows += [self._row(trainer, pl_module, scale, known.get(scale)) for scale in self.scales]
         write_csv(self.path, self._rows)
 
@@ -76,6 +106,40 @@ class GapCurves(Callback):
         source, cache = self._sides[side]
         row = evaluate_scales(module.network, source, [scale], device=module.device, cache=cache, **self.how).rows[0]
         return row.acc1, row.loss
+
+
+def affordable(trained: float, image: float, validations: int, most: int) -> tuple[int, int]:
+    """Return on how many images and after how many validations the gap is measured for a tenth of the training.
+
+    Fewer images come first, down to 50, then fewer validations; one, on what images can be afforded, is left always.
+
+    Args:
+        trained: Pixels that the training sees.
+        image: Pixels that are measured for each image, all scales and both sides.
+        validations: Validations of the run.
+        most: Images to measure on, at most.
+
+    >>> affordable(1e8, 1e4, 10, 600), affordable(1e7, 1e4, 10, 600), affordable(1e6, 1e4, 10, 600)
+    ((100, 10), (50, 2), (10, 1))
+    """
+    images = _SHARE * trained / image
+    points = min(max(int(images / min(most, _FEW)), 1), validations)
+    return min(max(int(images / points), 1), most), points
+
+
+def _pixels(trainer: pl.Trainer, data: MultiScaleDataModule, scales: Sequence[int]) -> tuple[float, float]:
+    """Return the pixels that a rank trains, and those measured for each image, taking every image for a square."""
+    steps, own = int(trainer.num_training_batches), data.val_scale or data.last_scale
+    epochs = (data.schedule.scales_of(epoch, steps) for epoch in range(trainer.max_epochs or 0))
+    seen = sum(sum(scale**2 for scale in drawn) / len(drawn) for drawn in epochs)
+    measured = sum(scale**2 * (1 if scale == own else 2) for scale in scales)
+    return seen * len(data.train.targets) / trainer.world_size, measured
+
+
+def _spread(validations: Sequence[int], points: int) -> list[int]:
+    """Return so many of the validations, evenly spread, the last one always."""
+    count = len(validations)
+    return [epoch for at, epoch in enumerate(validations) if (at + 1) * points // count > at * points // count]
 
 
 def gap_seconds(folder: Path) -> float:

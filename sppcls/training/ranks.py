@@ -19,6 +19,7 @@ from sppcls.training.failure import one_line
 from sppcls.training.fit import fit
 from sppcls.training.folder import RunFolder, logging_to, read_config
 from sppcls.training.signals import STATUSES, Interrupted, Signals
+from sppcls.training.world import threads_of_each
 
 _ERRORS = "SPPCLS_RANK_ERRORS"
 
@@ -65,7 +66,7 @@ def _environments(count: int, errors: str) -> list[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // count, 1))
+    threads = str(threads_of_each(count))
     package = str(Path(__file__).parents[2])  # also where train.py runs from a checkout that is not installed
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "GROUP_RANK": "0"}

@@ -9,6 +9,7 @@ from sppcls.errors import ConfigError, SppclsError
 from sppcls.generations import LAST, PREVIOUS
 from sppcls.spec import Spec, parse
 from sppcls.training.folder import read_config
+from sppcls.training.world import local_ranks, threads_of_each
 
 # Nothing here changes what a step computes, but for how long, on what and by how many.
 _MAY_CHANGE = (
@@ -61,8 +62,11 @@ def going_on(spec: Spec) -> str:
         if key not in _MAY_CHANGE:
             got = f"it is {before.get(key)} in {file.name}, {now[key]} now"
             raise ConfigError(f"{key} may not change on resume ({got}); allowed: {', '.join(_MAY_CHANGE)}, logger")
-    listed = ", ".join(f"{key} {before[key]} -> {now[key]}" for key in changed)
-    return f"{where}; " + (f"changed: {listed}" if changed else "nothing is changed")
+    listed = [f"{key} {before[key]} -> {now[key]}" for key in changed]
+    threads, threads_now = checkpoint.get("threads"), threads_of_each(local_ranks(spec))
+    if threads not in (None, threads_now):
+        listed.append(f"threads {threads} -> {threads_now} (sums are rounded differently, so the bits will differ)")
+    return f"{where}; " + (f"changed: {', '.join(listed)}" if listed else "nothing is changed")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sppcls.measure.result import ScaleRow
 from sppcls.measure.scales import evaluate_scales, gap_subset
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import Spec
+from sppcls.terminal import ece_column
 from sppcls.training.datamodule import MultiScaleDataModule
 
 
@@ -85,6 +86,7 @@ def summarize(
         "train_megapixels": round(sum(data.plan(e).pixels for e in range(trainer.current_epoch)) / 1e6, 3),
         "parameters": sum(p.numel() for p in network.parameters()),
         "seed": spec.seed,
+        "label_smoothing": spec.optim.label_smoothing,
         "classes": len(network.classes),
         "train_images": len(data.train.targets),
         "train_repeats": data.plan(0).repeats,
@@ -101,7 +103,9 @@ def gap_row(on_train: ScaleRow, val_acc1: float) -> dict[str, float]:
 
 def result_table(summary: dict[str, Any]) -> Table:
     """Return the short table at the end of a run."""
-    table = Table("test scale", "top-1", "top-5", "loss", "ECE", title="Validation, by test scale (* trained)")
+    table = Table(
+        "test scale", "top-1", "top-5", "loss", ece_column(summary), title="Validation, by test scale (* trained)"
+    )
     for row in summary["scales"]:
         mark = " *" if row["trained"] else ""
         cells = [f"{row['acc1']:.1%}", f"{row['acc5']:.1%}", f"{row['loss']:.3f}", f"{row['ece']:.3f}"]

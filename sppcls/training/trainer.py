@@ -10,12 +10,13 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback as Callback
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import WeightAveraging
 
 from sppcls.errors import ConfigError
 from sppcls.spec import LoggerSpec, Spec
 from sppcls.training.callbacks import Curves, LargestShapeFirst, ScaleBar
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
+from sppcls.training.ema import ramped_average
 from sppcls.training.overfitting import GapCurves
 from sppcls.training.signals import Signals
 
@@ -32,10 +33,10 @@ def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None) -> p
         ),
     ]
     callbacks += [ScaleBar(leave=False)] if bar else []
-    if spec.metrics.gap_every and spec.metrics.gap_images:
+    if spec.metrics.gap_every != 0 and spec.metrics.gap_images:
         callbacks.append(_gap_curves(spec, folder))
     # Last, so that what measures at a validation's end still meets the averaged weights.
-    callbacks += [EMAWeightAveraging(decay=spec.optim.ema)] if spec.optim.ema else []
+    callbacks += [WeightAveraging(avg_fn=ramped_average(spec.optim.ema))] if spec.optim.ema else []
     quiet_lightning()
     try:
         return pl.Trainer(

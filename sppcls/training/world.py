@@ -16,6 +16,15 @@ def joined_rank() -> int | None:
     return None
 
 
+def threads_of_each(ranks: int) -> int:
+    """Return the threads that each of ``ranks`` processes of this machine computes with."""
+    import torch
+
+    if ranks == 1 or "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max((os.cpu_count() or 1) // ranks, 1)
+
+
 def local_ranks(spec: Spec) -> int:
     """Return how many processes to start here: one a device, or 1 where they are started by others."""
     if re.search("spawn|fork|notebook", spec.trainer.strategy):
