@@ -99,6 +99,16 @@ def test_two_ranks_train_one_run_and_measure_it_as_one_does(tmp_path):
     )
 
 
+def test_a_rank_that_fails_after_its_work_is_done_ends_no_run(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif os.environ.get('RANK') == '1':\n    atexit.register(os.abort)\n"
+    )
+    running = started(tmp_path, command("run_dir=run", "trainer.devices=2"), PYTHONPATH=str(tmp_path))
+    out, _ = ended(running)
+    assert "rank 1 was killed (SIGABRT) after its work was done; the run is complete" in out
+    assert state(tmp_path / "run")["state"] == "finished"
+
+
 def pid_of_rank(rank, run):
     """Return the process that is a rank of the run in a folder."""
     for entry in Path("/proc").iterdir():
