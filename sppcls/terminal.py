@@ -64,7 +64,7 @@ def ece_column(found: Mapping[str, Any]) -> str:
     ('ECE (label smoothing 0.1)', 'ECE')
     """
     smoothing = found.get("label_smoothing")
-    return f"ECE (label smoothing {smoothing:g})" if smoothing else "ECE"
+    return f"ECE (label smoothing {smoothing:g})" if smoothing and isinstance(smoothing, float) else "ECE"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
