@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import operator
 import re
 import shutil
 import statistics
@@ -20,13 +21,13 @@ from sppcls import cli
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.measure.answers import Answers
 from sppcls.measure.result import ScaleResult, ScaleRow
-from sppcls.measure.statistics import Estimate
+from sppcls.measure.statistics import Estimate, crossed, estimate
 from sppcls.report import run_page, sweep_page
-from sppcls.report.comparison import TESTED, study
+from sppcls.report.comparison import TESTED, study, values_of
 from sppcls.report.confusion import MOST, confusion
 from sppcls.report.page import percent, points
 from sppcls.report.report import report
-from sppcls.report.runs import chosen_baseline, flat, read_runs, variants
+from sppcls.report.runs import Run, chosen_baseline, flat, read_runs, variants
 from sppcls.report.sweep import MEASURES, interval, write_sweep_report
 from sppcls.spec import parse
 from sppcls.terminal import show
@@ -269,7 +270,7 @@ def test_differences_and_p_are_paired_by_seed_and_adjusted_over_the_whole_family
     folder, asked = small
     found = studied(folder)
     assert set(found.comparisons) == {"other", "third"}
-    base, ps = values_asked(asked, "base"), {"t": {}, "sign_flip": {}}
+    base, ps = values_asked(asked, "base"), {}
     for name in ("other", "third"):
         for measure, ours in values_asked(asked, name).items():
             seeds = sorted(ours.keys() & base[measure].keys())
@@ -278,46 +279,84 @@ def test_differences_and_p_are_paired_by_seed_and_adjusted_over_the_whole_family
             differences = np.subtract(*pair)
             assert got.n == len(seeds)
             assert got.difference == pytest.approx(differences.mean())
-            assert (got.low, got.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+            assert (got.t_low, got.t_high) == pytest.approx(tuple(test.confidence_interval(0.95)))
             assert got.p_t == pytest.approx(test.pvalue)
+            assert got.low <= got.t_low < got.t_high <= got.high
+            assert got.p >= got.p_t - 1e-9
             flip = all_flips(differences.tolist()) if len(seeds) >= 6 else None
             assert got.p_sign_flip == (None if flip is None else pytest.approx(flip))
-            ps["t"][name, measure] = test.pvalue
-            ps["sign_flip"] |= {(name, measure): flip} if flip else {}
+            ps[name, measure] = got.p
+        # The gap has no answers to single training images: over seeds alone, it has no part in what stands.
+        gap = found.comparisons[name]["generalization_gap"]
+        assert gap.low is gap.p is gap.p_holm is None
     # The gap is the same at every seed: t is not defined, and the flips are the least that there are.
-    assert found.comparisons["other"]["generalization_gap"].difference == pytest.approx(-0.05)
-    ps["sign_flip"]["other", "generalization_gap"] = 2 / 2**6
-    assert found.comparisons["third"]["generalization_gap"].p_t_holm is None
-    for kind, family in ps.items():
-        for (name, measure), p in by_holm(family).items():
-            got = getattr(found.comparisons[name][measure], f"p_{kind}_holm")
-            assert got == pytest.approx(p), (kind, name, measure)
+    other = found.comparisons["other"]["generalization_gap"]
+    assert (other.difference, other.p_t, other.p_sign_flip) == (pytest.approx(-0.05), None, 2 / 2**6)
+    for (name, measure), p in by_holm(ps).items():
+        assert found.comparisons[name][measure].p_holm == pytest.approx(p), (name, measure)
 
 
-def test_the_bootstrap_draws_common_seeds_and_images_in_pairs(small):
+def adds_by_image(folder, measure):
+    """Return what each image adds to a run's measure, from its archive and by the measure's definition."""
+    right = {scale: right_at(folder, scale) * 1.0 for scale in (48, 64, 96)}
+    if measure == "acc1":
+        return right[64]
+    if measure == "scale_spread":
+        return max(right.values(), key=np.mean) - min(right.values(), key=np.mean)
+    logs = np.log([48, 64, 96])
+    below, above = np.diff(logs) / 2 / np.ptp(logs)
+    return below * right[48] + (below + above) * right[64] + above * right[96]
+
+
+def test_what_decides_is_of_the_common_seeds_and_their_answers_image_by_image(small):
     folder, asked = small
-    found = studied(folder).bootstraps
+    found = studied(folder)
     for name in ("other", "third"):
         seeds = sorted(seed for variant, seed in asked if variant == name and ("base", seed) in asked)
-        differences = np.stack(
-            [right_at(folder / f"{name}-{s}", 64) * 1.0 - right_at(folder / f"base-{s}", 64) for s in seeds]
-        )
-        assert found[name].difference == pytest.approx(differences.mean())
-        rng, means = np.random.default_rng(1), []
-        for _ in range(3000):
-            rows, columns = (rng.integers(0, n, n) for n in differences.shape)
-            means.append(differences[np.ix_(rows, columns)].mean())
-        assert (found[name].low, found[name].high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
+        for measure in ("acc1", "scale_area", "scale_spread"):
+            arrays = [[adds_by_image(folder / f"{side}-{s}", measure) for s in seeds] for side in (name, "base")]
+            by_image, got = np.subtract(*arrays), found.comparisons[name][measure]
+            assert got.difference == pytest.approx(by_image.mean())  # so each image's part adds up to the summary's
+            want = crossed(estimate(by_image.mean(axis=1).tolist()), by_image)
+            assert (got.low, got.high, got.p) == pytest.approx(want, abs=1e-7)
 
 
-def test_a_bootstrap_needs_answers_to_the_same_images(pair):
-    (pair / "other-1" / "answers.npz").unlink()
-    assert studied(pair).bootstraps["other"].difference == pytest.approx(2 / IMAGES)  # of seed 0
-    Answers.empty([64], np.zeros(IMAGES, np.int64), ["others"] * IMAGES).save(pair / "other-0")
-    assert studied(pair).bootstraps == {}
+@pytest.mark.usefixtures("no_plots")
+def test_what_stands_is_what_other_images_may_show_too_and_not_what_the_t_test_says(tmp_path):
+    for seed in range(5):
+        # The variant is wrong on 5 images and right on 8 or 9 more, the same ones at every seed.
+        for name, known in (("base", range(25)), ("other", range(5, 33 + seed % 2))):
+            folder = write_run(tmp_path / f"{name}-{seed}", {64: len(known)}, seed=seed, variant=name, baseline="base")
+            answers = answered({64: 0})
+            answers.predicted[0, known] = answers.targets[known]
+            answers.save(folder)
+    write_sweep_report(tmp_path)
+    got = json.loads((tmp_path / "summary.json").read_text())["comparisons"]["other"]["acc1"]
+    assert got["difference"] == pytest.approx(3.4 / IMAGES)
+    assert got["p_t"] < 0.001
+    assert got["p_holm"] == got["p"] > 0.2
+    row = next(row for row in (tmp_path / "summary.md").read_text().splitlines() if row.startswith("| other | top-1"))
+    assert row.split("|")[8].strip() == "no"
 
 
-def test_a_bootstrap_of_seeds_with_other_images_is_left_out_or_made_of_those_alike(tmp_path):
+@pytest.mark.usefixtures("no_plots")
+def test_without_answers_to_the_same_images_at_every_seed_nothing_stands(tmp_path):
+    for seed in range(3):
+        for name, more in (("base", 0), ("other", 6 + seed)):
+            right = {scale: count + more for scale, count in RIGHT.items()}
+            write_run(tmp_path / f"{name}-{seed}", right, seed=seed, variant=name, baseline="base")
+    assert studied(tmp_path).comparisons["other"]["acc1"].p is not None
+    (tmp_path / "other-1" / "answers.npz").unlink()
+    got = studied(tmp_path).comparisons["other"]["acc1"]
+    assert (got.low, got.p, got.p_holm) == (None, None, None)
+    assert got.p_t is not None
+    Answers.empty([64], np.zeros(IMAGES, np.int64), ["others"] * IMAGES).save(tmp_path / "other-1")
+    assert studied(tmp_path).comparisons["other"]["acc1"].p is None
+    write_sweep_report(tmp_path)
+    assert "none over images where not every seed has answers" in (tmp_path / "summary.md").read_text()
+
+
+def test_seeds_with_other_images_are_compared_by_their_values(tmp_path):
     for seed in (0, 1):
         for name in ("base", "other"):
             write_run(tmp_path / f"{name}-{seed}", seed=seed, variant=name, images=IMAGES + seed)
@@ -334,15 +373,19 @@ def test_p_is_shown_from_three_seeds_on_and_below_the_report_says_why(tmp_path, 
     shown = write_sweep_report(tmp_path)
     got = json.loads((tmp_path / "summary.json").read_text())["comparisons"]["other"]["acc1"]
     assert got["n"] == seeds
-    assert (got["p_t"] is None) == (got["p_t_holm"] is None) == (got["low"] is None) == (seeds < 3)
+    none = [got[key] is None for key in ("p", "p_holm", "low", "high", "p_t", "t_low", "t_high")]
+    assert none == [seeds < 3] * 7
     assert (got["p_sign_flip"] is None) == (seeds < 6)
     texts = ["\n".join(line for line in shown if isinstance(line, str)), (tmp_path / "summary.md").read_text()]
     texts.append((tmp_path / "report.html").read_text())
     why = f"{seeds} seed{'s'[: seeds - 1]} in common: no p below 3"
     assert [why in text for text in texts] == [seeds < 3] * 3
     row = next(line for line in texts[1].splitlines() if line.startswith("| other | top-1 at 64"))
-    dashes = [cell.strip() == "-" for cell in row.split("|")[-5:-1]]
-    assert dashes == [seeds < 3, seeds < 3, seeds < 6, seeds < 6]
+    dashes = [cell.strip() == "-" for cell in row.split("|")[5:-1]]
+    assert dashes == [seeds < 3] * 6 + [seeds < 6]
+    assert ["Below 3 seeds there is no interval." in text for text in texts] == [seeds < 3] * 3
+    said = next(line for line in texts[1].splitlines() if line.startswith("| base (baseline)"))
+    assert ("±" in said) == (seeds >= 3)
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -364,7 +407,9 @@ def test_why_there_is_no_p_is_said_once(pair):
 @pytest.mark.usefixtures("no_plots")
 def test_the_pixels_of_large_studies_are_plain_numbers(tmp_path):
     write_run(tmp_path / "large", variant="large", megapixels=41000.0)
-    assert any("by 123,000 megapixels seen" in line for line in write_sweep_report(tmp_path) if isinstance(line, str))
+    assert any(
+        "at 123,000 megapixels (MP) seen" in line for line in write_sweep_report(tmp_path) if isinstance(line, str)
+    )
 
 
 def test_a_seed_that_is_there_twice_counts_once_or_is_refused(pair):
@@ -380,24 +425,65 @@ def test_a_seed_that_is_there_twice_counts_once_or_is_refused(pair):
 
 
 @pytest.mark.parametrize(
-    ("megapixels", "equal"),
+    ("megapixels", "equal", "share"),
     [
-        (25.0, 0.1),  # 25, 50: the first epoch alone is within 30
-        (15.0, 0.2),  # 15, 30
-        (15.01, 0.2),  # 30.02: within a thousandth
-        (15.1, 0.1),  # 30.2 is more than 30
-        (10.0, 0.3),
-        (31.0, None),  # the first measurement comes too late
+        (25.0, 0.1 + 0.1 * 5 / 25, 30 / 100),  # 30 of 100, a fifth of the way from 25 to 50
+        (15.0, 0.2, 30 / 60),
+        (15.1, 0.1 + 0.1 * 14.9 / 15.1, 30 / 60.4),
+        (10.0, 0.3, 30 / 40),
+        (7.5, RIGHT[64] / IMAGES, 1.0),  # as much as the cheapest run, so its end
+        (30.01, 0.1, 30 / 120.04),  # the first measurement, within a thousandth
+        (31.0, None, None),  # it comes too late
     ],
 )
-def test_equal_compute_is_the_last_measurement_within_what_the_cheapest_run_saw(tmp_path, megapixels, equal):
-    write_run(tmp_path / "cheap", variant="cheap", curve=(0.0, 0.0, 0.0), megapixels=10.0)
+@pytest.mark.usefixtures("no_plots")
+def test_equal_compute_is_read_between_the_measurements_around_what_the_cheapest_run_saw(
+    tmp_path, megapixels, equal, share
+):
+    write_run(tmp_path / "cheap", variant="cheap", baseline="cheap", curve=(0.0, 0.0, 0.0), megapixels=10.0)
     write_run(tmp_path / "long", variant="long", curve=(0.1, 0.2, 0.3, 0.4), megapixels=megapixels)
-    found = studied(tmp_path, "cheap")
-    assert found.budget == 30.0
-    estimates = {name: one.estimates.get("acc1_equal_compute") for name, one in found.variants.items()}
-    assert estimates["cheap"].mean == RIGHT[64] / IMAGES  # its end, from the summary
-    assert (estimates["long"] and estimates["long"].mean) == equal
+    write_sweep_report(tmp_path)
+    values = json.loads((tmp_path / "summary.json").read_text())
+    assert values["equal_compute_megapixels"] == 30.0
+    cheap, long = (values["variants"][name]["measures"] for name in ("cheap", "long"))
+    names = ("acc1_equal_compute", "equal_compute_megapixels", "equal_compute_schedule")
+    if equal is not None:
+        assert long[names[0]]["mean"] == pytest.approx(equal)
+    assert [cheap[name]["mean"] for name in names] == [RIGHT[64] / IMAGES, 30.0, 1.0]  # its end, from the summary
+    if equal is None:
+        assert not set(names) & set(long)
+        return
+    assert [long[name]["mean"] for name in names] == pytest.approx([equal, 30.0, share])
+    for text in (tmp_path / "summary.md", tmp_path / "report.html"):
+        assert f"30 MP, {share:.0%} of schedule" in text.read_text()
+
+
+epochs = st.lists(st.tuples(st.floats(0.5, 30), st.floats(0, 0.05)), min_size=2, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(epochs, st.floats(0.01, 1), st.data())
+def test_equal_compute_of_a_rising_curve_is_between_the_measurements_around_it(steps, part, data):
+    pixels, rises = zip(*steps, strict=True)
+    measured = data.draw(st.sets(st.integers(0, len(steps) - 1), min_size=1))
+    seen, height = list(itertools.accumulate(pixels)), list(itertools.accumulate(rises))
+    summary = {"scales": [{"scale": 64, "acc1": height[-1]}], "train_megapixels": seen[-1], "epochs": len(steps)}
+    table = [{"epoch": str(e), "megapixels": str(p)} for e, p in enumerate(pixels)]
+    gaps = [{"epoch": str(e), "scale": "64", "val_acc1": str(height[e])} for e in sorted(measured)]
+    gaps += [row | {"scale": "48", "val_acc1": "1"} for row in gaps]
+    budget = part * seen[-1]
+    got = values_of(Run(Path(), {}, {}, summary, table, gaps, {}), 64, budget)
+    curve = [(seen[e], height[e]) for e in sorted(measured | {len(steps) - 1})]
+    before, after = [[one for one in curve if side(one[0], budget)] for side in (operator.le, operator.gt)]
+    if not before and budget * 1.001 < curve[0][0]:
+        assert "acc1_equal_compute" not in got
+        return
+    low, high = (before or curve)[-1 if before else 0], (after or curve)[0 if after else -1]
+    way = (budget - low[0]) / (high[0] - low[0]) if high[0] > low[0] else 0
+    assert low[1] - 1e-9 <= got["acc1_equal_compute"] <= high[1] + 1e-9
+    assert got["acc1_equal_compute"] == pytest.approx(low[1] + way * (high[1] - low[1]), abs=1e-9)
+    whole = sum(at <= budget for at in seen)
+    assert whole - 1e-6 <= got["equal_compute_schedule"] * len(steps) <= whole + 1 + 1e-6
 
 
 def test_equal_compute_with_a_restart_a_coarse_curve_and_no_curve(tmp_path):
@@ -414,7 +500,8 @@ def test_equal_compute_with_a_restart_a_coarse_curve_and_no_curve(tmp_path):
     (tmp_path / "none" / "gap.csv").unlink()
     found = {name: one.estimates for name, one in studied(tmp_path, "cheap").variants.items()}
     assert found["restart"]["acc1_equal_compute"].mean == 0.35
-    assert found["coarse"]["acc1_equal_compute"].mean == 0.2
+    end = RIGHT[64] / IMAGES
+    assert found["coarse"]["acc1_equal_compute"].mean == pytest.approx((0.2 + end) / 2)  # of 20 and 40 megapixels
     assert "acc1_equal_compute" not in found["none"]
     assert found["none"]["acc1"].mean == RIGHT[64] / IMAGES
 
@@ -430,7 +517,6 @@ def test_variants_without_the_reference_scale_have_dashes(tmp_path):
     values = json.loads((tmp_path / "summary.json").read_text())
     assert set(values["comparisons"]["fixed"]) == {"acc1", "generalization_gap"}
     assert values["comparisons"]["large"] == {}
-    assert "large" not in values["bootstraps"]
     lines = (tmp_path / "summary.md").read_text().split("\n\n")[2].splitlines()
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[3:9]] for line in lines if "|" in line
@@ -753,7 +839,7 @@ def test_a_sweep_without_validation_images_says_what_it_can(pair):
             (run / name).unlink()
         edit(run / "summary.json", without)
     write_sweep_report(pair)
-    assert "| other | 2 | - | - | - | - | - | - | 30 |" in (pair / "summary.md").read_text()
+    assert "| other | 2 | - | - | - | - | - | - | - | 30 |" in (pair / "summary.md").read_text()
     assert report(str(pair / "base-0")) == 0
 
 
@@ -887,10 +973,10 @@ def test_numbers_of_the_page_are_those_of_summary_json(sweep_folder, pages):
             assert f"{one['mean']:.1%} ({one['low'] * 100:.1f} to {one['high'] * 100:.1f})" in text
     one = found["comparisons"][VARIANT]["acc1"]
     assert f"{one['low'] * 100:+.1f} to {one['high'] * 100:+.1f}" in text
-    ps = {name: test["p_t"] for name, test in found["comparisons"][VARIANT].items() if test["p_t"]}
-    assert one["p_t_holm"] == pytest.approx(by_holm(ps)["acc1"])
-    boot = found["bootstraps"][VARIANT]
-    assert f"{boot['low'] * 100:+.1f} to {boot['high'] * 100:+.1f}" in text
+    assert f"{one['t_low'] * 100:+.1f} to {one['t_high'] * 100:+.1f}" in text
+    ps = {name: test["p"] for name, test in found["comparisons"][VARIANT].items() if test["p"]}
+    assert one["p_holm"] == pytest.approx(by_holm(ps)["acc1"])
+    assert "A difference stands where it is at most 0.05" in text
 
 
 @pytest.mark.parametrize("names", [[f"variant-number-{n}" for n in range(48)], [f"{'long ' * 22}{n}" for n in (1, 2)]])

@@ -3,7 +3,6 @@ import json
 import math
 import subprocess
 import sys
-import tracemalloc
 from dataclasses import asdict
 
 import numpy as np
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sppcls.measure.statistics import (
-    bootstrap_difference,
     compare,
+    crossed,
     estimate,
     holm,
     log_scale_area,
@@ -36,9 +35,9 @@ def by_seed(values):
     return dict(enumerate(values))
 
 
-def compare_counts(pairs, images=IMAGES):
+def compare_counts(pairs, images=IMAGES, by_image=None):
     variant, baseline = zip(*pairs, strict=True)
-    return compare(by_seed([k / images for k in variant]), by_seed([k / images for k in baseline]))
+    return compare(by_seed([k / images for k in variant]), by_seed([k / images for k in baseline]), by_image)
 
 
 def all_flips(pairs):
@@ -51,8 +50,11 @@ def all_flips(pairs):
     return sum(total >= abs(sum(differences)) for total in sums) / len(sums)
 
 
-def random_correctness(seeds, images, seed=0, accuracy=0.7):
-    return np.random.default_rng(seed).random((seeds, images)) < accuracy
+def by_image_of(pairs, images=IMAGES):
+    """Return arrays [pairs, images] whose rows have the pairs' differences, each row's rights on its own images."""
+    rng = np.random.default_rng(0)
+    rows = [[rng.permutation(images) < k for k in pair] for pair in pairs]
+    return np.array([a.astype(float) - b for a, b in rows])
 
 
 def test_importing_the_module_does_not_import_scipy():
@@ -96,11 +98,16 @@ def test_estimate_of_a_worked_example():
     assert (got.low, got.high) == (pytest.approx(0.6703172, abs=1e-7), pytest.approx(0.7696828, abs=1e-7))
 
 
-def test_estimate_of_one_value_has_no_interval():
+def test_estimate_has_an_interval_from_three_values_on():
     assert asdict(estimate([0.8])) == {"mean": 0.8, "sd": None, "low": None, "high": None, "n": 1}
+    # Student's t makes 45.0 +- 254.1 of these two.
+    got = estimate([0.25, 0.65])
+    assert (got.mean, got.sd) == (pytest.approx(0.45), pytest.approx(0.08**0.5))
+    assert got.low is got.high is None
+    assert estimate([0.25, 0.65, 0.45]).low is not None
 
 
-@pytest.mark.parametrize("n", [2, 3, 7])
+@pytest.mark.parametrize("n", [3, 7])
 def test_estimate_of_equal_values_is_that_value_exactly(n):
     # The plain mean of three times 0.1 is 0.10000000000000002.
     assert asdict(estimate([0.1] * n)) == {"mean": 0.1, "sd": 0.0, "low": 0.1, "high": 0.1, "n": n}
@@ -113,7 +120,7 @@ def test_estimate_refuses_what_has_no_mean(values):
 
 
 @cheap
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.sampled_from([0.8, 0.95, 0.99]))
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=12), st.sampled_from([0.8, 0.95, 0.99]))
 def test_estimate_agrees_with_scipy_and_contains_its_mean(values, confidence):
     got = estimate(values, confidence)
     assert got.low <= got.mean <= got.high
@@ -129,9 +136,9 @@ def test_compare_of_a_worked_example():
     # Differences 0.01, 0.02, 0.03: t = 2 sqrt(3), and with 2 degrees of freedom p = 1 - t / sqrt(2 + t * t).
     got = compare(by_seed([0.71, 0.72, 0.75]), by_seed([0.70, 0.70, 0.72]))
     assert got.difference == pytest.approx(0.02)
-    assert (got.low, got.high) == (pytest.approx(-0.0048414, abs=1e-7), pytest.approx(0.0448414, abs=1e-7))
+    assert (got.t_low, got.t_high) == (pytest.approx(-0.0048414, abs=1e-7), pytest.approx(0.0448414, abs=1e-7))
     assert got.p_t == pytest.approx(1 - math.sqrt(12 / 14)) == pytest.approx(0.0741799, abs=1e-7)
-    assert (got.n, got.p_sign_flip, got.p_t_holm, got.note) == (3, None, None, "")
+    assert (got.n, got.p_sign_flip, got.p, got.low, got.note) == (3, None, None, None, "")
 
 
 @cheap
@@ -174,9 +181,14 @@ def test_above_14_seeds_the_flips_are_drawn_and_near_the_exact_share():
 @cheap
 @given(pairs_of(3, 18))
 def test_swapping_variant_and_baseline_turns_the_sign_only(pairs):
-    got, swapped = compare_counts(pairs), compare_counts([(b, a) for a, b in pairs])
+    by_image = by_image_of(pairs)
+    got = compare_counts(pairs, by_image=by_image)
+    swapped = compare_counts([(b, a) for a, b in pairs], by_image=-by_image)
     assert swapped.difference == pytest.approx(-got.difference, abs=1e-15)
-    assert (swapped.low, swapped.high) == (pytest.approx(-got.high, abs=1e-12), pytest.approx(-got.low, abs=1e-12))
+    for name in ("t_", ""):
+        if (low := getattr(got, f"{name}low")) is not None:
+            assert getattr(swapped, f"{name}high") == pytest.approx(-low, abs=1e-12)
+    assert swapped.p == pytest.approx(got.p)
     assert swapped.p_sign_flip == got.p_sign_flip
     assert swapped.p_t == pytest.approx(got.p_t)
     assert (swapped.n, swapped.note) == (got.n, got.note)
@@ -199,34 +211,38 @@ def test_compare_agrees_with_the_paired_t_test_of_scipy(pairs):
     got, want = compare_counts(pairs), stats.ttest_1samp(differences, 0)
     interval = want.confidence_interval()
     assert got.p_t == pytest.approx(want.pvalue, rel=1e-6)
-    assert (got.low, got.high) == pytest.approx((interval.low / IMAGES, interval.high / IMAGES), abs=1e-9)
-    assert got.low <= got.difference <= got.high
+    assert (got.t_low, got.t_high) == pytest.approx((interval.low / IMAGES, interval.high / IMAGES), abs=1e-9)
+    assert got.t_low <= got.difference <= got.t_high
 
 
 @pytest.mark.parametrize("n", [3, 5, 6, 15])
 def test_no_difference_has_p_1(n):
-    got = compare_counts([(700 + i, 700 + i) for i in range(n)])
-    assert (got.difference, got.low, got.high) == (0, 0, 0)
-    assert (got.p_t, got.p_sign_flip, got.note) == (1, 1 if n >= 6 else None, "")
+    pairs = [(700 + i, 700 + i) for i in range(n)]
+    got = compare_counts(pairs, by_image=by_image_of(pairs))
+    assert (got.difference, got.t_low, got.t_high) == (0, 0, 0)
+    assert (got.p, got.p_t, got.p_sign_flip, got.note) == (1, 1, 1 if n >= 6 else None, "")
+    assert got.low <= 0 <= got.high
 
 
 @pytest.mark.parametrize("n", [3, 5, 6, 8])
 def test_equal_differences_have_no_t(n):
     # 0.8 - 0.7 is not 0.6 - 0.5 in floating point: SciPy's t would be 1e15 or so, and its p 1e-30 or less.
     values = [0.8, 0.6, 0.3, 0.9, 0.7, 0.4, 0.2, 0.5][:n]
-    got = compare(by_seed(values), by_seed([round(value - 0.1, 1) for value in values]))
+    by_image = by_image_of([(value * 10, value * 10 - 1) for value in values], 10)
+    got = compare(by_seed(values), by_seed([round(value - 0.1, 1) for value in values]), by_image)
     assert len({a - round(a - 0.1, 1) for a in values}) > 1
-    assert (got.p_t, got.note) == (None, "all differences are equal: t is not defined")
-    assert got.difference == got.low == got.high == pytest.approx(0.1)
+    assert (got.p_t, got.p, got.low, got.note) == (None, None, None, "all differences are equal: t is not defined")
+    assert got.difference == got.t_low == got.t_high == pytest.approx(0.1)
     assert got.p_sign_flip == (2 / 2**n if n >= 6 else None)
 
 
 @pytest.mark.parametrize(("n", "note"), [(1, "1 seed in common: no p below 3"), (2, "2 seeds in common: no p below 3")])
 @pytest.mark.parametrize("gain", [0, 10])
 def test_below_three_seeds_there_is_a_difference_and_a_note(n, note, gain):
-    got = compare_counts([(700 + gain, 700)] * n)
+    pairs = [(700 + gain, 700)] * n
+    got = compare_counts(pairs, by_image=by_image_of(pairs))
     assert (got.difference, got.n, got.note) == (pytest.approx(gain / IMAGES), n, note)
-    assert got.low is got.high is got.p_t is got.p_sign_flip is got.p_t_holm is None
+    assert got.low is got.high is got.p is got.t_low is got.p_t is got.p_sign_flip is got.p_holm is None
 
 
 def test_only_the_common_seeds_are_compared():
@@ -280,70 +296,91 @@ def test_holm_keeps_the_order_and_never_lowers_a_p(ps):
     assert sum(q <= 0.05 for _, q in known) == rejected
 
 
-def test_bootstrap_has_the_distribution_of_drawing_indices():
-    ours, theirs = random_correctness(3, 60, 1, 0.8), random_correctness(3, 60, 2, 0.6)
-    rng, drawn = np.random.default_rng(5), []
-    for _ in range(6000):
-        at = np.ix_(rng.integers(0, 3, 3), rng.integers(0, 60, 60))
-        drawn.append(ours[at].mean() - theirs[at].mean())
-    got = bootstrap_difference(ours, theirs, resamples=20000)
-    assert got.difference == pytest.approx(ours.mean() - theirs.mean())
-    assert (got.low, got.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.012)
+def mean_squares(by_image):
+    """Return the mean squares of seeds, images and rest of a two-way table, one cell at a time."""
+    seeds, images = by_image.shape
+    whole, rows, columns = by_image.mean(), by_image.mean(axis=1), by_image.mean(axis=0)
+    of_seeds = sum(images * (row - whole) ** 2 for row in rows) / (seeds - 1)
+    of_images = sum(seeds * (column - whole) ** 2 for column in columns) / (images - 1)
+    rest = sum((by_image[s, i] - rows[s] - columns[i] + whole) ** 2 for s in range(seeds) for i in range(images))
+    return of_seeds, of_images, rest / (seeds - 1) / (images - 1)
 
 
-def test_bootstrap_of_one_seed_is_as_wide_as_the_normal_interval_of_the_images():
-    ours, theirs = random_correctness(1, 20000, 1, 0.8), random_correctness(1, 20000, 2, 0.7)
-    half = 1.96 * (ours.astype(float) - theirs).std() / math.sqrt(20000)
-    got = bootstrap_difference(ours, theirs)
-    assert (got.low, got.high) == pytest.approx((got.difference - half, got.difference + half), abs=half / 20)
+def decided(by_image):
+    return crossed(estimate(by_image.mean(axis=1).tolist()), by_image)
 
 
-def test_bootstrap_is_wider_where_the_seeds_disagree():
-    theirs = np.zeros((4, 4000), dtype=bool)
-    alike, unlike = theirs.copy(), theirs.copy()
-    alike[:, :2000], unlike[:2] = True, True
-    same, spread = bootstrap_difference(alike, theirs), bootstrap_difference(unlike, theirs)
-    assert same.difference == spread.difference == 0.5
-    assert spread.high - spread.low > 10 * (same.high - same.low)
+tables = st.tuples(st.integers(3, 6), st.integers(2, 12)).flatmap(
+    lambda shape: st.lists(st.integers(-1, 1), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]).map(
+        lambda cells: np.array(cells, dtype=np.float64).reshape(shape)
+    )
+)
 
 
 @cheap
-@given(st.integers(1, 4), st.integers(200, 400), st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1))
-def test_bootstrap_interval_contains_the_difference_and_turns_with_it(seeds, images, seed, first, second):
-    ours, theirs = random_correctness(seeds, images, seed, first), random_correctness(seeds, images, seed + 1, second)
-    got = bootstrap_difference(ours, theirs, resamples=500)
-    assert -1 <= got.low <= got.difference <= got.high <= 1
-    assert got == bootstrap_difference(ours, theirs, resamples=500)
+@given(tables)
+def test_what_decides_has_the_variances_of_a_two_way_analysis(by_image):
+    (seeds, images), (of_seeds, of_images, rest) = by_image.shape, mean_squares(by_image)
+    low, high, p = decided(by_image)
+    cells, mean = by_image.size, by_image.mean()
+
+    def half(level):
+        variances = [(of_seeds, seeds - 1), (max(of_images - rest, 0), images - 1)]
+        return sum(stats.t.isf(level / 2, freedom) ** 2 * part / cells for part, freedom in variances) ** 0.5
+
+    assert (low, high) == pytest.approx((mean - half(0.05), mean + half(0.05)), abs=1e-9)
+    if abs(mean) > 1e-9 and p > 1e-6:
+        assert half(p) == pytest.approx(abs(mean), rel=1e-4)  # p is the level at which the interval ends at 0
+    assert (p <= 0.05) == (low > 0 or high < 0) or abs(p - 0.05) < 1e-6
 
 
 @cheap
-@given(st.integers(1, 4), st.integers(1, 50), st.integers(0, 1000))
-def test_bootstrap_without_any_difference_is_zero(seeds, images, seed):
-    ours = random_correctness(seeds, images, seed)
-    got = bootstrap_difference(ours, ours.copy(), resamples=100)
-    assert (got.difference, got.low, got.high, got.resamples) == (0, 0, 0, 100)
+@given(tables, st.randoms(use_true_random=False))
+def test_what_decides_is_never_surer_than_the_t_test_and_has_no_order(by_image, random):
+    rows = by_image.mean(axis=1)
+    assume(np.ptp(rows) > 1e-9)
+    (low, high, p), given = decided(by_image), estimate(rows.tolist())
+    assert low <= given.low + 1e-9
+    assert high >= given.high - 1e-9
+    assert p >= stats.ttest_1samp(rows, 0).pvalue - 1e-9
+    order = [random.sample(range(size), size) for size in by_image.shape]
+    assert decided(by_image[np.ix_(*order)]) == pytest.approx((low, high, p), abs=1e-9)
 
 
-def test_bootstrap_of_a_difference_that_is_the_same_everywhere_has_no_width():
-    got = bootstrap_difference(np.ones((3, 50), dtype=bool), np.zeros((3, 50), dtype=bool), resamples=100)
-    assert (got.difference, got.low, got.high) == (1, 1, 1)
+def test_what_decides_is_the_t_test_where_seeds_have_no_image_in_common():
+    by_image = np.zeros((4, 40))
+    for seed, count in enumerate((3, 5, 4, 7)):
+        by_image[seed, seed * 10 : seed * 10 + count] = 1
+    test = stats.ttest_1samp(by_image.mean(axis=1), 0)
+    assert decided(by_image) == pytest.approx((*test.confidence_interval(), test.pvalue))
 
 
-def test_bootstrap_stays_below_100_megabytes_at_50000_images():
-    # Ten independent seeds: some 20,000 different columns, so that 300 resamples need several steps.
-    ours, theirs = random_correctness(10, 50000, 1), random_correctness(10, 50000, 2, 0.69)
-    tracemalloc.start()
-    got = bootstrap_difference(ours, theirs, resamples=300)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 100e6
-    assert got.low < got.difference < got.high
+def test_what_decides_is_as_wide_as_the_images_say_where_seeds_agree():
+    row = np.random.default_rng(1).integers(-1, 2, 20000) + 0.1
+    by_image = np.stack([row, row, row, row + 1e-6])
+    half = 1.96 * row.std() / math.sqrt(len(row))
+    low, high, _ = decided(by_image)
+    assert (low, high) == pytest.approx((row.mean() - half, row.mean() + half), abs=half / 100)
 
 
-@pytest.mark.parametrize(("first", "second"), [((2, 5), (2, 4)), ((2, 5), (1, 5)), ((5,), (5,)), ((0, 5), (0, 5))])
-def test_bootstrap_refuses_shapes_that_differ_or_are_empty(first, second):
-    with pytest.raises(ValueError, match="expected the same"):
-        bootstrap_difference(np.ones(first, dtype=bool), np.ones(second, dtype=bool))
+def test_what_decides_is_wider_where_the_seeds_disagree():
+    alike, unlike = np.zeros((4, 4000)), np.zeros((4, 4000))
+    alike[:, :2000], unlike[:2] = 1, 1
+    (low, high, _), (lower, higher, _) = decided(alike), decided(unlike)
+    assert low + high == pytest.approx(lower + higher) == pytest.approx(1)
+    assert higher - lower > 10 * (high - low)
+
+
+def test_a_difference_far_beyond_its_interval_has_the_least_p():
+    by_image = np.ones((5, 1000))
+    by_image[np.arange(5), np.arange(5) * 3] = [0, 0, 0, 0, -1]
+    assert 1e-12 <= decided(by_image)[2] < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (3, 1), (3,), (4, 0)])
+def test_compare_refuses_an_array_of_other_pairs_or_without_images(shape):
+    with pytest.raises(ValueError, match=r"by_image is .*; expected \[3, 2 images or more\]"):
+        compare(by_seed([0.5, 0.6, 0.7]), by_seed([0.5, 0.5, 0.5]), np.zeros(shape))
 
 
 def test_log_scale_area_of_worked_examples():
@@ -386,11 +423,10 @@ def test_pairwise_agreement_is_symmetric_with_a_unit_diagonal(scales, images, se
 
 
 def test_every_result_is_plain_numbers():
-    grid = random_correctness(2, 30)
+    pairs = [(710 + i * i, 700) for i in range(7)]
     results = [
         asdict(estimate(np.array([0.5, 0.6]).tolist())),
-        asdict(compare_counts([(710 + i * i, 700) for i in range(7)])),
-        asdict(bootstrap_difference(grid, ~grid, resamples=20)),
+        asdict(compare_counts(pairs, by_image=by_image_of(pairs))),
         {"wilson": wilson(np.int64(5), np.int64(7)), "holm": holm([np.float64(0.01), None])},
         {"area": log_scale_area(np.array([64, 96]).tolist(), [np.float64(0.5), np.float64(0.6)])},
         {"area": log_scale_area([64], [np.float64(0.5)])},

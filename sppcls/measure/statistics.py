@@ -1,4 +1,4 @@
-"""How sure a measured difference is: intervals, paired tests over seeds, and summaries over scales."""
+"""How sure a measured difference is: intervals, paired tests over seeds and images, and summaries over scales."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of ``n`` values, their sample deviation and an interval of the mean; None where one value gives none."""
+    """Mean of ``n`` values, their sample deviation, and the interval of the mean from three values on."""
 
     mean: float
     sd: float | None
@@ -23,30 +22,23 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean of variant minus baseline over ``n`` common seeds, its 95 % interval and its two-sided p-values.
+    """Mean of variant minus baseline over ``n`` common seeds, with 95 % intervals and two-sided p-values.
 
-    Holm's values are the caller's to fill, a family a kind of test; ``note`` says why a number is missing.
+    ``low``, ``high``, ``p`` and ``p_holm``, which the caller fills, count both seeds and images as drawn. Those of
+    the t-test, ``t_low`` to ``p_t``, and ``p_sign_flip`` take the images as given. ``note`` says why one is missing.
     """
 
     difference: float
-    low: float | None
-    high: float | None
     n: int
-    p_t: float | None
-    p_sign_flip: float | None
-    p_t_holm: float | None = None
-    p_sign_flip_holm: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    t_low: float | None = None
+    t_high: float | None = None
+    p_t: float | None = None
+    p_sign_flip: float | None = None
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """Difference of two mean accuracies and its 95 % percentile interval, as fractions."""
-
-    difference: float
-    low: float
-    high: float
-    resamples: int
 
 
 def wilson(right: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -60,7 +52,9 @@ def wilson(right: int, images: int, confidence: float = 0.95) -> tuple[float, fl
 
 
 def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """Return mean, sample deviation and Student t interval; raises ValueError on no or non-finite values.
+    """Return mean, sample deviation and, from three values on, Student's t interval of the mean.
+
+    The t quantile of two values is 12.7, an interval that says nothing. Raises ValueError on no or non-finite values.
 
     >>> estimate([0.5, 0.5, 0.5])
     Estimate(mean=0.5, sd=0.0, low=0.5, high=0.5, n=3)
@@ -73,30 +67,59 @@ def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     # Relative to the first one, so that equal values have a deviation of exactly 0.
     shifted = np.asarray(values, dtype=np.float64) - values[0]
     mean = float(values[0] + shifted.mean())
-    if n == 1:
-        return Estimate(mean, None, None, None, 1)
-    sd = float(shifted.std(ddof=1))
+    sd = float(shifted.std(ddof=1)) if n > 1 else None
+    if n < 3 or sd is None:
+        return Estimate(mean, sd, None, None, n)
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * sd / np.sqrt(n))
     return Estimate(mean, sd, mean - half, mean + half, n)
 
 
-def compare(variant: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison:
+def compare(
+    variant: Mapping[int, float], baseline: Mapping[int, float], by_image: FloatArray | None = None
+) -> Comparison:
     """Compare two sets of values by seed, paired over the seeds that both have.
 
-    Three pairs are the least for an interval and ``p_t`` (paired t-test), six for ``p_sign_flip``: five have none
-    below 0.0625. It enumerates all sign flips up to 14 pairs; above, it draws 16384 with a fixed generator. All p are
-    1 where all differences are 0. Raises ValueError on no common seed or a value that is not finite.
+    Three pairs are the least for an interval and a p, six for ``p_sign_flip``: five have none below 0.0625. It
+    enumerates all sign flips up to 14 pairs; above, it draws 16384 with a fixed generator. All p are 1 where all
+    differences are 0. ``by_image`` [pairs by ascending seed, images] is what each image adds to the differences, its
+    mean over images; without it there is no ``p``. Raises ValueError on no common seed, a value that is not finite,
+    or another number of pairs.
     """
     differences, noise = _paired(variant, baseline)
     mean, n = estimate(differences.tolist()), len(differences)
+    if by_image is not None and (by_image.ndim != 2 or len(by_image) != n or by_image.shape[1] < 2):
+        raise ValueError(f"by_image is {by_image.shape}; expected [{n}, 2 images or more]")
     if n < 3:
-        few = f"{n} seed{'s'[: n - 1]} in common: no p below 3"
-        return Comparison(mean.mean, None, None, n, None, None, note=few)
-    if mean.mean == mean.sd == 0:
-        return Comparison(0.0, 0.0, 0.0, n, 1.0, 1.0 if n >= 6 else None)
-    p_t, p_flip = _tests(differences, noise)
+        return Comparison(mean.mean, n, note=f"{n} seed{'s'[: n - 1]} in common: no p below 3")
+    none_differs = (1.0, 1.0 if n >= 6 else None)
+    p_t, p_flip = none_differs if mean.mean == mean.sd == 0 else _tests(differences, noise)
     note = "all differences are equal: t is not defined" if p_t is None else ""
-    return Comparison(mean.mean, mean.low, mean.high, n, p_t, p_flip, note=note)
+    low, high, p = (None, None, None) if by_image is None or p_t is None else crossed(mean, by_image)
+    return Comparison(mean.mean, n, low, high, p, None, mean.low, mean.high, p_t, p_flip, note)
+
+
+def crossed(mean: Estimate, by_image: FloatArray) -> tuple[float, float, float]:
+    """Return the 95 % interval of a mean over seeds and its two-sided p, with images as drawn as the seeds are.
+
+    The variance of the mean has two parts: over seeds, as in the t-test, and over images, which is what the seeds
+    have in common, their covariance over the images of ``by_image`` [seeds, images]. The half width at a level is the
+    root of the sum of squares of both parts' Student t half widths, which covers at least as often as the level says
+    (Banerjee, 1961). The least p is 1e-12.
+    """
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    seeds, images = by_image.shape
+    covariance = np.cov(by_image)
+    shared = max(float(covariance.sum() - covariance.trace()) / (seeds * (seeds - 1)), 0.0)
+    variances, freedom = np.array([(mean.sd or 0.0) ** 2 / seeds, shared / images]), np.array([seeds - 1, images - 1])
+
+    def half(level: float) -> float:
+        return float(np.sqrt(variances @ stdtrit(freedom, level / 2) ** 2))
+
+    least, size = 1e-12, abs(mean.mean)
+    p = 1.0 if size == 0 else least if half(least) <= size else brentq(lambda at: half(at) - size, least, 1.0)
+    return mean.mean - half(0.05), mean.mean + half(0.05), float(p)
 
 
 def _paired(variant: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[FloatArray, float]:
@@ -137,22 +160,6 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     order, family = np.argsort(values), len(ps) - int(np.isnan(values).sum())
     adjusted = np.maximum.accumulate(values[order] * np.arange(family, family - len(ps), -1)).clip(max=1.0)
     return [None if np.isnan(p) else float(p) for p in adjusted[np.argsort(order)]]
-
-
-def bootstrap_difference(right: BoolArray, baseline: BoolArray, resamples: int = 10000, seed: int = 0) -> Bootstrap:
-    """Resample seeds and images of two correctness arrays [S, N] alike; raises ValueError on unlike or empty shapes."""
-    if right.shape != baseline.shape or right.ndim != 2 or right.size == 0:
-        raise ValueError(f"shapes are {right.shape} and {baseline.shape}; expected the same [seeds, images]")
-    difference = right.astype(np.int8) - baseline.astype(np.int8)
-    # Images with equal columns are drawn as one group: the same distribution from far fewer columns.
-    columns, sizes = np.unique(difference, axis=1, return_counts=True)
-    (seeds, images), rng, sums = difference.shape, np.random.default_rng(seed), []
-    for start in range(0, resamples, step := 1 + 2**21 // len(sizes)):  # three arrays of up to 16 MiB a step
-        count = min(step, resamples - start)
-        by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), count) @ columns.astype(np.float64)
-        sums.append((by_seed * rng.multinomial(images, sizes / images, count)).sum(axis=1))
-    low, high = np.quantile(np.concatenate(sums) / difference.size, [0.025, 0.975])
-    return Bootstrap(float(difference.mean()), float(low), float(high), resamples)
 
 
 def log_scale_area(scales: Sequence[int], accuracies: Sequence[float]) -> float:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from sppcls.errors import ConfigError
-from sppcls.measure.statistics import Bootstrap, Comparison, Estimate, bootstrap_difference, compare, estimate, holm
+from sppcls.measure.answers import Answers
+from sppcls.measure.statistics import Comparison, Estimate, FloatArray, compare, estimate, holm, log_scale_area
 from sppcls.report.runs import Run
 
-# What variants are tested on; the rest of `values_of` is described and not tested.
+# What variants are tested on; the rest of `values_of` is described and not tested. The gap is tested over seeds alone:
+# answers to single training images are not kept.
 TESTED = ("acc1", "scale_area", "scale_spread", "generalization_gap")
 
 
@@ -37,7 +39,6 @@ class Study:
     budget: float | None
     variants: dict[str, Variant]
     comparisons: dict[str, dict[str, Comparison]]
-    bootstraps: dict[str, Bootstrap]
 
 
 def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
@@ -52,9 +53,9 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     tables = {n: {run.seed: values_of(run, scale, budget) for run in runs} for n, runs in finished.items() if runs}
     variants = {name: _variant(finished[name], table) for name, table in tables.items()}
     others = [name for name in variants if name != baseline]
-    comparisons = _adjusted({name: _compared(tables[name], tables[baseline]) for name in others})
-    bootstraps = {n: found for n in others if (found := _bootstrapped(finished[n], finished[baseline], scale))}
-    return Study(scale, baseline, budget, variants, comparisons, bootstraps)
+    images = {name: _by_image(finished[name], finished[baseline], scale) for name in others}
+    compared = {name: _compared(tables[name], tables[baseline], images[name]) for name in others}
+    return Study(scale, baseline, budget, variants, _adjusted(compared))
 
 
 def _reference(runs: Sequence[Run]) -> int:
@@ -80,28 +81,43 @@ def values_of(run: Run, scale: int, budget: float | None) -> dict[str, float]:
     summary = run.summary
     gaps = {row["scale"]: row["generalization_gap"] for row in summary.get("gaps", [])}
     found = {
-        "acc1": next((row["acc1"] for row in summary["scales"] if row["scale"] == scale), None),
-        "acc1_equal_compute": _at_budget(run, scale, budget),
+        "acc1": _acc1(run, scale),
         "generalization_gap": gaps.get(scale),
         "train_megapixels": summary.get("train_megapixels"),
         "seconds": summary.get("seconds"),
     }
     if len(summary["scales"]) > 1:  # a network of one size has no spread
         found |= {name: summary.get(name) for name in ("scale_area", "scale_spread", "scale_consistency")}
+    found |= _at_budget(run, scale, budget)
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _at_budget(run: Run, scale: int, budget: float | None) -> float | None:
-    """Return the accuracy at the last measurement of gap.csv by which the run had seen ``budget`` megapixels."""
+def _acc1(run: Run, scale: int) -> float | None:
+    return next((row["acc1"] for row in run.summary["scales"] if row["scale"] == scale), None)
+
+
+def _at_budget(run: Run, scale: int, budget: float | None) -> dict[str, float]:
+    """Return the accuracy after ``budget`` megapixels, the pixels read at, and the share of the epochs run by then.
+
+    It is linear in pixels between the two measurements of gap.csv around the budget, and the end of the run is the
+    last one; nothing before the first. All epochs have equally many steps, so the share is that of the rate's schedule.
+    """
     total = run.summary.get("train_megapixels")
     if budget is None or total is None:
-        return None
-    if total <= budget * 1.001:
-        return next((row["acc1"] for row in run.summary["scales"] if row["scale"] == scale), None)
-    pixels = [float(r.get("megapixels") or "inf") for r in run.epochs]
-    seen = dict(zip((r.get("epoch") for r in run.epochs), accumulate(pixels), strict=True))
-    within = [r for r in run.gaps if r["scale"] == str(scale) and seen.get(r["epoch"], np.inf) <= budget * 1.001]
-    return float(within[-1]["val_acc1"]) if within else None
+        return {}
+    seen = list(accumulate(float(row.get("megapixels") or "inf") for row in run.epochs))
+    after = {row.get("epoch"): pixels for row, pixels in zip(run.epochs, seen, strict=True) if pixels < np.inf}
+    rows = [row for row in run.gaps if row["scale"] == str(scale) and row["epoch"] in after]
+    curve = {after[row["epoch"]]: float(row["val_acc1"]) for row in rows}
+    if (end := _acc1(run, scale)) is not None:
+        curve[total] = end
+    at = min(budget, total)
+    if not curve or not min(curve) / 1.001 <= at <= max(curve) * 1.001:  # pixels are rounded in the tables
+        return {}
+    every = run.summary.get("epochs") or max(len(run.epochs), 1)
+    shares = {0.0: 0.0, **{pixels: done / every for done, pixels in enumerate(after.values(), 1)}, total: 1.0}
+    acc1, share = (float(np.interp(at, sorted(of), [of[x] for x in sorted(of)])) for of in (curve, shares))
+    return {"acc1_equal_compute": acc1, "equal_compute_megapixels": at, "equal_compute_schedule": share}
 
 
 def _variant(runs: tuple[Run, ...], table: Mapping[int, Mapping[str, float]]) -> Variant:
@@ -113,42 +129,52 @@ def _variant(runs: tuple[Run, ...], table: Mapping[int, Mapping[str, float]]) ->
 
 
 def _compared(
-    table: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[str, float]]
+    table: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[str, float]], images: Mapping[str, FloatArray]
 ) -> dict[str, Comparison]:
     found = {}
     for measure in TESTED:
         ours, theirs = ({s: v[measure] for s, v in side.items() if measure in v} for side in (table, base))
-        if ours.keys() & theirs.keys():
-            found[measure] = compare(ours, theirs)
+        if common := ours.keys() & theirs.keys():
+            by_image = images.get(measure)
+            whole = by_image is not None and len(by_image) == len(common) and by_image.shape[1] > 1
+            found[measure] = compare(ours, theirs, by_image if whole else None)
     return found
 
 
 def _adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[str, Comparison]]:
-    """Return the comparisons with Holm's p: a family is every test of one kind, of every variant and measure."""
+    """Return the comparisons with Holm's p; the family is every ``p``, of all variants and measures."""
     places = [(name, measure) for name, measures in comparisons.items() for measure in measures]
-    tests = [comparisons[name][measure] for name, measure in places]
-    by_t, by_flip = (holm(ps) if ps else [] for ps in ([one.p_t for one in tests], [one.p_sign_flip for one in tests]))
-    for (name, measure), t, flip in zip(places, by_t, by_flip, strict=True):
-        comparisons[name][measure] = replace(comparisons[name][measure], p_t_holm=t, p_sign_flip_holm=flip)
+    adjusted = holm([comparisons[name][measure].p for name, measure in places]) if places else []
+    for (name, measure), p in zip(places, adjusted, strict=True):
+        comparisons[name][measure] = replace(comparisons[name][measure], p_holm=p)
     return comparisons
 
 
-def _bootstrapped(runs: Sequence[Run], base: Sequence[Run], scale: int) -> Bootstrap | None:
-    """Return the paired bootstrap over images and seeds, where both sides kept answers to the same images."""
-    by_seed = {run.seed: run.answers for run in base}
-    alike = [
-        (ours, theirs)
-        for run in sorted(runs, key=lambda run: run.seed)
-        if (ours := run.answers) and (theirs := by_seed.get(run.seed)) and ours.images == theirs.images
-        if scale in ours.scales and scale in theirs.scales
-    ]
-    alike = [(ours, theirs) for ours, theirs in alike if ours.images == alike[0][0].images]
-    if not alike:
-        return None
-    ours_right, their_right = (
-        np.stack([one.right[one.at(scale)] for one in side]) for side in zip(*alike, strict=True)
-    )
-    return bootstrap_difference(ours_right, their_right)
+def _by_image(runs: Sequence[Run], base: Sequence[Run], scale: int) -> dict[str, FloatArray]:
+    """Return by measure what each image adds to the differences of the common seeds, [seeds, images].
+
+    Nothing where one of these runs has no answers, or answers to other images.
+    """
+    theirs = {run.seed: run.answers for run in base}
+    both = [(run.answers, theirs[run.seed]) for run in sorted(runs, key=lambda run: run.seed) if run.seed in theirs]
+    pairs = [(one, other) for one, other in both if one and other]
+    if len(pairs) < len(both) or len({(one.images, one.targets.shape) for pair in pairs for one in pair}) != 1:
+        return {}
+    sides = [[contributions(one, scale) for one in pair] for pair in pairs]
+    measures = set.intersection(*(set(side) for pair in sides for side in pair))
+    return {measure: np.stack([one[measure] - other[measure] for one, other in sides]) for measure in measures}
+
+
+def contributions(answers: Answers, scale: int) -> dict[str, FloatArray]:
+    """Return by measure what each image adds to it, [N]: the mean over the images is the measure.
+
+    For the spread that is the image's answer at the run's best scale less that at its worst one.
+    """
+    right, scales = answers.right.astype(np.float64), answers.scales.tolist()
+    shares, accuracies = [log_scale_area(scales, unit) for unit in np.eye(len(scales)).tolist()], right.mean(axis=1)
+    at = {"acc1": right[scales.index(scale)]} if scale in scales else {}
+    spread = right[accuracies.argmax()] - right[accuracies.argmin()]
+    return at | {"scale_area": np.array(shares) @ right, "scale_spread": spread}
 
 
 def as_values(found: Study) -> dict[str, Any]:
@@ -164,5 +190,4 @@ def as_values(found: Study) -> dict[str, Any]:
         "equal_compute_megapixels": found.budget,
         "variants": variants,
         "comparisons": plain["comparisons"],
-        "bootstraps": plain["bootstraps"],
     }

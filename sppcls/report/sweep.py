@@ -9,14 +9,15 @@ from rich.table import Table
 
 from sppcls.atomic import write_csv, write_json, write_text
 from sppcls.measure.answers import FILE as ANSWERS
-from sppcls.measure.statistics import Bootstrap, Comparison, Estimate
-from sppcls.report.comparison import Study, as_values, study
+from sppcls.measure.statistics import Estimate
+from sppcls.report.comparison import Study, Variant, as_values, study
 from sppcls.report.page import percent, points
 from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
 from sppcls.terminal import markdown, table, width
 
-_WIDE = ("consistency", "at equal compute", "seconds", "seeds", "bootstrap", "p (sign flip)", "Holm (sign flip)")
+_GIVEN = tuple(f"on these images: {name}" for name in ("interval", "p (t)", "p (sign flip)"))
+_WIDE = ("consistency", "at equal compute", "equal compute at", "seconds", "seeds", *_GIVEN)
 MEASURES = {
     "acc1": "top-1 at {scale}",
     "acc1_equal_compute": "at equal compute",
@@ -25,6 +26,7 @@ MEASURES = {
     "scale_consistency": "consistency",
     "generalization_gap": "gap",
 }
+_COSTS = ("train_megapixels", "seconds")
 
 
 def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]:
@@ -69,34 +71,50 @@ def problems(runs: Sequence[Run], missing: Sequence[str]) -> list[str]:
             lines.append(f"{run.folder.name}: {said}{why}")
             lines += [f"    {line}" for line in run.last_lines(3)] if run.state == "failed" else []
         elif run.answers is None and (run.folder / ANSWERS).is_file():
-            lines.append(f"{run.folder.name}: {ANSWERS} is damaged, and has no part in bootstrap and confusion")
+            lines.append(f"{run.folder.name}: {ANSWERS} is damaged, and has no part in p over images and confusion")
     return lines
 
 
 def notes(found: Study) -> list[str]:
     """Return what a reader has to know to read the tables."""
-    lines = ["Intervals are 95 %: Student's t over seeds; bootstrap: over test images and seeds, 10,000 resamples."]
+    lines = [
+        "Differences: interval (95 %) and p are over seeds and validation images, both as random draws; the training "
+        "images are taken as given. Holm's p is over all p of the table. A difference stands where it is at most 0.05.",
+        "On these images: Student's t and sign flip over seeds, for these validation images alone. They reject too "
+        "often where variants differ by image, and do not decide what stands. The gap has no other p: answers to "
+        "single training images are not kept.",
+    ]
     if found.budget is not None:
         lines.append(
-            f"Equal compute: the last measurement by {_amount(found.budget)} megapixels seen, what the cheapest run "
-            "saw; the learning rate of a longer run had not decayed by then."
+            f"Equal compute: read at {_amount(found.budget)} megapixels (MP) seen, the cheapest run's total, linear "
+            "between the two measurements around it. A longer run has done only part of the rate's schedule by then."
         )
     apart = [name for name, measures in found.comparisons.items() if not measures]
     lines += [f"{name}: no seed and measure in common with {found.baseline}, so it is not compared" for name in apart]
-    few = sorted({one.note for measures in found.comparisons.values() for one in measures.values() if one.note})
-    return lines + [f"p: {note}" for note in few]
+    tests = [one for measures in found.comparisons.values() for one in measures.items()]
+    few = {one.note for _, one in tests if one.note}
+    if any(one.p is None and not one.note and measure != "generalization_gap" for measure, one in tests):
+        few.add("none over images where not every seed has answers to the same images (answers.npz)")
+    if any(one.n < 3 for variant in found.variants.values() for one in variant.estimates.values()):
+        lines.append("Below 3 seeds there is no interval.")
+    return lines + [f"p: {note}" for note in sorted(few)]
 
 
 def variant_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
     """Return title, columns and rows of the variants' means."""
     measures = [said.format(scale=found.scale) for said in MEASURES.values()]
-    columns, rows = ["variant", "seeds", *measures, "megapixels", "seconds"], []
+    columns, rows = ["variant", "seeds", *measures, "equal compute at", "megapixels", "seconds"], []
     for name, one in found.variants.items():
         mark = " (baseline)" if name == found.baseline else ""
         cells = [interval(one.estimates.get(measure)) for measure in MEASURES]
-        costs = [one.estimates.get(key) for key in ("train_megapixels", "seconds")]
-        rows.append([name + mark, str(len(one.runs)), *cells, *(_amount(cost.mean) if cost else "-" for cost in costs)])
-    return "Variants: mean ± half of the 95 % interval, in percent", columns, rows
+        costs = [_amount(cost.mean) if cost else "-" for key in _COSTS for cost in [one.estimates.get(key)]]
+        rows.append([name + mark, str(len(one.runs)), *cells, _read_at(one), *costs])
+    return "Variants: mean ± half of the 95 % interval over seeds, on these images, in percent", columns, rows
+
+
+def _read_at(one: Variant) -> str:
+    pixels, share = (one.estimates.get(f"equal_compute_{name}") for name in ("megapixels", "schedule"))
+    return f"{_amount(pixels.mean)} MP, {share.mean:.0%} of schedule" if pixels and share else "-"
 
 
 def _amount(value: float) -> str:
@@ -108,12 +126,11 @@ def comparison_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
     rows = []
     for name, measures in found.comparisons.items():
         for measure, one in measures.items():
-            boot = found.bootstraps.get(name) if measure == "acc1" else None
-            ps = (one.p_t, one.p_t_holm, one.p_sign_flip, one.p_sign_flip_holm)
-            cells = [points(one.difference), _between(one), _between(boot), *map(_p, ps)]
-            rows.append([name, MEASURES[measure].format(scale=found.scale), str(one.n), *cells])
-    columns = ["variant", "measure", "seeds", "difference", "interval", "bootstrap"]
-    columns += ["p (t)", "Holm", "p (sign flip)", "Holm (sign flip)"]
+            stands = "-" if one.p_holm is None else "yes" if one.p_holm <= 0.05 else "no"
+            decided = [points(one.difference), _between(one.low, one.high), _p(one.p), _p(one.p_holm), stands]
+            given = [_between(one.t_low, one.t_high), _p(one.p_t), _p(one.p_sign_flip)]
+            rows.append([name, MEASURES[measure].format(scale=found.scale), str(one.n), *decided, *given])
+    columns = ["variant", "measure", "seeds", "difference", "interval", "p", "p (Holm)", "stands", *_GIVEN]
     return f"Against {found.baseline}, paired by seed, in percentage points", columns, rows
 
 
@@ -124,8 +141,8 @@ def interval(one: Estimate | None) -> str:
     return percent(one.mean)[:-1] + (f" ± {(one.high - one.mean) * 100:.1f}" if one.high is not None else "")
 
 
-def _between(one: Comparison | Bootstrap | None) -> str:
-    return "-" if one is None or one.low is None else f"{points(one.low)} to {points(one.high)}"
+def _between(low: float | None, high: float | None) -> str:
+    return "-" if low is None else f"{points(low)} to {points(high)}"
 
 
 def _p(p: float | None) -> str:
