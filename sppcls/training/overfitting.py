@@ -47,7 +47,8 @@ class GapCurves(Callback):
         known = {row.scale: (row.acc1, row.loss) for row in rows_of(answers, self.scales)}
         if not self._sides:
             subset = gap_subset(data.train, self.images)
-            self._sides = [(part, data.pixels(part, max(self.scales))) for part in (subset, data.val)]
+            kept = data.caches.get("train")
+            self._sides = [(subset, kept and kept.part(subset.indices)), (data.val, data.caches.get("val"))]
         self._rows += [self._row(trainer, pl_module, scale, known.get(scale)) for scale in self.scales]
         write_csv(self.path, self._rows)
 
