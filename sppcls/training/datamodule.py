@@ -136,6 +136,15 @@ class MultiScaleDataModule(pl.LightningDataModule):
             )
         return self.loaders[split]
 
+    def teardown(self, stage: str) -> None:
+        """End the loaders' workers; another training or validation starts new ones."""
+        for loader in self.loaders.values():
+            loader.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the loaders' workers."""
+        self.teardown("exception")
+
     @cached_property
     def caches(self) -> dict[str, PixelCache]:
         """The caches, by split, opened the first time; raises ``ConfigError`` where there is no room for them."""
