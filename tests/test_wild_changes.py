@@ -33,7 +33,7 @@ from wild_files import mutant
 
 from sppcls.data import decode as decoding
 from sppcls.data.augment import Augment
-from sppcls.data.cache import PixelCache
+from sppcls.data.cache import PixelCache, own_tensors
 from sppcls.data.decode import decode_array
 from sppcls.data.geometry import fitted_size
 from sppcls.data.images import decode, fit_image
@@ -77,9 +77,15 @@ def test_files_that_change_between_two_epochs(workers: int, cached: bool, tmp_pa
     source = put_all(tmp_path)
     by_name = {Path(name).name: index for index, name in enumerate(source.names)}
     places = [by_name[f"0{n}"] for n in ("a.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.ppm", "deep.png", "grey.jpg")]
-    cache = PixelCache(source, 24) if cached else None
+    cache = PixelCache(source, own_tensors(source.sizes, (24,))).open() if cached else None
     loader = load(source, workers, cache=cache, augment=Augment(seed=1))
-    before = by_index(load(source, augment=Augment(seed=1), cache=PixelCache(source, 24) if cached else None))
+    before = by_index(
+        load(
+            source,
+            augment=Augment(seed=1),
+            cache=PixelCache(source, own_tensors(source.sizes, (24,))).open() if cached else None,
+        )
+    )
     for change, index in zip(LOSSES, places, strict=True):
         change(Path(source.names[index]))
     touched = set(places)
@@ -91,7 +97,8 @@ def test_files_that_change_between_two_epochs(workers: int, cached: bool, tmp_pa
         assert set(left_out) == set(places)
     assert any(source.names[index] in failure(load(source, workers, "fail")) for index in places)
     if cache:  # what it holds is served for ever, and what changed its aspect is not in it
-        missing = {index for index in range(len(source.names)) if cache.get(index) is None}
+        kept = ((index, cache.get(index, batch.size)) for batch in loader.plan(0).batches for index in batch.indices)
+        missing = {index for index, image in kept if image is None}
         assert missing == touched - {by_name["0cmyk.jpg"]}
         for index in set(range(len(source.names))) - set(places):
             vanish(Path(source.names[index]))
@@ -110,7 +117,13 @@ def test_a_file_of_another_aspect_fills_its_place(
     index = [Path(name).name for name in source.names].index("0a.jpg")
     image = Image.new("RGB", shape[::-1], (200, 200, 200))
     image.save(source.names[index], "jpeg", quality=100)
-    dataset = BatchDataset(source, fit, PAD, Augment(seed=1), PixelCache(source, 24) if cached else None)
+    dataset = BatchDataset(
+        source,
+        fit,
+        PAD,
+        Augment(seed=1),
+        PixelCache(source, own_tensors(source.sizes, (24,), fit), fit).open() if cached else None,
+    )
     batch = Batch((index,) * 3, (24, 40), 24, 1)
     dataset.augment = None
     for got in dataset[batch]["images"]:

@@ -24,7 +24,7 @@ from wild_batches import (
 from wild_files import look, whole_files
 
 from sppcls.data import decode as decoding
-from sppcls.data.cache import PixelCache
+from sppcls.data.cache import PixelCache, own_tensors
 from sppcls.data.decode import decode_array, read_size
 from sppcls.data.files import FileSource, scan
 from sppcls.data.loader import BatchDataset
@@ -56,7 +56,7 @@ def test_threads_of_pixels(shape: tuple[int, int], suffix: str, tmp_path: Path) 
     source = FileSource([path], [0], ("a",), scan([path])[1])
     (batch,) = plan_epoch(source.sizes, Schedule("single", (32,)), 0, seed=0, batch_size=4).batches
     assert max(batch.size) < 4.2 * 32, "a tensor has a bounded aspect"
-    for kept in (None, PixelCache(source, 32)):
+    for kept in (None, PixelCache(source, own_tensors(source.sizes, (32,))).open()):
         image = BatchDataset(source, pad=PAD, cache=kept)[batch]["images"][0]
         assert (image[:, 0, 0].int() - torch.tensor([200, 100, 50])).abs().max() < 8
 

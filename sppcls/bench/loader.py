@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sppcls.bench import BenchReport, paired
-from sppcls.data.cache import PixelCache
+from sppcls.data.cache import PixelCache, own_tensors
 from sppcls.data.files import read_groups
 from sppcls.data.loader import BatchDataset
 from sppcls.data.paths import class_folders
@@ -40,7 +40,10 @@ def run(data: str | None = None, batches: int = 8, repeats: int = 5) -> BenchRep
         source, _ = read_groups(class_folders(root), root)  # in ImageFolder's order: by path
         for scale in SCALES:
             naive = _take(_naive(root, scale), batches)
-            for state, cache in (("cold", None), ("cache", PixelCache(source, max(SCALES)))):
+            for state, cache in (
+                ("cold", None),
+                ("cache", PixelCache(source, own_tensors(source.sizes, SCALES, "warp"), "warp").open()),
+            ):
                 ours, whole = (_take(_ours(source, scale, cache, normalise), batches) for normalise in (False, True))
                 a, b, ratio = paired(ours, naive, repeats=repeats)
                 rows.append((scale, state, images / a, images / b, ratio, paired(whole, naive, 3)[2]))

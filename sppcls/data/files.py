@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from sppcls.atomic import write_text
-from sppcls.data.cache import cache_dir
+from sppcls.data.cache_files import cache_dir
 from sppcls.data.decode import quiet, read_size_unguarded, shown
 from sppcls.data.images import decode
 from sppcls.data.paths import Groups

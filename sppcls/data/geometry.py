@@ -5,6 +5,10 @@ FITS = ("keep", "crop", "warp")
 # The mean colour of ImageNet: padding of this colour is all but zero once the batch is normalised.
 PAD = (124, 116, 104)
 DRAFTS = (8, 4, 2)
+# A JPEG is decoded at 1/2, 1/4 or 1/8 only where that leaves this many times the pixels asked for. Mean difference, in
+# grey levels, from decoding in full, on 500 photographs: 3.6 at 1.0, 1.5 at 1.25, 1.2 at 1.5, 0.8 at 2.0. For
+# comparison: bicubic in place of bilinear changes the same images by 1.65.
+DRAFT_MARGIN = 1.25
 
 
 def fitted_size(h: int, w: int, size: Size) -> Size:
@@ -17,6 +21,15 @@ def fitted_size(h: int, w: int, size: Size) -> Size:
     if height * w <= width * h:
         return height, max(1, round(w * height / h))
     return max(1, round(h * width / w)), width
+
+
+def reduction(short: int, wanted: int) -> int:
+    """Return n where a JPEG with a shorter side of ``short`` is decoded at 1/n for ``wanted`` pixels: 1, 2, 4 or 8.
+
+    >>> [reduction(480, wanted) for wanted in (48, 96, 128, 224)]
+    [8, 4, 2, 1]
+    """
+    return next((n for n in DRAFTS if -(-short // n) >= DRAFT_MARGIN * wanted), 1)
 
 
 def same_aspect(got: Size, native: Size) -> bool:

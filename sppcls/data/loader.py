@@ -39,6 +39,10 @@ class BatchDataset(Dataset[ImageBatch]):
     augment: Augment | None = None
     cache: PixelCache | None = None
 
+    def __post_init__(self) -> None:
+        if self.cache and self.cache.fit != self.fit:
+            raise ValueError(f"fit is {self.fit} and the cache's is {self.cache.fit}; expected the same")
+
     def __getitem__(self, batch: Batch) -> ImageBatch:
         height, width = batch.size
         images = torch.empty(len(batch.indices), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -55,7 +59,7 @@ class BatchDataset(Dataset[ImageBatch]):
         return {"images": images, "targets": targets, "indices": indices, "scale": batch.scale, "broken": broken}
 
     def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
-        image, native = self._read(index, min(batch.size))
+        image, native = self._read(index, batch.size)
         draw = self.augment.draw(batch.epoch, index) if self.augment and batch.epoch >= 0 else None
         offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
         fit_image(image, batch.size, self.fit, self.pad, offset=offset, native=native, out=out)
@@ -64,23 +68,20 @@ class BatchDataset(Dataset[ImageBatch]):
             shown = out[:, :h, :w]
             shown.copy_(self.augment(shown, draw))
 
-    def _read(self, index: int, short: int) -> tuple[torch.Tensor, Size]:
-        """Return an image, which may be reduced, and the size that its aspect follows from."""
+    def _read(self, index: int, size: Size) -> tuple[torch.Tensor, Size]:
+        """Return an image for a tensor of ``size``, which may be reduced, and the size that its aspect follows from."""
         height, width = self.source.sizes[index].tolist()
-        kept = self.cache.get(index) if self.cache else None
+        kept = self.cache.get(index, size) if self.cache else None
         if kept is not None:
             return kept, (height, width)
-        slot = self.cache.slot(index) if self.cache else None
-        size = (short, short) if slot is None else (int(slot.shape[1]), int(slot.shape[2]))
         image = self.source.read(index, min(size))
         got = int(image.shape[1]), int(image.shape[2])
         if not same_aspect(got, (height, width)):
             return image, got  # the file is not the one of the scan: it has no place in the cache, but its own aspect
-        if self.cache is None or slot is None:
-            return image, (height, width)
-        fit_image(image, size, "warp", native=(height, width), out=slot)
-        self.cache.mark(index)
-        return slot, (height, width)
+        if self.cache:
+            self.cache.put(index, image, min(size))
+            kept = self.cache.get(index, size)
+        return image if kept is None else kept, (height, width)
 
 
 _OF_THE_LEADER = {

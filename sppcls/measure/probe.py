@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sppcls.data.cache import cache_dir
+from sppcls.data.cache_files import cache_dir
 from sppcls.data.files import Subset, read_groups
 from sppcls.data.paths import class_folders, part_folders
 from sppcls.data.plan import Fit

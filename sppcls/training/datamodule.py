@@ -1,7 +1,7 @@
 """The Lightning datamodule: sources in, planned batches out, a new scale each epoch."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 import torch
 
 from sppcls.data.augment import Augment
-from sppcls.data.cache import PixelCache, cache_dir
+from sppcls.data.cache import PixelCache, Shapes, open_caches, own_tensors
+from sppcls.data.cache_files import cache_dir
 from sppcls.data.loader import BatchDataset, PlannedLoader
 from sppcls.data.plan import Batch, EpochPlan, Fit, plan_evaluation, plan_rest
 from sppcls.data.schedule import Schedule
@@ -27,7 +28,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         schedule: The scales, or a ``Schedule``; a plain tuple alternates (a single scale: stays).
         val_scale: Scale to validate at; the last one that is trained where None.
         fit: ``keep`` (no crop, no warp), ``crop`` or ``warp``.
-        cache: Keep decoded images, at the largest scale needed, in shared memory (``ram``) or a mapped file.
+        cache: Keep the pixels of each scale between epochs, in shared memory (``ram``) or a mapped file (``disk``).
+        gap_scales: Other scales that the validation images are measured at while it trains: kept as well.
         mean: What padding is filled with, RGB in 0..1: the network's mean, so that it is 0 after normalisation.
     """
 
@@ -43,6 +45,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         augment: Augment | None = None,
         num_workers: int = 0,
         cache: Literal["none", "ram", "disk"] = "none",
+        gap_scales: Sequence[int] = (),
         on_error: Literal["fail", "skip"] = "fail",
         max_aspect: float = 4.0,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
@@ -62,7 +65,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         self.batch_size, self.fit, self.max_aspect, self.seed = batch_size, fit, max_aspect, seed
         self.skipped: dict[str, str] = {}  # files that no loader could read, and why
         self._loader_options = {"num_workers": num_workers, "on_error": on_error, "skipped": self.skipped}
-        self._cache = cache
+        self._cache, self._gap_scales = cache, gap_scales
+        self.cache_line = ""  # what the caches take, once they are open
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.loaders: dict[str, PlannedLoader] = {}
@@ -122,7 +126,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, source: Source, plan: object, augment: Augment | None) -> PlannedLoader:
         if split not in self.loaders:
-            dataset = BatchDataset(source, fit=self.fit, pad=self.pad, augment=augment, cache=self.pixels(source))
+            dataset = BatchDataset(source, fit=self.fit, pad=self.pad, augment=augment, cache=self.caches.get(split))
             self.loaders[split] = PlannedLoader(
                 dataset,
                 plan,  # type: ignore[arg-type]
@@ -141,12 +145,30 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """End the loaders' workers."""
         self.teardown("exception")
 
-    def pixels(self, source: Source, scale: int = 0) -> PixelCache | None:
-        """Return a cache for a source, of images large enough for ``scale`` and every scale that is trained."""
+    @cached_property
+    def caches(self) -> dict[str, PixelCache]:
+        """The caches, by split, opened the first time; raises ``ConfigError`` where there is no room for them."""
         if self._cache == "none":
-            return None
-        largest = max(self.schedule.choices[-1], self.val_scale or 0, scale)
-        return PixelCache(source, largest, cache_dir() if self._cache == "disk" else None)
+            return {}
+        caches = {"train": PixelCache(self.train, self._train_tensors(), self.fit)}
+        if self.val is not None:
+            scales = self.val_scale or self.last_scale, *self._gap_scales
+            caches["val"] = PixelCache(
+                self.val, own_tensors(self.val.sizes, scales, self.fit, self.max_aspect), self.fit
+            )
+        self.cache_line = open_caches(caches, cache_dir() if self._cache == "disk" else None)
+        return caches
+
+    def _train_tensors(self) -> dict[int, Shapes]:
+        """Return the tensors of the training images at each scale, and those where wide and tall images meet."""
+        tensors = own_tensors(self.train.sizes, self.schedule.choices, self.fit, self.max_aspect)
+        for batch in self.plan(0).batches:
+            if min(batch.size) > batch.scale:  # always the same aspects, as the cut does not depend on the epoch
+                inside = np.all(tensors[batch.scale] <= np.array(batch.size), axis=1)
+                for scale in self.schedule.choices:
+                    box = tensors[scale][inside].max(0)
+                    tensors.setdefault(int(box.min()), np.where(inside[:, None], box, 0))
+        return tensors
 
 
 def _schedule_of(scales: tuple[int, ...], seed: int) -> Schedule:

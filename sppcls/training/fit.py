@@ -52,6 +52,8 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
     trainer = build_trainer(spec, folder, signals)
     data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
     show(plan_table(spec, data))
+    if data.caches:  # their room is taken here, before the first epoch
+        show(data.cache_line)
     resumed = checkpoint_path(spec.resume) if spec.resume else None
     with _named(resumed):
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
@@ -93,6 +95,7 @@ def build_data(
         augment=build_augment(spec.augment, spec.seed),
         num_workers=spec.data.num_workers,
         cache=spec.data.cache,
+        gap_scales=spec.gap_scales if spec.metrics.gap_every and spec.metrics.gap_images else (),
         on_error=spec.data.on_error,
         max_aspect=spec.data.max_aspect,
         mean=mean,

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -75,9 +75,8 @@ class GapCurves(Callback):
             return
         known = {row.scale: (row.acc1, row.loss) for row in rows_of(answers, self.scales)}
         if not self._sides:
-            val = data.val if self.every is not None else gap_subset(data.val, self.images)
-            parts: tuple[Source, ...] = (gap_subset(data.train, self.images), val)
-            self._sides = [(part, data.pixels(part, max(self.scales))) for part in parts]
+            images = len(data.val.targets) if self.every is not None else self.images
+            self._sides = [_part(data, "train", self.images), _part(data, "val", images)]
         self._rows += [self._row(trainer, pl_module, scale, known.get(scale)) for scale in self.scales]
         write_csv(self.path, self._rows)
 
@@ -149,3 +148,8 @@ def gap_seconds(folder: Path) -> float:
         return 0.0
     with path.open(newline="") as file:
         return sum(float(row["seconds"]) for row in csv.DictReader(file))
+
+
+def _part(data: MultiScaleDataModule, name: Literal["train", "val"], images: int) -> tuple[Source, PixelCache | None]:
+    subset, kept = gap_subset(getattr(data, name), images), data.caches.get(name)
+    return subset, kept and kept.part(subset.indices)
