@@ -44,7 +44,10 @@ def _run() -> int:
     sweep = Sweep.planned(planned, jobs[0].experiment or "sweep")
     if planned[0].spec.sweep.dry_run:
         return sweep.dry_run()
-    sweep.start()
+    try:
+        sweep.start()
+    except OSError as error:
+        raise ConfigError(f"sweep_dir={sweep.folder} cannot be written: {error.strerror}; name another") from None
     folder, whole = (str(path).replace("'", "\\'") for path in (sweep.folder, sweep.folder.absolute()))
     try:
         _hydra(_launched(), f"sweep_dir='{folder}'", f"hydra.sweep.dir='{whole}'")
@@ -189,15 +192,15 @@ def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
     """Return the spec of the run that goes on, with the values that the overrides stand for."""
     from sppcls.training.resume import has_checkpoint, resumed_spec
 
-    run = values["resume"]
+    run, parsed = values["resume"], _parsed(values)  # first, as a wrong value is told by its key
     if run == "auto":
-        if not has_checkpoint(Path(values["run_dir"])):
-            return _parsed(values | {"resume": None})
-        run = values["run_dir"]
+        if not has_checkpoint(Path(parsed.run_dir)):
+            return parsed.model_copy(update={"resume": None})
+        run = parsed.run_dir
     keys = [override.split("=")[0].lstrip("+~") for override in overrides]
     if "experiment" in keys:  # which may set anything
         keys = [key for key in values if key != "run_dir"]
-    spec = _parsed(values).model_dump(mode="json")  # a wrong value is told by its key
+    spec = parsed.model_dump(mode="json")
     given = {key: _at(spec, key) for key in keys if key != "resume" and not key.startswith("hydra")}
     return resumed_spec(str(run), given)
 

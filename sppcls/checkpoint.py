@@ -15,6 +15,7 @@ from sppcls.errors import ConfigError, SppclsError
 from sppcls.generations import last_whole
 from sppcls.models.classifier import SppClassifier
 from sppcls.models.pickled import load_plain
+from sppcls.names import checked_path
 from sppcls.signature import Signature, read_signature
 from sppcls.spec import Spec, parse, parse_model
 from sppcls.terminal import printable
@@ -74,7 +75,7 @@ def describe(
 
 def checkpoint_path(path: str | Path) -> Path:
     """Return the file of weights that a run folder, an exported folder or a file name means; a run means its last."""
-    given = Path(path)
+    given = checked_path(path, "model")
     if given.is_file():
         return given
     if not given.exists():

@@ -17,6 +17,7 @@ from sppcls.deploy.graph import OPSET, check_regions, trace, write_onnx
 from sppcls.deploy.parity import prove
 from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
+from sppcls.names import checked_path
 from sppcls.signature import Signature
 from sppcls.terminal import show, table
 
@@ -48,9 +49,9 @@ def export(
         (input != "normalized" or probabilities) and set(formats) == {"safetensors"}
     ):
         raise ConfigError("--regions is of onnx, --normalize and --probabilities of onnx and pt2; add one to --format")
-    source = Path(model)
+    source = checked_path(model, "model")
     beside = source / "export" if source.is_dir() else source.with_name(f"{source.stem}-export")
-    folder = beside if out is None else Path(out)
+    folder = beside if out is None else checked_path(out, "--out")
     _check_free(folder, force)
     loaded = load(model)
     signature = replace(loaded.signature, half=half)
@@ -75,8 +76,10 @@ def run_export(**options: Any) -> int:
 
 
 def _check_free(folder: Path, force: bool) -> None:
+    if folder.is_symlink():  # files are replaced and removed in it, and the model's folder may be a stranger's
+        raise ConfigError(f"--out {folder} is a link; name the folder that it leads to, or a new one")
     try:
-        names = {path.name for path in folder.iterdir()} if folder.exists() or folder.is_symlink() else set()
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise ConfigError(f"--out {folder}: {error.strerror}; name a new folder") from None
     if names and not force:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sppcls.data.resize import fit_array
 from sppcls.errors import ConfigError
+from sppcls.names import checked_path
 from sppcls.signature import Signature, read_signature
 
 Images = npt.NDArray[np.uint8]
@@ -56,7 +57,7 @@ def open_model(path: str | Path, device: str = "cpu") -> Runtime:
         ConfigError: There is nothing at ``path``, or an extra is not installed.
         SppclsError: The file is damaged, foreign, or refused because it could do more than compute.
     """
-    file = _graph_file(Path(path))
+    file = _graph_file(checked_path(path, "model"))
     if file is None:
         return _of_network(path, device)
     if device not in ("auto", "cpu"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sppcls.errors import ConfigError
 from sppcls.models.pickled import load_plain
+from sppcls.names import checked_path
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # all but the first are torch pickles
 
@@ -26,7 +27,7 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
         ConfigError: no such file, not a file of weights, code in it, or not every tensor of ``net`` in its own shape;
             ``net`` is then as it was.
     """
-    path = Path(path)
+    path = checked_path(path, "model.weights")
     wanted = net.state_dict()
     found = _match(wanted, read_weights(path))
     # Files from before torch 0.4.1 do not count batches, and nothing here reads that count.

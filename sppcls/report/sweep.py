@@ -12,7 +12,7 @@ from sppcls.measure.answers import FILE as ANSWERS
 from sppcls.measure.statistics import Bootstrap, Comparison, Estimate
 from sppcls.report.comparison import Study, as_values, study
 from sppcls.report.page import percent, points
-from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_runs, variants
+from sppcls.report.runs import Run, chosen_baseline, is_run, read_manifest, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
 from sppcls.terminal import markdown, table, width
 
@@ -35,7 +35,7 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]
     """
     runs = read_runs(folder)
     by_variant = variants(runs)
-    manifest = read_json(folder / "sweep.json")
+    manifest = read_manifest(folder)
     named = baselines or [name for name in [manifest.get("baseline")] if name]
     baseline, instead = chosen_baseline(by_variant, named), ""
     missing = [name for name in manifest.get("jobs") or {} if not is_run(folder / name)]

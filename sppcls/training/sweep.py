@@ -14,14 +14,12 @@ from typing import Any
 from sppcls.atomic import write_json
 from sppcls.checkpoint import read_checkpoint
 from sppcls.errors import ConfigError, SppclsError
-from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_run, variants
+from sppcls.report.runs import MANIFEST, Run, chosen_baseline, is_run, read_json, read_manifest, read_run, variants
 from sppcls.spec import Spec
 from sppcls.terminal import show
 from sppcls.training.folder import is_held
 from sppcls.training.resume import has_checkpoint
 from sppcls.training.signals import Interrupted
-
-MANIFEST = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -184,4 +182,4 @@ def _name(job: Job, common: set[str], digest: str) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return read_json(folder / MANIFEST)
+    return read_manifest(folder)
