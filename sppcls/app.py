@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
-from sppcls.terminal import printable
+from sppcls.terminal import say
 from sppcls.training.signals import Interrupted
 from sppcls.training.sweep import Job, Sweep, run_job
 from sppcls.training.world import joined_rank
@@ -27,10 +27,10 @@ def main() -> None:
     try:
         sys.exit(_run())
     except SppclsError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(error.exit_status)
     except (KeyboardInterrupt, Interrupted) as ended:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        say("interrupted; the same command goes on where this one stopped")
         sys.exit(getattr(ended, "status", 130))
 
 
@@ -55,7 +55,7 @@ def _run() -> int:
         if isinstance(error, ConfigError) or not any(sweep.folder.glob("*/status.json")):
             raise
         # The launcher lost a job: the others are not lost with it.
-        print(f"error: {printable(str(error)[:200])}; the same command goes on", file=sys.stderr)
+        say(f"error: {str(error)[:200]}; the same command goes on")
     return sweep.finish()
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from sppcls.names import path_fault
-from sppcls.terminal import printable
+from sppcls.terminal import say
 
 BENCHES = ("pool", "loader", "train", "views", "regions", "saves")
 
@@ -33,14 +33,14 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
         line = str(error) if isinstance(error, SppclsError) else f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"error: {printable(line)}", file=sys.stderr)
+        say(f"error: {line}")
         sys.exit(error.exit_status if isinstance(error, SppclsError) else 1)
     sys.exit(status)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"error: {printable(message)}; {self.prog} --help says more", file=sys.stderr)
+        say(f"error: {message}; {self.prog} --help says more")
         sys.exit(2)
 
 

@@ -1,7 +1,6 @@
 """The checkpoints of a run: each whole or not there, its SHA-256 beside it, and the one before the last kept."""
 
 import hashlib
-import logging
 import os
 import zipfile
 from collections.abc import Callable, Collection
@@ -11,11 +10,11 @@ from typing import IO, Any
 
 from sppcls.atomic import read_bytes, replacing, write_text
 from sppcls.errors import SppclsError
+from sppcls.terminal import log
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 CHECKPOINTS = (LAST, PREVIOUS, BEST, SUMS)
-log = logging.getLogger("sppcls")
 _told: set[Path] = set()
 
 

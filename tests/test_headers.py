@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from time import thread_time
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from PIL import Image, ImageFile
 
 from sppcls.data.decode import decode_array, read_size
 from sppcls.data.files import scan
-from sppcls.data.header import bounded
 from sppcls.errors import DataError
 
 SIZE = (40, 56)
@@ -24,10 +22,10 @@ PNG = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 
 GIF = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
 # Each is of the kind that took seconds and hundreds of megabytes: 60 MB of markers took 20 s and 2 GB.
 ENDLESS = {
-    "markers.jpg": b"\xff\xd8" + b"\xff\xe5\0\2" * 300_000,
+    "markers.jpg": b"\xff\xd8" + b"\xff\xe5\0\2" * 100_000,
     "profile.jpg": b"\xff\xd8" + (b"\xff\xe2\0\x10ICC_PROFILE\0\1\2") * 100_000,
-    "chunks.png": PNG + chunk(b"abCd") * 200_000,
-    "comments.gif": GIF + b"!\xfe\1a\0" * 200_000,
+    "chunks.png": PNG + chunk(b"abCd") * 100_000,
+    "comments.gif": GIF + b"!\xfe\1a\0" * 80_000,
     "comment.gif": GIF + b"!\xfe" + b"\1a" * 300_000 + b"\0",
     "comment.ppm": b"P6\n#" + b"a" * 800_000 + b"\n8 8\n255\n" + bytes(192),
 }
@@ -54,12 +52,13 @@ def test_a_header_has_seconds_of_its_threads_own_time(tmp_path, monkeypatch):
 
 
 def test_bytes_that_are_read_again_and_again_are_counted():
-    read, times = bounded(lambda _: bytes(1 << 20), 1 << 20), 0
+    from sppcls.data.header import bounded
+
+    read = bounded(lambda count: bytes(count or 0), 1 << 20)
+    for _ in range(18):  # the file twice, and 16 MB
+        read(1 << 20)
     with pytest.raises(OSError, match="twice the file's length"):
-        while True:
-            read(1 << 20)
-            times += 1
-    assert times == 18
+        read(1)
 
 
 @pytest.fixture
@@ -125,6 +124,4 @@ def test_what_follows_the_header_is_pixels(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)).save(path)
     assert path.stat().st_size > 2**18
-    began = thread_time()
     assert decode_array(path).shape == (400, 400, 3)
-    assert thread_time() > began

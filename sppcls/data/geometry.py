@@ -5,6 +5,18 @@ FITS = ("keep", "crop", "warp")
 # The mean colour of ImageNet: padding of this colour is all but zero once the batch is normalised.
 PAD = (124, 116, 104)
 DRAFTS = (8, 4, 2)
+# Of a batch that is measured, 32 images of 512 x 512: networks take about 180 bytes a pixel, and any file can ask for a
+# scale of 8192.
+PIXELS = 2**23
+
+
+def images_at(size: tuple[int, int], batch_size: int) -> int:
+    """Return how many images of ``size``, (H, W), make a batch for measuring.
+
+    >>> images_at((224, 299), 32), images_at((2048, 2048), 32), images_at((8192, 8192), 32)
+    (32, 2, 1)
+    """
+    return max(1, min(batch_size, PIXELS // (size[0] * size[1])))
 
 
 def fitted_size(h: int, w: int, size: Size) -> Size:

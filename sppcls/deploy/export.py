@@ -1,7 +1,6 @@
 """``sppcls export``: a trained network as files that another program can trust."""
 
 import copy
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sppcls.atomic import write_bytes, write_json, write_text
+from sppcls.atomic import to_json, write_bytes, write_json, write_text
 from sppcls.checkpoint import KEY, WEIGHTS, Model, describe, load
+from sppcls.data.geometry import PIXELS
 from sppcls.deploy.card import model_card, proof_table
 from sppcls.deploy.graph import OPSET, check_regions, trace, write_onnx
 from sppcls.deploy.parity import prove
@@ -55,6 +55,8 @@ def export(
     _check_free(folder, force)
     loaded = load(model)
     signature = replace(loaded.signature, half=half)
+    if signature.pixels > PIXELS:
+        raise ConfigError(f"{model}: one image has {signature.pixels:,} pixels, more than the {PIXELS:,} of a proof")
     graph = replace(signature, input=input, probabilities=probabilities)
     signatures = {"safetensors": signature, "onnx": replace(graph, regions=regions), "pt2": graph}
     if regions:
@@ -136,7 +138,7 @@ def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
         from safetensors.torch import save
 
         tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-        write_bytes(path, save(tensors, {"format": "pt", KEY: json.dumps(description)}))
+        write_bytes(path, save(tensors, {"format": "pt", KEY: to_json(description)}))
     elif name == "onnx":
         write_onnx(trace(network, signature), signature, description, path)
     else:

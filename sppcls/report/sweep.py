@@ -14,7 +14,7 @@ from sppcls.report.comparison import Study, as_values, study
 from sppcls.report.page import percent, points
 from sppcls.report.runs import Run, chosen_baseline, is_run, read_manifest, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
-from sppcls.terminal import markdown, table, width
+from sppcls.terminal import markdown, markdown_text, table, width
 
 _WIDE = ("consistency", "at equal compute", "seconds", "seeds", "bootstrap", "p (sign flip)", "Holm (sign flip)")
 MEASURES = {
@@ -150,8 +150,8 @@ def _csv_row(variant: str, run: Run) -> dict[str, Any]:
 
 
 def _markdown(found: Study, tables: Sequence[Any], runs: Sequence[Run], missing: Sequence[str]) -> str:
-    parts = [f"# {runs[0].folder.parent.resolve().name}"]
+    parts = [f"# {markdown_text(runs[0].folder.parent.resolve().name)}"]
     for title, columns, rows in (one for one in tables if one[2]):
-        parts += [f"## {title}", markdown(columns, rows)]
-    parts += ["\n".join(f"- {line}" for line in (*notes(found), *problems(runs, missing)))]
+        parts += [f"## {markdown_text(title)}", markdown(columns, rows)]
+    parts += ["\n".join(f"- {markdown_text(line)}" for line in (*notes(found), *problems(runs, missing)))]
     return "\n\n".join(parts) + "\n"

@@ -18,8 +18,8 @@ from sppcls.atomic import read_config_values, write_json, write_text
 from sppcls.errors import ConfigError
 from sppcls.generations import CHECKPOINTS, clear_leftovers
 from sppcls.spec import Spec, parse
+from sppcls.terminal import log
 
-log = logging.getLogger("sppcls")
 # What a run, its report and its evaluations write: nothing else is ever removed.
 FILES = (
     "config.yaml", "status.json", "summary.json", "summary.csv", "summary.md", "metrics.csv", "gap.csv", "answers.npz",
