@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
-from sppcls.terminal import printable
+from sppcls.terminal import say
 from sppcls.training.signals import Interrupted
 from sppcls.training.sweep import Job, Sweep, run_job
 from sppcls.training.world import joined_rank, leave
@@ -28,10 +28,10 @@ def main() -> None:
     try:
         end(_run())
     except SppclsError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        say(f"error: {error}")
         end(error.exit_status)
     except (KeyboardInterrupt, Interrupted) as ended:
-        print("interrupted; rerun the same command to resume", file=sys.stderr)
+        say("interrupted; rerun the same command to resume")
         end(getattr(ended, "status", 130))
 
 
@@ -45,7 +45,10 @@ def _run() -> int:
     sweep = Sweep.planned(planned, jobs[0].experiment or "sweep")
     if planned[0].spec.sweep.dry_run:
         return sweep.dry_run()
-    sweep.start()
+    try:
+        sweep.start()
+    except OSError as error:
+        raise ConfigError(f"sweep_dir={sweep.folder} cannot be written: {error.strerror}; name another") from None
     folder, whole = (str(path).replace("'", "\\'") for path in (sweep.folder, sweep.folder.absolute()))
     try:
         _hydra(_launched(), f"sweep_dir='{folder}'", f"hydra.sweep.dir='{whole}'")
@@ -53,7 +56,7 @@ def _run() -> int:
         if isinstance(error, ConfigError) or not any(sweep.folder.glob("*/status.json")):
             raise
         # The launcher lost a job: the others are not lost with it.
-        print(f"error: {printable(str(error)[:200])}; the same command goes on", file=sys.stderr)
+        say(f"error: {str(error)[:200]}; the same command goes on")
     return sweep.finish()
 
 
@@ -190,15 +193,15 @@ def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
     """Return the spec of the run that goes on, with the values that the overrides stand for."""
     from sppcls.training.resume import has_checkpoint, resumed_spec
 
-    run = values["resume"]
+    run, parsed = values["resume"], _parsed(values)  # first, as a wrong value is told by its key
     if run == "auto":
-        if not has_checkpoint(Path(values["run_dir"])):
-            return _parsed(values | {"resume": None})
-        run = values["run_dir"]
+        if not has_checkpoint(Path(parsed.run_dir)):
+            return parsed.model_copy(update={"resume": None})
+        run = parsed.run_dir
     keys = [override.split("=")[0].lstrip("+~") for override in overrides]
     if "experiment" in keys:  # which may set anything
         keys = [key for key in values if key != "run_dir"]
-    spec = _parsed(values).model_dump(mode="json")  # a wrong value is told by its key
+    spec = parsed.model_dump(mode="json")
     given = {key: _at(spec, key) for key in keys if key != "resume" and not key.startswith("hydra")}
     return resumed_spec(str(run), given)
 

@@ -6,8 +6,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
+
+from sppcls.terminal import printable
 
 
 @contextmanager
@@ -15,7 +18,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` when the block ends well: written beside, synced, renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:  # never through a link that somebody has put there
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -44,21 +48,52 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """Write text beside, then rename."""
-    return write_bytes(path, text.encode())
+    return write_bytes(path, text.encode(errors="replace"))  # a name may hold bytes that are no text
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     """Write rows under the names of all their columns, in order of appearance, beside, then rename."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    text, names = io.StringIO(), list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(csv_cell, names))
+    writer.writerows([csv_cell(row.get(name)) for name in names] for row in rows)
     return write_text(path, text.getvalue())
 
 
+def csv_cell(value: object) -> object:
+    """Return a cell that is no formula to a spreadsheet and no command to a terminal; text that is a number is left.
+
+    >>> [csv_cell(value) for value in ("=1+1", "-1.4", "@a\x1b", "-a", -1.4, "a=b")]
+    ["'=1+1", '-1.4', "'@a?", "'-a", -1.4, 'a=b']
+    """
+    if not isinstance(value, str):
+        return value
+    with suppress(ValueError):
+        float(value)
+        return value
+    return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else printable(value)
+
+
 def write_json(path: Path, values: object) -> Path:
-    """Write JSON beside, then rename."""
-    return write_text(path, json.dumps(values, indent=2) + "\n")
+    """Write JSON beside, then rename; see `to_json`."""
+    return write_text(path, to_json(values, indent=2) + "\n")
+
+
+def to_json(values: object, indent: int | None = None) -> str:
+    """Return plain values as JSON, which has no numbers that are not finite: null stands for them.
+
+    >>> to_json({"loss": float("nan"), "scales": (64, float("inf"))})
+    '{"loss": null, "scales": [64, null]}'
+    """
+    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not isfinite(values) else values
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

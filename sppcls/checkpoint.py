@@ -15,6 +15,8 @@ from sppcls.errors import ConfigError, SppclsError
 from sppcls.generations import last_whole
 from sppcls.models.classifier import SppClassifier
 from sppcls.models.pickled import load_plain
+from sppcls.models.weights import fault_of
+from sppcls.names import checked_path
 from sppcls.signature import Signature, read_signature
 from sppcls.spec import Spec, parse, parse_model
 from sppcls.terminal import printable
@@ -74,7 +76,7 @@ def describe(
 
 def checkpoint_path(path: str | Path) -> Path:
     """Return the file of weights that a run folder, an exported folder or a file name means; a run means its last."""
-    given = Path(path)
+    given = checked_path(path, "model")
     if given.is_file():
         return given
     if not given.exists():
@@ -103,7 +105,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise SppclsError(f"{file} is damaged or no checkpoint ({type(error).__name__})") from None
     if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
         raise SppclsError(f"{file} is no checkpoint: it has no 'state_dict' entry")
+    _refuse_faults(loaded["state_dict"], file)
     return loaded
+
+
+def _refuse_faults(weights: Mapping[str, Any], file: Path) -> None:
+    if fault := fault_of({str(name): tensor for name, tensor in weights.items()}):
+        raise SppclsError(f"{file}: {printable(fault)}; use another checkpoint")
 
 
 def load_model(path: str | Path) -> SppClassifier:
@@ -121,6 +129,7 @@ def load(path: str | Path) -> Model:
     file = checkpoint_path(path)
     if file.suffix == ".safetensors":
         described, weights = _read_safetensors(file)
+        _refuse_faults(weights, file)
     elif file.suffix in (".onnx", ".pt2"):
         raise ConfigError(f"{file} is a graph, which `sppcls predict` runs; a network comes from a run or {WEIGHTS}")
     else:

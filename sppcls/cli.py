@@ -8,7 +8,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
-from sppcls.terminal import printable
+from sppcls.names import path_fault
+from sppcls.terminal import say
 
 BENCHES = ("pool", "loader", "train", "views", "regions", "saves")
 
@@ -32,14 +33,14 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
         line = str(error) if isinstance(error, SppclsError) else f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"error: {printable(line)}", file=sys.stderr)
+        say(f"error: {line}")
         sys.exit(error.exit_status if isinstance(error, SppclsError) else 1)
     sys.exit(status)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"error: {printable(message)}; {self.prog} --help says more", file=sys.stderr)
+        say(f"error: {message}; {self.prog} --help says more")
         sys.exit(2)
 
 
@@ -75,6 +76,12 @@ def _levels(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
+def _path(text: str) -> str:
+    if fault := path_fault(text):
+        raise argparse.ArgumentTypeError(f"got {text[:60]!r}: {fault}")
+    return text
+
+
 def _fit(text: str) -> str:
     if text not in ("keep", "crop", "warp"):
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed: keep, crop, warp")
@@ -103,9 +110,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _evaluate(verb: _Parser) -> None:
     add = verb.add_argument
-    add("model", metavar="MODEL", help="a run folder or a checkpoint")
+    add("model", type=_path, metavar="MODEL", help="a run folder or a checkpoint")
     add("--scales", type=_scales, help="test scales, as 64,96,128 (those of the run)")
-    add("--data", metavar="DIR", help="a folder of class folders; with --split, the run's data set moved there")
+    add("--data", type=_path, metavar="DIR", help="class folders; with --split, the run's data set moved there")
     add("--split", choices=("val", "test", "train"), help="which part of the run's data set (val)")
     add("--fit", choices=("keep", "crop", "warp"), help="how an image meets a scale (the run's)")
     add("--gap", action="store_true", help="measure a fixed part of the training set too")
@@ -117,13 +124,13 @@ def _evaluate(verb: _Parser) -> None:
     add("--batch-size", type=_at_least(1), default=32)
     add("--num-workers", type=_at_least(0), default=0)
     add("--device", default="auto", help="auto, cpu, cuda ...")
-    add("--out", metavar="DIR", help="where evaluation.json, .csv and .svg go (the run folder)")
+    add("--out", type=_path, metavar="DIR", help="where evaluation.json, .csv and .svg go (the run folder)")
 
 
 def _predict(verb: _Parser) -> None:
     add = verb.add_argument
-    add("model", metavar="MODEL", help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2")
-    add("images", metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on standard input")
+    add("model", type=_path, metavar="MODEL", help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2")
+    add("images", type=_path, metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on stdin")
     scale = verb.add_mutually_exclusive_group()
     scale.add_argument("--scale", type=_at_least(1, 8192), help="shorter side in pixels (the largest trained)")
     scale.add_argument("--fuse", type=_scales, metavar="SCALES", help="average the probabilities of these scales")
@@ -132,17 +139,17 @@ def _predict(verb: _Parser) -> None:
     kind.add_argument("--json", action="store_true", help="a JSON object a line")
     kind.add_argument("--csv", action="store_true", help="a table with a heading")
     boxes = verb.add_mutually_exclusive_group()
-    boxes.add_argument("--boxes", metavar="FILE", help="regions of one image to label, x1 y1 x2 y2: .json or .csv")
+    boxes.add_argument("--boxes", type=_path, metavar="FILE", help="regions of one image, x1 y1 x2 y2: .json or .csv")
     boxes.add_argument("--grid", type=_at_least(1, 64), metavar="N", help="propose squares, N to the shorter side")
     add("--scales", type=_scales, help="scales to take regions from, as 480,576,688,864")
-    add("--draw", metavar="FILE", help="draw the regions, as a .png or .jpg")
+    add("--draw", type=_path, metavar="FILE", help="draw the regions, as a .png or .jpg")
     add("--batch-size", type=_at_least(1), default=32)
     add("--device", default="auto", help="auto, cpu, cuda ...")
 
 
 def _export(verb: _Parser) -> None:
     add = verb.add_argument
-    add("model", metavar="MODEL", help="a run folder, a checkpoint or a safetensors export")
+    add("model", type=_path, metavar="MODEL", help="a run folder, a checkpoint or a safetensors export")
     add(
         "--format",
         required=True,
@@ -151,7 +158,7 @@ def _export(verb: _Parser) -> None:
         type=lambda text: text.split(","),
         help="as onnx,safetensors,pt2",
     )
-    add("--out", metavar="DIR", help="a new folder (export, in the run folder)")
+    add("--out", type=_path, metavar="DIR", help="a new folder (export, in the run folder)")
     add(
         "--normalize",
         dest="input",
@@ -169,7 +176,7 @@ def _export(verb: _Parser) -> None:
 
 def _report(verb: _Parser) -> None:
     add = verb.add_argument
-    add("directory", metavar="DIR", help="a run folder, or a folder of run folders")
+    add("directory", type=_path, metavar="DIR", help="a run folder, or a folder of run folders")
     what = "what variants are tested against"
     add("--baseline", action="append", default=[], dest="baselines", metavar="VARIANT", help=what)
 
@@ -177,9 +184,9 @@ def _report(verb: _Parser) -> None:
 def _probe(verb: _Parser) -> None:
     add = verb.add_argument
     verb.epilog = "Several --levels, --scales or --fit, with / between them, give a row each, from the same splits."
-    add("--data", required=True, metavar="DIR", help="a folder of class folders")
+    add("--data", type=_path, required=True, metavar="DIR", help="a folder of class folders")
     add("--backbone", default="efficientnet_lite0", help="as model.backbone (efficientnet_lite0)")
-    add("--weights", default="pretrained", help="pretrained, a file, or none (pretrained)")
+    add("--weights", type=_path, default="pretrained", help="pretrained, a file, or none (pretrained)")
     add("--layer", default="spp", help="spp, the last map, or a module such as net.blocks.10 (spp)")
     add("--levels", type=_several(_levels), default="3,2,1", help="pyramids or gap, as gap/6,3,2,1")
     add("--scales", type=_several(_scales), default="224", help="shorter sides, as 224/160,224,288")
@@ -192,15 +199,15 @@ def _probe(verb: _Parser) -> None:
     add("--batch-size", type=_at_least(1), default=8)
     add("--device", default="auto", help="auto, cpu, cuda ...")
     add("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep features for the next time")
-    add("--out", default="runs/probe", metavar="DIR", help="where probe.json goes (runs/probe)")
+    add("--out", type=_path, default="runs/probe", metavar="DIR", help="where probe.json goes (runs/probe)")
 
 
 def _data(verb: _Parser) -> None:
     add = verb.add_argument
-    add("directory", metavar="DIR", help="a folder of class folders, or of train/ and val/")
+    add("directory", type=_path, metavar="DIR", help="a folder of class folders, or of train/ and val/")
     add("--scales", type=_scales, default=(96, 128, 224), help="what each would do (96,128,224)")
     add("--decode", action="store_true", help="decode every image whole, to find truncated ones")
-    add("--out", metavar="FILE.html", help="write an offline page")
+    add("--out", type=_path, metavar="FILE.html", help="write an offline page")
 
 
 def _cache(verb: _Parser) -> None:
@@ -213,7 +220,7 @@ def _bench(verb: _Parser) -> None:
     add = verb.add_argument
     add("name", choices=BENCHES)
     add("--json", action="store_true", dest="as_json", help="print one JSON object")
-    add("--data", metavar="DIR", help="images for `loader` and `train`: a folder of class folders")
+    add("--data", type=_path, metavar="DIR", help="images for `loader` and `train`: a folder of class folders")
 
 
 # A verb: the function that is called with its options by name, what it does, and its options.

@@ -1,20 +1,20 @@
 """The checkpoints of a run: each whole or not there, its SHA-256 beside it, and the one before the last kept."""
 
 import hashlib
-import logging
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from sppcls.atomic import read_bytes, replacing, write_text
 from sppcls.errors import SppclsError
+from sppcls.terminal import log
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
-log = logging.getLogger("sppcls")
+CHECKPOINTS = (LAST, PREVIOUS, BEST, SUMS)
 _told: set[Path] = set()
 
 
@@ -111,8 +111,9 @@ def last_whole(folder: Path) -> Path | None:
     return None
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Take away what killed writers have left half-written in a folder."""
+def clear_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Take away what killed writers of the files of these names have left half-written in a folder."""
     for path in folder.glob(".*.*"):
-        if path.suffix[1:].isdigit() and path.is_file():
+        name, _, number = path.name[1:].rpartition(".")
+        if name in names and number.isdecimal() and path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)

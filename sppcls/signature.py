@@ -51,6 +51,12 @@ class Signature:
         return max(self.scales, default=max(224, self.smallest))
 
     @property
+    def pixels(self) -> int:
+        """Pixels of a square image at that scale, or of the one size that it takes."""
+        height, width = self.input_size or (max(self.scale, self.smallest),) * 2
+        return height * width
+
+    @property
     def pad(self) -> tuple[int, int, int]:
         """The colour that images are filled up with: the mean, 0 once normalised."""
         red, green, blue = (round(value * 255) for value in self.mean)
@@ -103,7 +109,7 @@ def _cast(values: Mapping[str, Any]) -> Signature:
     )
     if len(set(found.classes)) < max(len(found.classes), 2) or not all(found.classes):
         raise ValueError("classes must be two names or more, all different")
-    if not 1 <= found.max_aspect <= 16 or min(found.std) <= 0 or (found.pool == "fixed") != (size is not None):
+    if not 1 <= found.max_aspect <= 16 or min(found.std) < 1e-4 or (found.pool == "fixed") != (size is not None):
         raise ValueError("max_aspect, std or input_size makes no sense")
     return found
 

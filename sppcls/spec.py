@@ -5,9 +5,17 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sppcls.errors import ConfigError, did_you_mean
+from sppcls.names import path_fault
+
+
+def _path(text: str) -> str:
+    if fault := path_fault(text):
+        raise ValueError(f"got {text[:60]!r}: {fault}")
+    return text
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -18,6 +26,7 @@ Drawn = Annotated[int, Field(ge=1, le=1_000_000)]  # images of the embedded set
 AtLeast0 = Annotated[float, Field(ge=0)]
 Level = Annotated[int, Field(ge=1, le=64)]
 Scale = Annotated[int, Field(ge=8, le=8192)]
+PathText = Annotated[str, AfterValidator(_path)]
 
 
 class _Values(BaseModel):
@@ -44,7 +53,7 @@ class DataSpec(_Values):
     name: Literal[
         "shapes", "folder", "caltech101", "cifar10", "flowers102", "food101", "oxford_iiit_pet", "imagenet"
     ] = "shapes"
-    root: str | None = None
+    root: PathText | None = None
     fit: Literal["keep", "crop", "warp"] = "keep"
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
     num_workers: Annotated[int, Field(ge=0, le=128)] = 2
@@ -73,7 +82,7 @@ class ModelSpec(_Values):
     backbone: str = "tiny"
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     norm: Literal["batch", "lrn", "group"] | None = None
-    weights: str | None = None
+    weights: PathText | None = None
     freeze: Literal["none", "backbone"] = "none"
     pool: Literal["spp", "gap", "fixed"] = "spp"
     levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=32)] = (4, 2, 1)
@@ -179,9 +188,9 @@ class Spec(_Values):
     logger: LoggerSpec = LoggerSpec()
     sweep: SweepSpec = SweepSpec()
     seed: Seed = 0
-    run_dir: Annotated[str, Field(min_length=1)] = "runs/run"
-    sweep_dir: str | None = None
-    resume: Annotated[str, Field(min_length=1)] | None = None
+    run_dir: Annotated[PathText, Field(min_length=1)] = "runs/run"
+    sweep_dir: PathText | None = None
+    resume: Annotated[PathText, Field(min_length=1)] | None = None
     plan_only: bool = False
 
     @model_validator(mode="after")

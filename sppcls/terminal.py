@@ -1,15 +1,28 @@
-"""What a person sees: tables in colour and bars on a terminal, plain text elsewhere."""
+"""What a person sees: tables in colour and bars on a terminal, plain text elsewhere; all of it printable.
 
+Nothing else in the package prints: names, errors and logs may come from strangers, and a terminal obeys what it reads.
+"""
+
+import logging
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 T = TypeVar("T")
+log = logging.getLogger("sppcls")
+
+
+def _printable_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
+log.addFilter(_printable_record)
 
 
 def width() -> int:
@@ -17,13 +30,20 @@ def width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
 
 
-def show(*things: Any) -> None:
-    """Print tables and lines; in colour and as wide as the terminal where there is one."""
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print one line at once, on standard error unless a stream is given."""
+    print(printable(line), file=stream or sys.stderr, flush=True)
+
+
+def show(*things: "Table | str") -> None:
+    """Print tables made by `table`, and lines; in colour and as wide as the terminal where there is one."""
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=width(), color_system=None)
     for thing in things:
-        console.print(thing, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(thing, str))
+        line = isinstance(thing, str)
+        shown = printable(thing) if isinstance(thing, str) else thing
+        console.print(shown, highlight=False, markup=False, emoji=False, soft_wrap=line)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
@@ -31,9 +51,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     from rich.table import Column, Table
     from rich.text import Text
 
-    made = Table(Column(columns[0], overflow="fold"), *columns[1:], title=Text(title, "table.title"))
+    heads = [Column(Text(printable(name)), overflow="ellipsis" if at else "fold") for at, name in enumerate(columns)]
+    made = Table(*heads, title=Text(printable(title), "table.title"))
     for row in rows:
-        made.add_row(*map(Text, row))  # as it is: a name in brackets is no style
+        made.add_row(*(Text(printable(cell)) for cell in row))  # as it is: a name in brackets is no style
     return made
 
 
@@ -43,9 +64,10 @@ def track(things: Iterable[T], label: str, total: int | None = None) -> Iterator
         yield from things
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track as bar
 
-    yield from bar(things, label, total, console=Console(stderr=True), transient=True)
+    yield from bar(things, escape(printable(label)), total, console=Console(stderr=True), transient=True)
 
 
 def printable(text: str) -> str:
@@ -54,7 +76,16 @@ def printable(text: str) -> str:
     >>> printable("a\\x1b[2Jb\\n")
     'a?[2Jb?'
     """
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def markdown_text(text: str) -> str:
+    """Return a line for a Markdown page: nothing in it is HTML, a link or a picture.
+
+    >>> print(markdown_text("<b>![x](http://a)"))
+    \\<b>![x]\\(http://a)
+    """
+    return printable(text).replace("<", "\\<").replace("](", "]\\(")
 
 
 def ece_column(found: Mapping[str, Any]) -> str:
@@ -75,5 +106,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     |---|---|
     | 1 | x\\|y |
     """
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, *rows)]
+    lines = [
+        "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in row) + " |" for row in (columns, *rows)
+    ]
     return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])

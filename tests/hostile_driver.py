@@ -31,12 +31,13 @@ def resume(folder):
     train(f"resume={folder}", "trainer.max_epochs=2", "trainer.accelerator=cpu")
 
 
+VERBS = ("evaluate", "export", "predict", "report")
 OPENED = {
     "load": load_model,
     "weights": lambda path: build_trunk("tiny", weights=path),
     "train": train,
     "resume": resume,
-    **{verb: (lambda *words, verb=verb: cli.main([verb, *words])) for verb in ("evaluate", "predict", "report")},
+    **{verb: (lambda *words, verb=verb: cli.main([verb, *words])) for verb in VERBS},
 }
 
 

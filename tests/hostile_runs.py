@@ -131,7 +131,7 @@ def runs(corpus):
     make = corpus.copied("checkpoints/last.ckpt", hyper)
     corpus.add("state, hyper-parameters", "resume", make, harmless="hyper-parameters are not read")
     make = corpus.copied("", _links)
-    corpus.add("links", "resume", make, harmless="what a run writes takes a link's place, and leaves where it led")
+    corpus.add("links", "resume", make, "no regular file")
     why = "a page leaves out what cannot be read"
     for name, change in REPORTED.items():
         corpus.add(f"reported {name}", "report", corpus.copied(name, change), harmless=why)

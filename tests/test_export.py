@@ -177,7 +177,7 @@ def test_an_output_folder_that_is_there_needs_force(tmp_path, capsys, model, exp
         ([], 2, "--format"),
         (["--format", "safetensors", "--regions"], 2, "--regions is of onnx"),
         (["--format", "safetensors", "--normalize"], 2, "--normalize"),
-        (["--format", "safetensors", "--out", "n" * 300], 2, "--out nnn"),
+        (["--format", "safetensors", "--out", "n" * 300], 2, "argument --out: got 'nnn"),
         (["--format", "safetensors", "--out", __file__, "--force"], 2, "name a new folder"),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 import yaml
 from hostile_corpus import Corpus
 from hostile_files import archives, descriptions, exports, pickles, safetensors
+from hostile_images import folders, headers, names, numbers
 from hostile_pickles import CODE, OPCODES, archive
 from hostile_runs import CONFIGS, MADE, REPORTED, SMALL, overrides, runs
 from hydra.utils import instantiate
@@ -85,6 +86,8 @@ def test_files_of_one_model_run_nothing(tmp_path, save_model):
     corpus = Corpus(tmp_path, save_model(tmp_path / "a.ckpt"))
     pickles(corpus)
     safetensors(corpus)
+    numbers(corpus)
+    names(corpus)
     rows = corpus.opened()
     assert len(rows) >= 30
     wrong = corpus.faults(rows)
@@ -95,7 +98,19 @@ def test_files_of_one_model_run_nothing(tmp_path, save_model):
 def test_the_whole_corpus_runs_nothing(tmp_path, save_model, exported):
     subprocess.run([sys.executable, TRAIN, *SMALL, f"run_dir={tmp_path / 'run'}"], check=True, cwd=tmp_path)
     corpus = Corpus(tmp_path, save_model(tmp_path / "a.ckpt"), tmp_path / "run", exported)
-    for fill in (pickles, archives, safetensors, descriptions, exports, runs, overrides):
+    for fill in (
+        pickles,
+        archives,
+        safetensors,
+        descriptions,
+        exports,
+        runs,
+        overrides,
+        headers,
+        numbers,
+        names,
+        folders,
+    ):
         fill(corpus)
     rows = corpus.opened()
     told(corpus, rows)

@@ -1,13 +1,14 @@
 """Our numbers against the obvious way, in one process."""
 
-import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from statistics import median
 
-from sppcls.terminal import show, table
+from sppcls.atomic import to_json
+from sppcls.terminal import say, show, table
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def run_bench(name: str, *, data: str | None = None, as_json: bool = False) -> i
     report = module.run() if name in ("pool", "views") else module.run(data)
     if as_json:
         rows = [dict(zip(report.columns, row, strict=True)) for row in report.rows]
-        print(json.dumps({"name": report.name, "rows": rows, "summary": report.summary}))
+        say(to_json({"name": report.name, "rows": rows, "summary": report.summary}), sys.stdout)
         return 0
     cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in report.rows]
     show(table(report.name, report.columns, cells), *(f"{key}: {value:.4g}" for key, value in report.summary.items()))

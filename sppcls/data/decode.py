@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from sppcls.data.geometry import Size, reduction
+from sppcls.data.header import SHORT, bounded, open_header
 from sppcls.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -87,13 +88,16 @@ def quiet() -> AbstractContextManager[object]:
 @contextmanager
 def _open(path: str | os.PathLike[str], whole: bool = False) -> Iterator[ImageFile.ImageFile]:
     try:
-        with _stream(Path(path), whole) as stream, Image.open(stream, formats=_FORMATS) as image:
+        with _stream(path, whole) as stream, Image.open(stream, formats=_FORMATS) as image:
+            if whole:
+                vars(stream).pop("read", None)  # what is read from here on are pixels
             yield image
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
         raise DataError(f"{shown(path)}: {_reason(error)}; mend or remove the file") from error
 
 
-def _stream(path: Path, whole: bool) -> BinaryIO:
+def _stream(path: str | os.PathLike[str], whole: bool) -> BinaryIO:
+    path = path if isinstance(path, Path) else Path(path)  # to make one costs as much as to open it
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # opening a folder raises by itself
         raise OSError(errno.EINVAL, "a pipe or a device, not a file")  # a pipe would be waited for without end
@@ -101,8 +105,13 @@ def _stream(path: Path, whole: bool) -> BinaryIO:
         raise OSError(errno.ENODATA, "an empty file")
     if status.st_size > _MOST_BYTES:
         raise OSError(errno.EFBIG, f"a file of more than {_MOST_BYTES / 2**30:.0f} GiB")
+    if not whole:
+        return open_header(path, status.st_size)
     # Decoders map files that they are given by name: one that is cut short meanwhile would kill the process.
-    return _Bytes(path.read_bytes()) if whole else path.open("rb")
+    stream = _Bytes(path.read_bytes())
+    if status.st_size > SHORT:
+        vars(stream)["read"] = bounded(stream.read, status.st_size)
+    return stream
 
 
 class _Bytes(io.BytesIO):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sppcls.data.geometry import images_at
 from sppcls.data.schedule import Schedule
 
 Fit = Literal["keep", "crop", "warp"]
@@ -212,15 +213,26 @@ def plan_rest(
 
 
 def plan_evaluation(
-    sizes: Sizes, scale: int, *, batch_size: int, fit: Fit = "keep", max_aspect: float = 4.0
+    sizes: Sizes,
+    scale: int,
+    *,
+    batch_size: int,
+    fit: Fit = "keep",
+    max_aspect: float = 4.0,
+    largest: int | None = None,
 ) -> tuple[Batch, ...]:
-    """Plan one pass for measuring: every image once, in a tensor whose (H, W) depends on that image alone."""
+    """Plan one pass for measuring: every image once, in a tensor whose (H, W) depends on that image alone.
+
+    A batch has at most ``batch_size`` images and `PIXELS` pixels, and one image at least; plans of several scales
+    have the same images in each batch where all are given the ``largest`` of them.
+    """
     buckets = aspect_buckets(sizes, max_aspect) if fit == "keep" else np.zeros(len(sizes), np.int64)
     batches: list[Batch] = []
     for bucket in np.unique(buckets):
         members = np.flatnonzero(buckets == bucket).tolist()
-        size = bucket_size(int(bucket), int(bucket), scale)
-        batches += [Batch(tuple(members[i : i + batch_size]), size, scale) for i in range(0, len(members), batch_size)]
+        size, widest = (bucket_size(int(bucket), int(bucket), side) for side in (scale, largest or scale))
+        count = images_at(widest, batch_size)
+        batches += [Batch(tuple(members[i : i + count]), size, scale) for i in range(0, len(members), count)]
     return tuple(batches)
 
 

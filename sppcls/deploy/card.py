@@ -8,7 +8,7 @@ from typing import Any
 
 from sppcls.atomic import read_bytes
 from sppcls.checkpoint import Model
-from sppcls.terminal import ece_column, markdown
+from sppcls.terminal import ece_column, markdown, markdown_text, printable
 
 _LIMITS = """- It says one of its {count} classes of any image, also of an image of none of them.
 - It was trained at {scales} pixels (shorter side). At other sizes it answers too, and is less often right.
@@ -21,11 +21,11 @@ def model_card(loaded: Model, model: Path, proofs: dict[str, Any]) -> str:
     run = model if model.is_dir() else model.parent.parent
     summary, status = _read(run / "summary.json"), _read(run / "status.json")
     made = shlex.join(Path(word).name if "/" in word else word for word in sys.argv)  # no path of this machine
-    commands = "\n".join(line for line in (status.get("command"), made) if line)
+    commands = "\n".join(printable(str(line)).replace("```", "") for line in (status.get("command"), made) if line)
     signature, recipe = loaded.signature, loaded.network.recipe or {}
     shape = f"{recipe.get('backbone')}, pool {signature.pool}, levels {', '.join(map(str, loaded.network.levels))}"
     scales = ", ".join(map(str, signature.scales)) or "unknown"
-    names = ", ".join(signature.classes[:20]) + (", ..." if len(signature.classes) > 20 else "")
+    names = markdown_text(", ".join(signature.classes[:20])) + (", ..." if len(signature.classes) > 20 else "")
     parts = [
         "---\nlibrary_name: sppcls\npipeline_tag: image-classification\ntags: [image-classification, sppcls]\n---",
         f"# {run.resolve().name or 'model'}",

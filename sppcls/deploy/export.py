@@ -1,7 +1,6 @@
 """``sppcls export``: a trained network as files that another program can trust."""
 
 import copy
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sppcls.atomic import write_bytes, write_json, write_text
+from sppcls.atomic import to_json, write_bytes, write_json, write_text
 from sppcls.checkpoint import KEY, WEIGHTS, Model, describe, load
+from sppcls.data.geometry import PIXELS
 from sppcls.deploy.card import model_card, proof_table
 from sppcls.deploy.graph import OPSET, check_regions, trace, write_onnx
 from sppcls.deploy.parity import prove
 from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
+from sppcls.names import checked_path
 from sppcls.signature import Signature
 from sppcls.terminal import show, table
 
@@ -48,12 +49,14 @@ def export(
         (input != "normalized" or probabilities) and set(formats) == {"safetensors"}
     ):
         raise ConfigError("--regions is of onnx, --normalize and --probabilities of onnx and pt2; add one to --format")
-    source = Path(model)
+    source = checked_path(model, "model")
     beside = source / "export" if source.is_dir() else source.with_name(f"{source.stem}-export")
-    folder = beside if out is None else Path(out)
+    folder = beside if out is None else checked_path(out, "--out")
     _check_free(folder, force)
     loaded = load(model)
     signature = replace(loaded.signature, half=half)
+    if signature.pixels > PIXELS:
+        raise ConfigError(f"{model}: one image has {signature.pixels:,} pixels, more than the {PIXELS:,} of a proof")
     graph = replace(signature, input=input, probabilities=probabilities)
     signatures = {"safetensors": signature, "onnx": replace(graph, regions=regions), "pt2": graph}
     if regions:
@@ -75,8 +78,10 @@ def run_export(**options: Any) -> int:
 
 
 def _check_free(folder: Path, force: bool) -> None:
+    if folder.is_symlink():  # files are replaced and removed in it, and the model's folder may be a stranger's
+        raise ConfigError(f"--out {folder} is a link; name the folder that it leads to, or a new one")
     try:
-        names = {path.name for path in folder.iterdir()} if folder.exists() or folder.is_symlink() else set()
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise ConfigError(f"--out {folder}: {error.strerror}; name a new folder") from None
     if names and not force:
@@ -133,7 +138,7 @@ def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
         from safetensors.torch import save
 
         tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-        write_bytes(path, save(tensors, {"format": "pt", KEY: json.dumps(description)}))
+        write_bytes(path, save(tensors, {"format": "pt", KEY: to_json(description)}))
     elif name == "onnx":
         write_onnx(trace(network, signature), signature, description, path)
     else:

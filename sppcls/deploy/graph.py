@@ -1,6 +1,5 @@
 """A network as a graph of tensor operators that takes any batch and any size."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from sppcls.atomic import to_json
 from sppcls.checkpoint import KEY
 from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier
@@ -110,9 +110,14 @@ def axes_of(signature: Signature) -> dict[int, str]:
     return {0: "batch"} if signature.input_size else {0: "batch", 2: "height", 3: "width"}
 
 
+def proof_side(signature: Signature) -> int:
+    """Return the side around which a file is traced and proved: the scale, where it is affordable."""
+    return max(min(signature.scale, 1024), signature.smallest)
+
+
 def traced_size(signature: Signature) -> tuple[int, int]:
     """Return the (H, W) that a graph is traced at: one that no user has."""
-    side = max(signature.scale, signature.smallest)
+    side = proof_side(signature)
     return signature.input_size or (side + 5, side + side // 3 + 7)
 
 
@@ -132,5 +137,5 @@ def write_onnx(program: ExportedProgram, signature: Signature, description: dict
     for node in made.model.graph:
         node.metadata_props.clear()  # source lines and paths of this machine
     made.model.metadata_props.clear()
-    made.model.metadata_props[KEY] = json.dumps(description)
+    made.model.metadata_props[KEY] = to_json(description)
     made.save(str(path), external_data=False)

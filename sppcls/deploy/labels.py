@@ -1,7 +1,6 @@
 """What ``sppcls predict`` prints: a line an image, as text, JSON or CSV."""
 
 import csv
-import json
 import os
 import sys
 from argparse import Namespace
@@ -9,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sppcls.atomic import csv_cell, to_json
 from sppcls.data.decode import read_size
 from sppcls.deploy.predict import checked_scales, expand, predict, top
 from sppcls.deploy.regions import classify, distinct, draw, grid, read_boxes
 from sppcls.deploy.runtime import Floats, Runtime, open_model
 from sppcls.errors import ConfigError, DataError
-from sppcls.terminal import printable, track
+from sppcls.terminal import say, track
 
 _SHOWN = 10  # regions of a grid that are printed and drawn
 
@@ -39,7 +39,7 @@ def run_predict(**options: Any) -> int:
     for path, said in answers:
         if isinstance(said, DataError):
             broken += 1
-            print(f"error: {printable(str(said))}", file=sys.stderr)
+            say(f"error: {said}")
             continue
         found = top(said, model.signature.classes, given.top)
         named = os.fsencode(path).decode("utf-8", "replace")
@@ -48,7 +48,7 @@ def run_predict(**options: Any) -> int:
             row["regions"] = list(_regions(given, model, path))
         write(row)
     if broken:
-        print(f"{broken} of {len(paths)} images could not be read", file=sys.stderr)
+        say(f"{broken} of {len(paths)} images could not be read")
     return 3 if broken else 0
 
 
@@ -68,7 +68,7 @@ def _regions(given: Namespace, model: Runtime, path: Path) -> Iterator[dict[str,
 
 def _writer(given: Namespace) -> Any:
     if given.json:
-        return lambda row: print(json.dumps(row), flush=True)
+        return lambda row: say(to_json(row), sys.stdout)
     if not given.csv:
         return _print
     table = csv.writer(sys.stdout, lineterminator="\n")
@@ -78,15 +78,15 @@ def _writer(given: Namespace) -> Any:
     def write(row: dict[str, Any]) -> None:
         for one in row.get("regions", [row]):
             cells = [cell for answer in one["top"] for cell in (answer["label"], f"{answer['probability']:.6f}")]
-            table.writerow([row["path"], *one.get("box", []), *cells])
+            table.writerow(map(csv_cell, (row["path"], *one.get("box", []), *cells)))
 
     return write
 
 
 def _print(row: dict[str, Any]) -> None:
-    print(printable(f"{row['path']}: {_line(row)}"), flush=True)
+    say(f"{row['path']}: {_line(row)}", sys.stdout)
     for region in row.get("regions", []):
-        print(printable(f"    {' '.join(f'{value:g}' for value in region['box'])}: {_line(region)}"))
+        say(f"    {' '.join(f'{value:g}' for value in region['box'])}: {_line(region)}", sys.stdout)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sppcls.deploy.graph import traced_size
+from sppcls.deploy.graph import proof_side, traced_size
 from sppcls.deploy.runtime import Boxes, Floats, Images, Runtime, softmax
 from sppcls.errors import SppclsError
 from sppcls.models.classifier import SppClassifier
@@ -22,7 +22,7 @@ def parity_sizes(signature: Signature) -> list[tuple[int, int, int]]:
     """
     if signature.input_size:
         return [(batch, *signature.input_size) for batch in (1, 3, 2, 5)]
-    least, side = signature.smallest, max(signature.scale, signature.smallest)
+    least, side = signature.smallest, proof_side(signature)
     sizes = [
         (least, least),
         (least, 2 * least + 1),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sppcls.data.decode import decode_array, read_size
-from sppcls.data.geometry import Size
+from sppcls.data.geometry import PIXELS, Size, images_at
 from sppcls.data.paths import image_files
 from sppcls.data.plan import Batch, plan_evaluation
 from sppcls.deploy.runtime import Floats, Images, Runtime
@@ -45,6 +45,12 @@ def expand(arguments: Iterable[str]) -> list[Path]:
 
 def checked_scales(signature: Signature, asked: Sequence[int] | None) -> tuple[int, ...]:
     """Return the scales to use: those asked for, or the model's own; raises ``ConfigError`` at one it cannot take."""
+    if not asked and signature.pixels > PIXELS:
+        own = max(signature.scale, signature.smallest) if signature.input_size is None else signature.input_size[0]
+        raise ConfigError(
+            f"the model's own scale is {own}: one image of it has {signature.pixels / 1e6:.0f} megapixels, more than "
+            f"{PIXELS / 1e6:.1f}; name a smaller one with --scale (of regions: --scales), or {own} if it is meant"
+        )
     scales = tuple(dict.fromkeys(asked or (signature.scale,)))
     if signature.input_size:
         if asked and scales != signature.input_size[:1]:
@@ -79,7 +85,7 @@ def _of_chunk(
         except DataError as error:
             answers[place] = error
     places = list(sizes)
-    plans = [plan_of(model.signature, list(sizes.values()), scale, batch_size) for scale in scales]
+    plans = [plan_of(model.signature, list(sizes.values()), scale, batch_size, max(scales)) for scale in scales]
     for batches in zip(*plans, strict=True):  # an aspect's images are the same at every scale
         members = [places[index] for index in batches[0].indices]
         views = [_pixels(model, paths, sizes, members, batch.size, answers) for batch in batches]
@@ -89,11 +95,15 @@ def _of_chunk(
     return [answers[place] for place in range(len(paths))]
 
 
-def plan_of(signature: Signature, sizes: Sequence[Size], scale: int, batch_size: int) -> list[Batch]:
-    """Return the batches of one shape in which images of ``sizes`` meet a scale."""
+def plan_of(
+    signature: Signature, sizes: Sequence[Size], scale: int, batch_size: int, largest: int | None = None
+) -> list[Batch]:
+    """Return the batches of one shape in which images of ``sizes`` meet a scale; see `plan_evaluation`."""
     if not sizes:
         return []
-    how = {"fit": signature.fit, "max_aspect": signature.max_aspect}
+    if signature.input_size:
+        batch_size = images_at(signature.input_size, batch_size)
+    how = {"fit": signature.fit, "max_aspect": signature.max_aspect, "largest": largest}
     batches = plan_evaluation(np.array(sizes, np.int64), scale, batch_size=batch_size, **how)  # type: ignore[arg-type]
     return [replace(batch, size=signature.input_size or batch.size) for batch in batches]
 

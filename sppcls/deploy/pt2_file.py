@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from sppcls.atomic import write_bytes
+from sppcls.atomic import to_json, write_bytes
 from sppcls.errors import ConfigError, SppclsError
 
 _TEXT_LIMIT = 16 << 20  # Inception has 1 MB; parsed, text takes some twenty times its size
@@ -56,7 +56,7 @@ def save_pt2(program: ExportedProgram, description: dict[str, Any], path: Path) 
     for node in program.graph.nodes:
         node.meta = {key: known for key, known in node.meta.items() if key == "val"}
     try:
-        torch.export.save(program, content := io.BytesIO(), extra_files={"sppcls.json": json.dumps(description)})
+        torch.export.save(program, content := io.BytesIO(), extra_files={"sppcls.json": to_json(description)})
     except Exception as error:  # an operator on sizes that torch has no words for
         line = str(error).partition("\n")[0]
         raise ConfigError(f"torch cannot write this network ({line}); use --format safetensors") from error

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sppcls.data.resize import fit_array
-from sppcls.errors import ConfigError
+from sppcls.errors import ConfigError, SppclsError
+from sppcls.names import checked_path
 from sppcls.signature import Signature, read_signature
 
 Images = npt.NDArray[np.uint8]
@@ -38,7 +39,11 @@ class Runtime:
         return self.as_probabilities(self.run(images))
 
     def as_probabilities(self, said: Floats) -> Floats:
-        """Return probabilities of what ``run`` or ``regions`` gives."""
+        """Return probabilities of what ``run`` or ``regions`` gives; raises ``SppclsError`` where that is no number."""
+        if not np.isfinite(said).all():
+            raise SppclsError(
+                "the model's answers are not finite: its weights are damaged or overflow; use another file"
+            )
         return said if self.signature.probabilities else softmax(said)
 
 
@@ -56,7 +61,7 @@ def open_model(path: str | Path, device: str = "cpu") -> Runtime:
         ConfigError: There is nothing at ``path``, or an extra is not installed.
         SppclsError: The file is damaged, foreign, or refused because it could do more than compute.
     """
-    file = _graph_file(Path(path))
+    file = _graph_file(checked_path(path, "model"))
     if file is None:
         return _of_network(path, device)
     if device not in ("auto", "cpu"):

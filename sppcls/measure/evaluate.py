@@ -13,6 +13,7 @@ from sppcls.build import build_splits
 from sppcls.checkpoint import load
 from sppcls.data.decode import shown
 from sppcls.data.files import Subset, read_groups
+from sppcls.data.geometry import PIXELS
 from sppcls.data.paths import class_folders, part_folders
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError
@@ -90,6 +91,11 @@ def _scales(network: SppClassifier, spec: Spec, options: Options, fit: str) -> t
     if network.pool == "fixed" and (fit == "keep" or options.fuse):
         raise ConfigError("model.pool=fixed takes one square size; use --fit crop or warp, and no --fuse")
     scales = tuple(sorted(set(options.scales or [s for s in spec.test_scales if s >= network.smallest])))
+    if not options.scales and max(scales, default=0) ** 2 > PIXELS:
+        raise ConfigError(
+            f"the model's own test scales go up to {scales[-1]}: one image there has "
+            f"{scales[-1] ** 2 / 1e6:.0f} megapixels, more than {PIXELS / 1e6:.1f}; name scales with --scales"
+        )
     only = network.input_size[0] if network.input_size else None
     for scale in (*scales, *(options.fuse or ())):
         if scale < network.smallest:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,12 @@ class Evaluation:
     cache: PixelCache | None = None
     bar: bool = False
 
-    def batches(self, network: SppClassifier, scale: int) -> tuple[int, Batches]:
-        """Return how many batches there are at ``scale`` and the batches, each image once, nothing drawn."""
-        sizes, options = self.source.sizes, {"fit": self.fit, "max_aspect": self.max_aspect}
+    def batches(self, network: SppClassifier, scale: int, largest: int | None = None) -> tuple[int, Batches]:
+        """Return how many batches there are at ``scale`` and the batches, each image once, nothing drawn.
+
+        Those of several scales have the same images where all are given the ``largest`` of them.
+        """
+        sizes, options = self.source.sizes, {"fit": self.fit, "max_aspect": self.max_aspect, "largest": largest}
         plan = plan_evaluation(sizes, scale, batch_size=self.batch_size, **options)  # type: ignore[arg-type]
         return len(plan), batches_of(self.dataset(network), plan, self.num_workers)
 
@@ -111,7 +115,8 @@ def _fill(
 ) -> None:
     """Write one row of answers, the mean over networks, of which each sees the same images at its scale."""
     # An aspect bucket holds the same images at every scale, so the scales' batches go together.
-    counts, streams = zip(*map(evaluation.batches, networks, scales), strict=True)
+    batches = partial(evaluation.batches, largest=max(scales))
+    counts, streams = zip(*map(batches, networks, scales), strict=True)
     groups: Iterator[tuple[ImageBatch, ...]] = zip(*streams, strict=True)
     with ExitStack() as ending:
         for stream in streams:

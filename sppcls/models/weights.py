@@ -1,8 +1,7 @@
 """Weights from a local file into a network, by name, without running any code of the file."""
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from sppcls.errors import ConfigError
 from sppcls.models.pickled import load_plain
+from sppcls.names import checked_path
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # all but the first are torch pickles
 
@@ -26,7 +26,7 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
         ConfigError: no such file, not a file of weights, code in it, or not every tensor of ``net`` in its own shape;
             ``net`` is then as it was.
     """
-    path = Path(path)
+    path = checked_path(path, "model.weights")
     wanted = net.state_dict()
     found = _match(wanted, read_weights(path))
     # Files from before torch 0.4.1 do not count batches, and nothing here reads that count.
@@ -58,7 +58,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
         raise ConfigError(f"model.weights={path} holds no tensors by name, bare or under 'state_dict' or 'model'")
+    if fault := fault_of(tensors):
+        raise ConfigError(f"model.weights={path}: {fault}; use other weights")
     return tensors
+
+
+def fault_of(tensors: Mapping[str, Any]) -> str | None:
+    """Return what makes tensors no weights, or None: complex numbers, or some that are not finite in float32."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            if tensor.is_complex():
+                return f"{name[:80]} holds {tensor.dtype}; weights are real numbers"
+            if tensor.is_floating_point() and not tensor.float().isfinite().all():
+                return f"{name[:80]} holds numbers that are not finite; the training diverged, or the file is damaged"
+    return None
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -91,8 +104,8 @@ def _match(wanted: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Te
     """Name the file's tensors as the network does, where they have a name in common."""
     names = {_plain(name): name for name in wanted}
     plain = {_plain(key): tensor for key, tensor in tensors.items()}
-    splits = ((key[:at], key[at:]) for key in plain for at in (0, *(dot.end() for dot in re.finditer(r"\.", key))))
-    prefixes = Counter(head for head, tail in splits if tail in names)
+    depth = max((name.count(".") for name in names), default=0) + 1
+    prefixes = Counter(key.removesuffix(tail) for key in plain for tail in _tails(key, depth) if tail in names)
     prefix = prefixes.most_common(1)[0][0] if prefixes else ""
     return {name: plain[prefix + tail] for tail, name in names.items() if prefix + tail in plain}
 
@@ -100,6 +113,12 @@ def _match(wanted: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Te
 def _plain(key: str) -> str:
     """Drop leading underscores, which efficientnet-lite-pytorch puts before every module's name."""
     return ".".join(part.lstrip("_") for part in key.split("."))
+
+
+def _tails(key: str, most: int) -> Iterator[str]:
+    """Yield the ends of a dotted key that have at most ``most`` parts, the longest first; a key may have a million."""
+    parts = key.rsplit(".", most)[-most:]
+    return (".".join(parts[at:]) for at in range(len(parts)))
 
 
 def _few(names: list[str]) -> str:

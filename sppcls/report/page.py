@@ -35,10 +35,15 @@ def scale_columns(found: dict[str, Any]) -> list[str]:
     return ["top-1", "95 % interval", "top-5", "loss", ece_column(found)]
 
 
+def figure(value: float | None) -> str:
+    """Return a loss or an error with three digits, or a dash where it is not finite."""
+    return "-" if value is None else f"{value:.3f}"
+
+
 def scale_cells(row: dict[str, Any]) -> list[str]:
     """Return what an evaluation says of one scale under `scale_columns`."""
     between = f"{percent(row.get('acc1_low'))} to {percent(row.get('acc1_high'))}"
-    return [percent(row["acc1"]), between, percent(row["acc5"]), f"{row['loss']:.3f}", f"{row['ece']:.3f}"]
+    return [percent(row["acc1"]), between, percent(row["acc5"]), figure(row["loss"]), figure(row["ece"])]
 
 
 def points(share: float | None) -> str:

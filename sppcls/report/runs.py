@@ -13,7 +13,9 @@ from typing import Any
 from sppcls.atomic import read_bytes, read_config_values
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.measure.answers import Answers, load_answers
+from sppcls.names import is_name
 
+MANIFEST = "sweep.json"  # of a sweep
 # Of a run's settings, those that say where and how it ran, or which of several alike it is.
 _BESIDE = ("seed", "run_dir", "sweep_dir", "resume", "plan_only", "sweep.", "logger.")
 _HOW = ("data.num_workers", "data.cache", "metrics.")
@@ -66,6 +68,20 @@ class Run:
             return file.read(64 << 10).decode(errors="replace").splitlines()[-count:]
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return what a sweep.json holds, empty where there is none; raises ``ConfigError`` at a job that is none.
+
+    The folder may be a stranger's: a job's name is that of a folder in it, and what such a folder holds is removed
+    where the job starts anew.
+    """
+    values = read_json(folder / MANIFEST)
+    jobs = values.get("jobs", {})
+    for name, entry in jobs.items() if isinstance(jobs, dict) else [("jobs", jobs)]:
+        if not is_name(name) or not isinstance(entry, dict):
+            raise ConfigError(f"{folder / MANIFEST}: {name[:60]!r} is no name of a job's folder; remove it")
+    return values
+
+
 def is_run(folder: Path) -> bool:
     """Return whether a folder is a run's."""
     return (folder / "config.yaml").is_file() and (folder / "status.json").is_file()
@@ -87,7 +103,7 @@ def read_runs(folder: Path) -> list[Run]:
     """Return the runs in a sweep's folder, in its order; raises ``ConfigError`` where there is none."""
     if not folder.is_dir():
         raise ConfigError(f"no folder {folder}; name a run or a sweep")
-    order = list(read_json(folder / "sweep.json").get("jobs", {}))
+    order = list(read_manifest(folder).get("jobs", {}))
     paths = sorted(folder.iterdir(), key=lambda p: (order.index(p.name) if p.name in order else len(order), p.name))
     runs = [_read_or_unreadable(path) for path in paths if is_run(path)]
     if not runs:
@@ -108,7 +124,7 @@ def _read_or_unreadable(folder: Path) -> Run:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, empty where there is none that can be read."""
     try:
-        loaded = json.loads(read_bytes(path, _LIMIT))
+        loaded = json.loads(read_bytes(path, _LIMIT), parse_constant=lambda _: None)  # NaN, which is no JSON
     except (OSError, ValueError, RecursionError):
         return {}
     return loaded if isinstance(loaded, dict) else {}

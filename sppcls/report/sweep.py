@@ -12,9 +12,9 @@ from sppcls.measure.answers import FILE as ANSWERS
 from sppcls.measure.statistics import Estimate
 from sppcls.report.comparison import Study, Variant, as_values, study
 from sppcls.report.page import percent, points
-from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_runs, variants
+from sppcls.report.runs import Run, chosen_baseline, is_run, read_manifest, read_runs, variants
 from sppcls.report.sweep_page import write_sweep_page
-from sppcls.terminal import markdown, table, width
+from sppcls.terminal import markdown, markdown_text, table, width
 
 _GIVEN = tuple(f"on these images: {name}" for name in ("interval", "p (t)", "p (sign flip)"))
 _WIDE = ("consistency", "at equal compute", "equal compute at", "seconds", "seeds", *_GIVEN)
@@ -37,7 +37,7 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]
     """
     runs = read_runs(folder)
     by_variant = variants(runs)
-    manifest = read_json(folder / "sweep.json")
+    manifest = read_manifest(folder)
     named = baselines or [name for name in [manifest.get("baseline")] if name]
     baseline, instead = chosen_baseline(by_variant, named), ""
     missing = [name for name in manifest.get("jobs") or {} if not is_run(folder / name)]
@@ -167,8 +167,8 @@ def _csv_row(variant: str, run: Run) -> dict[str, Any]:
 
 
 def _markdown(found: Study, tables: Sequence[Any], runs: Sequence[Run], missing: Sequence[str]) -> str:
-    parts = [f"# {runs[0].folder.parent.resolve().name}"]
+    parts = [f"# {markdown_text(runs[0].folder.parent.resolve().name)}"]
     for title, columns, rows in (one for one in tables if one[2]):
-        parts += [f"## {title}", markdown(columns, rows)]
-    parts += ["\n".join(f"- {line}" for line in (*notes(found), *problems(runs, missing)))]
+        parts += [f"## {markdown_text(title)}", markdown(columns, rows)]
+    parts += ["\n".join(f"- {markdown_text(line)}" for line in (*notes(found), *problems(runs, missing)))]
     return "\n\n".join(parts) + "\n"

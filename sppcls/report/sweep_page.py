@@ -9,7 +9,7 @@ from sppcls.report.comparison import Study, Variant
 from sppcls.report.confusion import confusion
 from sppcls.report.page import percent, write_page
 from sppcls.report.plots import Curve, dot_plot, line_plot, scale_plot
-from sppcls.report.runs import Run, differences, flat, read_json
+from sppcls.report.runs import Run, differences, flat, read_manifest
 
 
 def write_sweep_page(
@@ -38,7 +38,7 @@ def write_sweep_page(
         keys=keys,
         settings=[[run.folder.name, run.state, *(str(flat(run.config).get(key)) for key in keys)] for run in runs],
         failed=[(run, run.last_lines()) for run in runs if run.state == "failed"],
-        command=read_json(folder / "sweep.json").get("command"),
+        command=read_manifest(folder).get("command"),
         status=base[0].status,
     )
 

@@ -1,6 +1,5 @@
 """What happens around training: the curves on disk, the lines on the terminal, the largest shape first."""
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from sppcls.atomic import write_csv
 from sppcls.data.loader import ImageBatch
 from sppcls.errors import ConfigError
+from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
-
-log = logging.getLogger("sppcls")
 
 COLUMNS = (
     "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_loss", "val_acc1", "val_acc5",

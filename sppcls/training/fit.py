@@ -19,9 +19,8 @@ from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import Spec
-from sppcls.terminal import show
+from sppcls.terminal import log, show
 from sppcls.training.datamodule import MultiScaleDataModule
-from sppcls.training.folder import log
 from sppcls.training.loss import balanced_weights
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.overfitting import gap_seconds

@@ -16,10 +16,15 @@ import yaml
 
 from sppcls.atomic import read_config_values, write_json, write_text
 from sppcls.errors import ConfigError
-from sppcls.generations import clear_leftovers
+from sppcls.generations import CHECKPOINTS, clear_leftovers
 from sppcls.spec import Spec, parse
+from sppcls.terminal import log
 
-log = logging.getLogger("sppcls")
+# What a run, its report and its evaluations write: nothing else is ever removed.
+FILES = (
+    "config.yaml", "status.json", "summary.json", "summary.csv", "summary.md", "metrics.csv", "gap.csv", "answers.npz",
+    "mistakes.json", "skipped.txt", "train.log", "report.html", "evaluation.json", "evaluation.csv", "evaluation.svg",
+)  # fmt: skip
 _open_locks: set[IO[str]] = set()
 if hasattr(os, "register_at_fork"):
     # A loader's worker outlives a run that is killed by some seconds, and would hold its folder as long.
@@ -38,16 +43,14 @@ class RunFolder:
         self.path = Path(path)
         if not (resume or anew):
             self._refuse_what_is_there()
-        for file in (self.path / ".lock", self.path / "train.log"):
-            if file.is_symlink() or (file.exists() and not file.is_file()):  # written into, wherever that leads
-                raise ConfigError(f"{file} is no regular file; remove it")
+        self._refuse_links()
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._lock()
         except OSError as error:
             raise ConfigError(f"run_dir={path} cannot be written: {error.strerror}") from None
-        clear_leftovers(self.path)
-        clear_leftovers(self.path / "checkpoints")
+        clear_leftovers(self.path, FILES)
+        clear_leftovers(self.path / "checkpoints", CHECKPOINTS)
         if anew and not resume:
             self._clear()
         self._started = time.time()
@@ -69,9 +72,21 @@ class RunFolder:
         raise ConfigError(f"run_dir={self.path} is in use by another process; wait for it or name another")
 
     def _clear(self) -> None:
-        for file in (*self.path.glob("checkpoints/*"), *(path for path in self.path.iterdir() if path.is_file())):
-            if file.name != ".lock":
-                file.unlink()
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        inside = [self.path / name for name in FILES]
+        return inside + [self.path / "checkpoints" / name for name in CHECKPOINTS]
+
+    def _refuse_links(self) -> None:
+        """Refuse a folder whose parts are elsewhere: they are written into and removed, and it may be a stranger's."""
+        for name in ("", "checkpoints", "tensorboard", "wandb", "mlflow.db"):
+            if (self.path / name).is_symlink():
+                raise ConfigError(f"{self.path / name} is a link; name the folder that it leads to, or remove it")
+        for file in (self.path / ".lock", *self._files()):
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                raise ConfigError(f"{file} is no regular file; remove it")
 
     def close(self) -> None:
         """Let the folder go."""

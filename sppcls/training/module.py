@@ -18,8 +18,8 @@ from sppcls.measure.result import rows_of
 from sppcls.measure.scales import full_view
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import OptimSpec, Spec
+from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
-from sppcls.training.folder import log
 from sppcls.training.loss import image_losses
 from sppcls.training.optim import build_optimizer, build_scheduler
 from sppcls.training.random_state import random_state, set_random_state

@@ -1,7 +1,6 @@
 """One run: a validated spec in, a run folder and an exit status out."""
 
 import os
-import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -11,10 +10,10 @@ from sppcls.errors import SppclsError
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.report.runs import read_json
 from sppcls.spec import Spec
-from sppcls.terminal import printable, show
+from sppcls.terminal import log, printable, say, show
 from sppcls.training.failure import one_line
 from sppcls.training.fit import build_data, fit
-from sppcls.training.folder import RunFolder, log
+from sppcls.training.folder import RunFolder
 from sppcls.training.ranks import follow, run_ranks
 from sppcls.training.resume import going_on, has_checkpoint
 from sppcls.training.signals import Interrupted, Signals
@@ -78,7 +77,7 @@ def _interrupted(spec: Spec, folder: RunFolder | None, status: int) -> int:
         with suppress(OSError):
             folder.write_status("interrupted")
     saved = has_checkpoint(Path(spec.run_dir))
-    print(f"interrupted; {f'resume={spec.run_dir} goes on' if saved else 'nothing was saved yet'}", file=sys.stderr)
+    say(f"interrupted; {f'resume={spec.run_dir} goes on' if saved else 'nothing was saved yet'}")
     return status
 
 
@@ -89,8 +88,8 @@ def _told(error: Exception, folder: RunFolder | None) -> int:
         with suppress(OSError):  # the disk may be full, or the folder gone: the line below is told all the same
             folder.write_status("failed", error=line)
             with (folder.path / "train.log").open("a") as file:
-                file.write(f"{said.rstrip()}\n")
+                file.writelines(f"{printable(line)}\n" for line in said.splitlines())
     if os.environ.get("SPPCLS_DEBUG") == "1":
         raise error
-    print(f"error: {line}", file=sys.stderr)
+    say(f"error: {line}")
     return error.exit_status if isinstance(error, SppclsError) else 1

@@ -14,8 +14,9 @@ from sppcls.measure.mistakes import worst_mistakes
 from sppcls.measure.result import ScaleRow
 from sppcls.measure.scales import evaluate_scales, gap_subset
 from sppcls.models.classifier import SppClassifier
+from sppcls.report.page import scale_cells
 from sppcls.spec import Spec
-from sppcls.terminal import ece_column
+from sppcls.terminal import ece_column, table
 from sppcls.training.datamodule import MultiScaleDataModule
 
 
@@ -25,19 +26,14 @@ def plan_table(spec: Spec, data: MultiScaleDataModule) -> Table:
     title = f"{spec.schedule.kind} schedule, data.fit={spec.data.fit}, {len(data.train.targets)} training images"
     if first_plan.world > 1:
         title += f", {first_plan.world} ranks, {first_plan.repeats} images twice an epoch"
-    table = Table("epochs", "scale", "batches", "smallest batch", "shapes", "padding", "megapixels", title=title)
+    heads, rows = ["epochs", "scale", "batches", "smallest batch", "shapes", "padding", "megapixels"], []
     for first, last, scales in _stretches(spec, data)[:24]:
         plan = data.plan(first)
-        table.add_row(
-            f"{first + 1}" if first == last else f"{first + 1}-{last + 1}",
-            scales,
-            str(len(plan.batches)),
-            str(min(len(b.indices) for b in plan.batches)),
-            str(len({b.size for b in plan.batches})),
-            f"{padding_share(plan.batches, data.train.sizes):.1%}" if spec.data.fit == "keep" else "-",
-            f"{plan.pixels / 1e6:.0f}",
-        )
-    return table
+        epochs = f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
+        cells = [len(plan.batches), min(len(b.indices) for b in plan.batches), len({b.size for b in plan.batches})]
+        padding = f"{padding_share(plan.batches, data.train.sizes):.1%}" if spec.data.fit == "keep" else "-"
+        rows.append([epochs, scales, *map(str, cells), padding, f"{plan.pixels / 1e6:.0f}"])
+    return table(title, heads, rows)
 
 
 def _stretches(spec: Spec, data: MultiScaleDataModule) -> list[tuple[int, int, str]]:
@@ -103,14 +99,12 @@ def gap_row(on_train: ScaleRow, val_acc1: float) -> dict[str, float]:
 
 def result_table(summary: dict[str, Any]) -> Table:
     """Return the short table at the end of a run."""
-    table = Table(
-        "test scale", "top-1", "top-5", "loss", ece_column(summary), title="Validation, by test scale (* trained)"
-    )
+    rows = []
     for row in summary["scales"]:
-        mark = " *" if row["trained"] else ""
-        cells = [f"{row['acc1']:.1%}", f"{row['acc5']:.1%}", f"{row['loss']:.3f}", f"{row['ece']:.3f}"]
-        table.add_row(f"{row['scale']}{mark}", *cells)
-    return table
+        top1, _between, *cells = scale_cells(row)
+        rows.append([f"{row['scale']}{' *' if row['trained'] else ''}", top1, *cells])
+    columns = ["test scale", "top-1", "top-5", "loss", ece_column(summary)]
+    return table("Validation, by test scale (* trained)", columns, rows)
 
 
 def closing_lines(summary: dict[str, Any], folder: str) -> list[str]:

@@ -14,14 +14,12 @@ from typing import Any
 from sppcls.atomic import write_json
 from sppcls.checkpoint import read_checkpoint
 from sppcls.errors import ConfigError, SppclsError
-from sppcls.report.runs import Run, chosen_baseline, is_run, read_json, read_run, variants
+from sppcls.report.runs import MANIFEST, Run, chosen_baseline, is_run, read_json, read_manifest, read_run, variants
 from sppcls.spec import Spec
-from sppcls.terminal import show
+from sppcls.terminal import show, table
 from sppcls.training.folder import is_held
 from sppcls.training.resume import has_checkpoint
 from sppcls.training.signals import Interrupted
-
-MANIFEST = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Sweep:
         folder = Path(jobs[0].spec.sweep_dir or f"sweeps/{title}-{whole}")
         _check_baseline(folder, jobs)
         common = set.intersection(*(set(job.overrides) for job in jobs))
-        known = {entry["digest"]: name for name, entry in _manifest(folder).get("jobs", {}).items()}
+        known = {entry.get("digest"): name for name, entry in _manifest(folder).get("jobs", {}).items()}
         named = {known.get(digest) or _name(job, common, digest): job for digest, job in by_digest.items()}
         return cls(folder, named)
 
@@ -81,13 +79,11 @@ class Sweep:
 
     def dry_run(self) -> int:
         """Print the jobs, which are done, and an estimate from those that are."""
-        from rich.table import Table
-
-        table = Table("job", "state", "seconds", title=f"sweep in {self.folder}, jobs: {len(self.jobs)}")
-        for name in self.jobs:
-            seconds = seconds_of(self.folder / name)
-            table.add_row(name, state_of(self.folder / name), "-" if seconds is None else f"{seconds:.0f}")
-        show(table, time_left(self.folder, list(self.jobs)))
+        folders = {name: self.folder / name for name in self.jobs}
+        seconds = {name: "-" if (took := seconds_of(run)) is None else f"{took:.0f}" for name, run in folders.items()}
+        rows = [[name, state_of(run), seconds[name]] for name, run in folders.items()]
+        title = f"sweep in {self.folder}, jobs: {len(self.jobs)}"
+        show(table(title, ["job", "state", "seconds"], rows), time_left(self.folder, list(self.jobs)))
         return 0
 
     def finish(self) -> int:
@@ -111,12 +107,12 @@ def run_job(spec: Spec) -> int:
 
     folder = Path(str(spec.sweep_dir))
     jobs = _manifest(folder).get("jobs", {})
-    name = next((name for name, entry in jobs.items() if entry["digest"] == spec.digest), spec.digest)
+    name = next((name for name, entry in jobs.items() if entry.get("digest") == spec.digest), spec.digest)
     path = folder / name
     state = state_of(path)
     if state in ("finished", "running"):
         return 0
-    show(f"\n== {name}: {time_left(folder, list(jobs))}")
+    show("", f"== {name}: {time_left(folder, list(jobs))}")
     resumable = state == "interrupted" and _has_checkpoint(path)
     own = spec.model_copy(update={"run_dir": str(path), "resume": str(path) if resumable else None})
     status = run(own, anew=not resumable)
@@ -184,4 +180,4 @@ def _name(job: Job, common: set[str], digest: str) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return read_json(folder / MANIFEST)
+    return read_manifest(folder)
