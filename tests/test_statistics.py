@@ -328,7 +328,7 @@ def test_what_decides_has_the_variances_of_a_two_way_analysis(by_image):
         variances = [(of_seeds, seeds - 1), (max(of_images - rest, 0), images - 1)]
         return sum(stats.t.isf(level / 2, freedom) ** 2 * part / cells for part, freedom in variances) ** 0.5
 
-    assert (low, high) == pytest.approx((mean - half(0.05), mean + half(0.05)), abs=1e-9)
+    assert (low, high) == pytest.approx((mean - half(0.05), mean + half(0.05)), abs=1e-7)
     if abs(mean) > 1e-9 and p > 1e-6:
         assert half(p) == pytest.approx(abs(mean), rel=1e-4)  # p is the level at which the interval ends at 0
     assert (p <= 0.05) == (low > 0 or high < 0) or abs(p - 0.05) < 1e-6
