@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
 from sppcls.terminal import say
+from sppcls.training.folder import fresh_folder
 from sppcls.training.signals import Interrupted
 from sppcls.training.sweep import Job, Sweep, run_job
 from sppcls.training.world import joined_rank, leave
@@ -167,7 +168,11 @@ def _single(job: _Composed) -> int:
     if job.values["sweep"]["dry_run"]:
         raise ConfigError("sweep.dry_run=true lists the jobs of a sweep; add -m or an experiment that is one")
     again = job.values.get("resume") is not None
+    if job.values["resume"] == "auto" and job.values["run_dir"] is None:
+        raise ConfigError("resume=auto resumes the run in run_dir, where there is one; add run_dir=DIR")
     spec = _resumed(job.values, job.overrides) if again else _parsed(job.values)
+    if not (again or spec.plan_only or job.values["run_dir"] or joined_rank()):
+        spec = spec.model_copy(update={"run_dir": fresh_folder()})
     from sppcls.training.run import run
 
     return run(spec)
@@ -177,6 +182,8 @@ def _parsed(values: dict[str, Any]) -> Spec:
     """Return the spec of a job, with the values of its variant in their places."""
     from omegaconf import OmegaConf
 
+    if values["run_dir"] is None:
+        values = {key: value for key, value in values.items() if key != "run_dir"}
     spec = parse(values)
     name, variants = spec.sweep.variant, spec.sweep.variants
     if name is None:

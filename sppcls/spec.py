@@ -190,6 +190,7 @@ class Spec(_Values):
     seed: Seed = 0
     run_dir: Annotated[PathText, Field(min_length=1)] = "runs/run"
     sweep_dir: PathText | None = None
+    resume_data: Literal["same", "changed"] = "same"
     resume: Annotated[PathText, Field(min_length=1)] | None = None
     plan_only: bool = False
 
@@ -205,7 +206,7 @@ class Spec(_Values):
     @property
     def digest(self) -> str:
         """What a run is known by: a hash of the values that decide its result, not of its place or its machine."""
-        beside = {"run_dir", "sweep_dir", "sweep", "logger", "resume", "plan_only"}
+        beside = {"run_dir", "sweep_dir", "sweep", "logger", "resume", "resume_data", "plan_only"}
         how = {"data": {"num_workers", "cache"}, "trainer": {"checkpoint_every_steps", "checkpoint_every_minutes"}}
         left_out = dict.fromkeys(beside, True) | how
         values = self.model_dump(mode="json", exclude=left_out)

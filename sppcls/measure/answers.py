@@ -1,17 +1,15 @@
 """What a network answered, image by image, at each test scale; a few bytes an image, kept in a run's folder."""
 
 import hashlib
-import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.atomic import read_bytes, write_bytes
+from sppcls.atomic import read_arrays, write_arrays
 from sppcls.errors import SppclsError
 
 if TYPE_CHECKING:
@@ -90,9 +88,7 @@ class Answers:
 
     def save(self, folder: Path) -> Path:
         """Write ``answers.npz`` into ``folder``."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **vars(self))
-        return write_bytes(folder / FILE, buffer.getvalue())
+        return write_arrays(folder / FILE, **vars(self))
 
 
 def load_answers(folder: Path) -> Answers | None:
@@ -105,12 +101,7 @@ def load_answers(folder: Path) -> Answers | None:
     if not path.is_file():
         return None
     try:
-        content = read_bytes(path, 1 << 30)
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > (256 << 20) + 16 * len(content):
-                raise ValueError("a few bytes that stand for any number")
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:  # np.load leaves a torn one open
-            values: dict[str, Any] = {name: file[name] for name in file.files}
+        values = read_arrays(path)
         return Answers(**values | {"images": str(values["images"])})
-    except Exception as error:  # a damaged archive fails in whichever class its damage meets first
-        raise SppclsError(f"{path} is damaged ({type(error).__name__}); train or evaluate again") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise SppclsError(f"{path} is damaged ({error}); train or evaluate again") from None

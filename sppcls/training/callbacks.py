@@ -46,7 +46,7 @@ class Curves(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
         """Count the images that the network saw, and show scale and rate on the progress bar."""
-        if (batch_idx % 50 == 0 or trainer.is_last_batch) and isinstance(pl_module, LitSppClassifier):
+        if (batch_idx % 50 == 0 or trainer.is_last_batch) and isinstance(pl_module, LitSppClassifier) and outputs:
             pl_module.refuse_divergence(outputs["loss"])
         self._images += len(batch["targets"]) * trainer.world_size
         self._scale = batch["scale"]

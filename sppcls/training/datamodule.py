@@ -12,11 +12,13 @@ import torch
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache, Shapes, open_caches, own_tensors
 from sppcls.data.cache_files import cache_dir
+from sppcls.data.identity import Identity
 from sppcls.data.loader import BatchDataset, PlannedLoader
 from sppcls.data.plan import Batch, EpochPlan, Fit, plan_evaluation, plan_rest
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Source
 from sppcls.data.sources import load_splits
+from sppcls.errors import DataError
 
 
 class MultiScaleDataModule(pl.LightningDataModule):
@@ -70,6 +72,22 @@ class MultiScaleDataModule(pl.LightningDataModule):
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.loaders: dict[str, PlannedLoader] = {}
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Which images these are."""
+        return Identity.of(self.train, self.val)
+
+    def setup(self, stage: str) -> None:
+        """Compare the ranks' images; raises ``DataError`` on every rank where they differ."""
+        if self._world() == 1:
+            return
+        found: list[tuple[str, tuple[int, ...]]] = [("", ())] * self._world()
+        torch.distributed.all_gather_object(found, (self.identity.digest, self.identity.counts))
+        others = [rank for rank, (digest, _) in enumerate(found) if digest != found[0][0]]
+        if others:
+            counts = f"rank 0 has {found[0][1]} training and validation images, rank {others[0]} {found[others[0]][1]}"
+            raise DataError(f"rank {others[0]} sees other files than rank 0 ({counts}); give all the same data.root")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -177,4 +195,6 @@ def _schedule_of(scales: tuple[int, ...], seed: int) -> Schedule:
 
 def _every_epoch(batches: tuple[Batch, ...], world: int, *epoch: object) -> EpochPlan:
     del epoch
-    return EpochPlan(batches, world, 0)
+    # A rank without a batch would leave the others waiting. One that repeats another's answers changes nothing.
+    shared = (batches * world)[:world] if len(batches) < world else batches
+    return EpochPlan(shared, world, 0)

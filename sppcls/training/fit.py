@@ -53,6 +53,8 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
     show(plan_table(spec, data))
     if data.caches:  # their room is taken here, before the first epoch
         show(data.cache_line)
+    if trainer.is_global_zero:
+        data.identity.save(folder)
     resumed = checkpoint_path(spec.resume) if spec.resume else None
     with _named(resumed):
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)

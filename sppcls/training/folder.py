@@ -1,5 +1,6 @@
 """The run folder: who holds it, what state it is in, and its log."""
 
+import itertools
 import logging
 import os
 import platform
@@ -23,7 +24,8 @@ from sppcls.terminal import log
 # What a run, its report and its evaluations write: nothing else is ever removed.
 FILES = (
     "config.yaml", "status.json", "summary.json", "summary.csv", "summary.md", "metrics.csv", "gap.csv", "answers.npz",
-    "mistakes.json", "skipped.txt", "train.log", "report.html", "evaluation.json", "evaluation.csv", "evaluation.svg",
+    "mistakes.json", "images.npz", "skipped.txt", "train.log", "report.html", "evaluation.json", "evaluation.csv",
+    "evaluation.svg",
 )  # fmt: skip
 _open_locks: set[IO[str]] = set()
 if hasattr(os, "register_at_fork"):
@@ -49,6 +51,12 @@ class RunFolder:
             self._lock()
         except OSError as error:
             raise ConfigError(f"run_dir={path} cannot be written: {error.strerror}") from None
+        try:
+            if not (resume or anew):
+                self._refuse_what_is_there()  # again: another run may have come and gone meanwhile
+        except ConfigError:
+            self.close()
+            raise
         clear_leftovers(self.path, FILES)
         clear_leftovers(self.path / "checkpoints", CHECKPOINTS)
         if anew and not resume:
@@ -134,6 +142,21 @@ def logging_to(folder: Path) -> Iterator[None]:
             log.removeHandler(handler)
         to_file.close()
         log.level, log.propagate = before
+
+
+def fresh_folder() -> str:
+    """Make and return a run folder under runs/ that no other run has, named after the time."""
+    name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    for number in itertools.count(1):
+        folder = Path(name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from None
+        return str(folder)
+    raise AssertionError("counting does not end")
 
 
 def is_held(path: Path) -> bool:

@@ -11,8 +11,9 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sppcls.checkpoint import KEY, describe, signature_of
+from sppcls.data.identity import class_difference
 from sppcls.data.loader import IGNORED, ImageBatch
-from sppcls.errors import SppclsError
+from sppcls.errors import DataError, SppclsError
 from sppcls.measure.answers import Answers
 from sppcls.measure.result import rows_of
 from sppcls.measure.scales import full_view
@@ -75,12 +76,14 @@ class LitSppClassifier(pl.LightningModule):
         self.train_loss.reset()
         self.train_accuracy.reset()
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor | None:
         """Return the loss of one batch; images that could not be read have no part in it.
 
         Of a ``PlannedLoader`` every image of an epoch has the same weight; of other loaders it is the batch's mean.
         """
         images, targets = _readable(batch)
+        if not len(targets):
+            return self._no_part(batch["images"])
         logits, losses = self.loss(images, targets)
         self.train_accuracy.update(logits.detach(), targets)
         self.train_loss.update(losses.detach())
@@ -89,6 +92,16 @@ class LitSppClassifier(pl.LightningModule):
             self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=1)
         weight: float = batch.get("weight", 1 / max(len(targets), 1))
         return weight * losses.sum()
+
+    def _no_part(self, images: torch.Tensor) -> torch.Tensor | None:
+        """Skip the step, or where other ranks wait for this one's gradients give zeros, and no statistics."""
+        if self.trainer.world_size == 1:
+            return None
+        self.network.eval()
+        try:
+            return 0 * self.forward(images[:1]).sum()
+        finally:
+            self.network.train()
 
     def loss(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [N, K] and losses [N] of uint8 images and class targets, mixed where mixup or cutmix is on."""
@@ -166,6 +179,8 @@ class LitSppClassifier(pl.LightningModule):
             torch.distributed.all_gather_object(states, self._rank_state())
         checkpoint["ranks"] = states
         checkpoint["threads"] = torch.get_num_threads()
+        if isinstance(data := getattr(self.trainer, "datamodule", None), MultiScaleDataModule):
+            checkpoint["data"] = data.identity.digest
 
     def _rank_state(self) -> dict[str, Any]:
         """Return what differs from rank to rank: random numbers, and the training metrics of the epoch so far."""
@@ -188,6 +203,8 @@ class LitSppClassifier(pl.LightningModule):
         ranks = checkpoint.get("ranks", [])
         if not ranks:
             return
+        if differ := class_difference(self.network.classes, tuple(checkpoint[KEY]["signature"]["classes"])):
+            raise DataError(f"the classes are not those of the checkpoint ({differ}); its outputs would be mislabelled")
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, MultiScaleDataModule):
             said = replan(checkpoint, data)
@@ -199,7 +216,7 @@ class LitSppClassifier(pl.LightningModule):
         set_random_state(state["rng"])
         if len(ranks) == self.trainer.world_size:
             for name, metric in self._epoch_metrics():
-                for key, value in state["metrics"][name].items():
+                for key, value in state["metrics"].get(name, {}).items():
                     setattr(metric, key, value.to(metric.device))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sppcls.checkpoint import KEY, checkpoint_path, read_checkpoint
-from sppcls.errors import ConfigError, SppclsError
+from sppcls.errors import ConfigError, DataError, SppclsError
 from sppcls.generations import LAST, PREVIOUS
 from sppcls.spec import Spec, parse
 from sppcls.training.folder import read_config
@@ -27,7 +27,7 @@ def has_checkpoint(run: Path) -> bool:
 
 def resumed_spec(run: str, given: Mapping[str, Any]) -> Spec:
     """Return the spec of the run in a folder, with values given for dotted keys or whole groups in place of its own."""
-    values: dict[str, Any] = read_config(run).model_dump(mode="json")
+    values: dict[str, Any] = read_config(run).model_dump(mode="json") | {"resume_data": "same"}
     asked = given.get("run_dir")
     if asked and Path(asked).absolute() != Path(run).absolute():
         raise ConfigError(f"run_dir={asked} may not change on resume: the run is in {run}")
@@ -45,6 +45,7 @@ def going_on(spec: Spec) -> str:
 
     Raises:
         ConfigError: A value that decides the result is another than the checkpoint was trained by.
+        DataError: The images are others, and ``resume_data`` is not ``changed``; or the classes are.
         SppclsError: The checkpoint is damaged or no run's.
     """
     file = checkpoint_path(str(spec.resume))
@@ -62,11 +63,34 @@ def going_on(spec: Spec) -> str:
         if key not in _MAY_CHANGE:
             got = f"it is {before.get(key)} in {file.name}, {now[key]} now"
             raise ConfigError(f"{key} may not change on resume ({got}); allowed: {', '.join(_MAY_CHANGE)}, logger")
+    images = _changed_images(spec, checkpoint, file)
     listed = [f"{key} {before[key]} -> {now[key]}" for key in changed]
     threads, threads_now = checkpoint.get("threads"), threads_of_each(local_ranks(spec))
     if threads not in (None, threads_now):
         listed.append(f"threads {threads} -> {threads_now} (sums are rounded differently, so the bits will differ)")
+    if images:
+        listed.append(f"images ({images})")
     return f"{where}; " + (f"changed: {', '.join(listed)}" if listed else "nothing is changed")
+
+
+def _changed_images(spec: Spec, checkpoint: Mapping[str, Any], file: Path) -> str:
+    """Return how the images differ from those that a checkpoint was trained on, or nothing."""
+    from sppcls.build import build_splits
+    from sppcls.data.identity import Identity, class_difference
+
+    splits = build_splits(spec.data)
+    if differ := class_difference(splits.train.classes, tuple(checkpoint[KEY]["signature"]["classes"])):
+        raise DataError(f"the classes are not those of {file} ({differ}): its outputs would be mislabelled; start anew")
+    now, before = Identity.of(splits.train, splits.val), checkpoint.get("data")
+    if before is None:
+        return "the checkpoint does not say which it was trained on"
+    if before == now.digest:
+        return ""
+    kept = Identity.read(file.parent.parent, now.classes)
+    said = now.difference(kept) if kept and kept.digest == before else "it is not known which"
+    if spec.resume_data != "changed":
+        raise DataError(f"the images are not those of {file}: {said}; resume_data=changed resumes all the same")
+    return said
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

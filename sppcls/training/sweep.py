@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sppcls.atomic import write_json
+from sppcls.atomic import locked, write_json
 from sppcls.checkpoint import read_checkpoint
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.report.runs import MANIFEST, Run, chosen_baseline, is_run, read_json, read_manifest, read_run, variants
@@ -66,14 +66,19 @@ class Sweep:
     def start(self) -> None:
         """Write sweep.json: this command's jobs, beside those that the folder has from earlier ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        before = _manifest(self.folder)
-        entries = {
-            name: {"digest": job.spec.digest, "overrides": list(job.overrides)} for name, job in self.jobs.items()
-        }
         baseline = next(iter(self.jobs.values())).spec.sweep.baseline
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        values = {"command": command, "baseline": baseline or before.get("baseline")}
-        write_json(self.folder / MANIFEST, values | {"jobs": before.get("jobs", {}) | entries})
+        with locked(self.folder / ".lock"):  # another sweep may be adding its jobs
+            before = _manifest(self.folder)
+            known = {entry.get("digest"): name for name, entry in before.get("jobs", {}).items()}
+            jobs = {known.get(job.spec.digest, name): job for name, job in self.jobs.items()}
+            entries = {
+                name: {"digest": job.spec.digest, "overrides": list(job.overrides)} for name, job in jobs.items()
+            }
+            values = {"command": command, "baseline": baseline or before.get("baseline")}
+            write_json(self.folder / MANIFEST, values | {"jobs": before.get("jobs", {}) | entries})
+        self.jobs.clear()
+        self.jobs.update(jobs)
         done = sum(state_of(self.folder / name) == "finished" for name in self.jobs)
         show(f"sweep in {self.folder}, jobs: {len(self.jobs)}" + (f", {done} of them done already" if done else ""))
 

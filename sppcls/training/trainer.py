@@ -117,6 +117,7 @@ def quiet_lightning() -> None:
     """Keep Lightning's advice off the terminal: the plan and the run folder settle what it is about."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*training_step. returned .None.*")  # a batch without a readable image
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.15
     # Advice on workers, logging intervals and checkpoint folders, which the plan and the run folder settle on purpose.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)

@@ -1,0 +1,90 @@
+"""Which images a data set holds, as a few bytes an image: to notice that another time or another rank has others."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sppcls.atomic import read_arrays, write_arrays
+from sppcls.data.source import Source
+
+FILE = "images.npz"
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Names, sizes and classes of the images of a run; where their folder lies plays no part.
+
+    Attributes:
+        classes: The class names, in the order of the targets.
+        names: A hash of each image's part (train or val) and name.
+        images: A hash of each image's part, name, class and (H, W), in the same order.
+        counts: Images of each part.
+    """
+
+    classes: tuple[str, ...]
+    names: Hashes
+    images: Hashes
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, *parts: Source | None) -> "Identity":
+        """Return the identity of training and validation images."""
+        there = [part for part in parts if part is not None]
+        hashes = [pair for number, part in enumerate(there) for pair in _hashes(number, part)]
+        names, images = np.array(hashes, np.uint64).reshape(-1, 2).T
+        return cls(there[0].classes, names, images, tuple(len(part.targets) for part in there))
+
+    def save(self, folder: Path) -> None:
+        """Write ``images.npz`` into ``folder``."""
+        write_arrays(folder / FILE, names=self.names, images=self.images, counts=np.array(self.counts))
+
+    @classmethod
+    def read(cls, folder: Path, classes: tuple[str, ...]) -> "Identity | None":
+        """Return what is kept in a folder, or None where there is nothing that can be read."""
+        try:
+            found = read_arrays(folder / FILE)
+            return cls(classes, found["names"], found["images"], tuple(found["counts"].tolist()))
+        except (KeyError, ValueError):
+            return None
+
+    @property
+    def digest(self) -> str:
+        """What two identities are compared by: the same images, in the same order, of the same classes."""
+        found = hashlib.sha256("\0".join(self.classes).encode(errors="surrogateescape"))
+        found.update(self.images.tobytes())
+        return found.hexdigest()[:16]
+
+    def difference(self, before: "Identity") -> str:
+        """Return in words what has changed since ``before``, image by image."""
+        added, removed = (
+            int((~np.isin(some.names, other.names)).sum()) for some, other in ((self, before), (before, self))
+        )
+        changed = int((~np.isin(self.images, before.images)).sum()) - added
+        found = {"removed": removed, "added": added, "of another class or size": changed}
+        return ", ".join(f"{count} {what}" for what, count in found.items() if count) or "in another order"
+
+
+def class_difference(now: tuple[str, ...], before: tuple[str, ...]) -> str:
+    """Return in words how two lists of classes differ, or nothing where they are equal."""
+    gone, new = ([name for name in one if name not in other] for one, other in ((before, now), (now, before)))
+    found = {"removed": gone, "added": new}
+    listed = [f"{what} {', '.join(map(repr, names[:5]))}" for what, names in found.items() if names]
+    return "; ".join(listed) if listed else "in another order" if now != before else ""
+
+
+def _hashes(part: int, source: Source) -> Iterator[tuple[int, int]]:
+    # Of sorted names, the first and the last have in common what all have.
+    common = len(os.path.commonpath([Path(min(source.names)).parent, Path(max(source.names)).parent]))
+    for name, target, (height, width) in zip(source.names, source.targets, source.sizes.tolist(), strict=True):
+        within = f"{part}\0{name[common:]}"
+        yield _hash(within), _hash(f"{within}\0{source.classes[target]}\0{height}\0{width}")
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest())
