@@ -212,8 +212,15 @@ def _data(verb: _Parser) -> None:
 
 def _cache(verb: _Parser) -> None:
     add = verb.add_argument
-    add("--clear", action="store_true", help="remove them, but for those that a process uses")
-    add("--older-than", type=_at_least(0), default=0, dest="days", metavar="DAYS", help="those not used for so long")
+    add("--clear", action="store_true", help="remove the files that no process uses")
+    add(
+        "--older-than",
+        type=_at_least(0),
+        default=0,
+        dest="days",
+        metavar="DAYS",
+        help="only files that were not used for so long",
+    )
 
 
 def _bench(verb: _Parser) -> None:
@@ -235,6 +242,6 @@ _VERBS: dict[str, tuple[str, str, Callable[[_Parser], None]]] = {
     "report": ("report.report:report", "tables, plots and one offline page of a run or a sweep", _report),
     "probe": ("report.probe:run_probe", "a linear SVM on features of a frozen network: the paper's protocol", _probe),
     "data": ("report.data_page:run_data", "what is in a data set, and what is broken in it", _data),
-    "cache": ("data.cache_files:run_cache", "what is cached, and how to be rid of it", _cache),
+    "cache": ("data.cache_files:run_cache", "list or remove cached pixels, image sizes and features", _cache),
     "bench": ("bench:run_bench", "our numbers against the obvious way, in one process", _bench),
 }
