@@ -50,7 +50,7 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"run_dir={path} cannot be written: {error.strerror}") from None
         clear_leftovers(self.path, FILES)
-        clear_leftovers(self.path / "checkpoints", CHECKPOINTS)
+        clear_leftovers(self.path / "checkpoints")
         if anew and not resume:
             self._clear()
         self._started = time.time()
