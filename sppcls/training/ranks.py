@@ -16,9 +16,10 @@ from pathlib import Path
 from sppcls.atomic import write_json
 from sppcls.errors import SppclsError
 from sppcls.spec import Spec
+from sppcls.terminal import log
 from sppcls.training.failure import one_line
 from sppcls.training.fit import fit
-from sppcls.training.folder import RunFolder, log, logging_to, read_config
+from sppcls.training.folder import RunFolder, logging_to, read_config
 from sppcls.training.signals import STATUSES, Interrupted, Signals
 from sppcls.training.world import leave
 
