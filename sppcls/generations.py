@@ -111,7 +111,7 @@ def last_whole(folder: Path) -> Path | None:
     return None
 
 
-def clear_leftovers(folder: Path, names: Collection[str]) -> None:
+def clear_leftovers(folder: Path, names: Collection[str] = CHECKPOINTS) -> None:
     """Take away what killed writers of the files of these names have left half-written in a folder."""
     for path in folder.glob(".*.*"):
         name, _, number = path.name[1:].rpartition(".")

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 # 2 GB and 20 s.
 SHORT = 2**18
 _PARTS = 100_000
-_SECONDS = 3.0  # of this thread's own time
+_SECONDS = 2.0  # of this thread's own time
 
 
 def open_header(path: Path, size: int) -> BinaryIO:

@@ -38,7 +38,7 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Any]
     runs = read_runs(folder)
     by_variant = variants(runs)
     manifest = read_manifest(folder)
-    named = baselines or [name for name in [manifest.get("baseline")] if name]
+    named = baselines or [str(name) for name in [manifest.get("baseline")] if name]
     baseline, instead = chosen_baseline(by_variant, named), ""
     missing = [name for name in manifest.get("jobs") or {} if not is_run(folder / name)]
     # What depends on a run's settings alone, so that a sweep in two parts has the same file.

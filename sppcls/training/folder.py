@@ -58,7 +58,7 @@ class RunFolder:
             self.close()
             raise
         clear_leftovers(self.path, FILES)
-        clear_leftovers(self.path / "checkpoints", CHECKPOINTS)
+        clear_leftovers(self.path / "checkpoints")
         if anew and not resume:
             self._clear()
         self._started = time.time()
