@@ -35,7 +35,7 @@ def values(folder, workers):
         "schedule": {"scales": [24, 32]},
         "optim": {"ema": 0.9},
         "trainer": {"max_epochs": 3, "accelerator": "cpu", "deterministic": True, "checkpoint_every_steps": 2},
-        "metrics": {"gap_images": 12, "test_scales": [32]},
+        "metrics": {"gap_images": 12, "gap_every": 1, "test_scales": [32]},
         "run_dir": str(folder),
     }
 

@@ -31,7 +31,8 @@ TRAIN = Path(__file__).parent.parent / "train.py"
 SMALL = (
     "data.train_size=44", "data.val_size=27", "data.batch_size=8", "data.num_workers=0", "data.cache=none",
     "model.width=0.125", "model.levels=[2,1]", "schedule.scales=[24,32]", "trainer.max_epochs=2",
-    "trainer.accelerator=cpu", "metrics.gap_images=12", "metrics.test_scales=[24,32]",
+    "trainer.accelerator=cpu", "metrics.gap_images=12", "metrics.gap_every=1",
+    "metrics.test_scales=[24,32]",
 )  # fmt: skip
 WORLD = st.integers(1, 3)
 SIZES = st.lists(st.tuples(st.integers(20, 60), st.integers(20, 60)), min_size=4, max_size=150)

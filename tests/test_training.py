@@ -1,25 +1,38 @@
 """Training under Lightning: the network sees the plan, epoch by epoch, also after a resume."""
 
 import csv
+import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pytorch_lightning.callbacks import WeightAveraging
+from torch.optim.swa_utils import AveragedModel
 
 from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_model
+from sppcls.build import build_schedule
+from sppcls.checkpoint import load
+from sppcls.cli import main
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
+from sppcls.deploy.card import model_card
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.backbones import build_trunk
 from sppcls.spec import OptimSpec, parse
+from sppcls.training import overfitting
 from sppcls.training.callbacks import LargestShapeFirst
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
 from sppcls.training.folder import read_config
 from sppcls.training.optim import parameter_groups
+from sppcls.training.resume import going_on
 from sppcls.training.run import run
-from sppcls.training.trainer import quiet_lightning
+from sppcls.training.trainer import build_trainer, quiet_lightning
+from sppcls.training.world import threads_of_each
 
 SCALES = (24, 32)
 
@@ -97,25 +110,47 @@ class Stop(pl.Callback):
             raise RuntimeError("killed")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_weights(tmp_path, workers):
+def averaging(tmp_path, ema):
+    """Return the callback that a run with ``optim.ema`` has, in a list, or none."""
+    callbacks = build_trainer(spec(tmp_path, optim={"ema": ema}), tmp_path).callbacks
+    return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+
+
+@pytest.mark.parametrize(("workers", "ema"), [(0, 0.0), (2, 0.0), (0, 0.999)])
+def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_weights(tmp_path, workers, ema):
     options = {"lr": 1e-2, "clip_norm": 1.0}
     whole = LitSppClassifier(network(), **options)
     unbroken = Recorder()
-    trainer(tmp_path / "whole", 3, [unbroken]).fit(whole, datamodule(workers))
+    trainer(tmp_path / "whole", 3, [unbroken, *averaging(tmp_path, ema)]).fit(whole, datamodule(workers))
     steps = datamodule().plan(0).steps
     broken = LitSppClassifier(network(), **options)
     # Killed before the save of its last step: that step is done again.
-    stopping = trainer(tmp_path / "broken", 3, [Stop(steps + 4)], every_steps=1)
+    stopping = trainer(tmp_path / "broken", 3, [*averaging(tmp_path, ema), Stop(steps + 4)], every_steps=1)
     with pytest.raises(RuntimeError, match="killed"):
         stopping.fit(broken, datamodule(workers))
     rest = Recorder()
     finished = LitSppClassifier(network(), **options)
-    going_on = trainer(tmp_path / "broken", 3, [rest])
+    going_on = trainer(tmp_path / "broken", 3, [rest, *averaging(tmp_path, ema)])
     going_on.fit(finished, datamodule(workers), ckpt_path=tmp_path / "broken" / "last.ckpt")
     assert rest.seen == unbroken.seen[steps + 3 :]
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(tensor, finished.network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999, 0.9999])
+def test_averaged_weights_forget_the_first_ones(tmp_path, decay):
+    (callback,) = averaging(tmp_path, decay)
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    torch.nn.init.ones_(model.weight)
+    average = AveragedModel(model, use_buffers=True, **callback._kwargs)
+    average.update_parameters(model)
+    torch.nn.init.zeros_(model.weight)
+    left = 1.0
+    for step in range(1, 931):
+        average.update_parameters(model)
+        left *= min(decay, (1 + step) / (10 + step))
+        assert average.module.weight.item() == pytest.approx(left, rel=1e-4)
+    assert left < 1e-12
 
 
 def spec(tmp_path, **more):
@@ -351,8 +386,93 @@ def test_the_gaps_curves_change_nothing_and_end_at_what_is_measured_afterwards(t
     assert summary["train_megapixels"] == pytest.approx(sum(epochs), abs=0.002)
 
 
+@given(st.floats(1, 1e9), st.floats(1, 1e5), st.integers(1, 40), st.integers(1, 700))
+def test_the_gaps_curves_have_fewer_images_before_they_have_fewer_points(trained, image, validations, most):
+    images, points = overfitting.affordable(trained, image, validations, most)
+    budget = 0.1 * trained / image
+    choices = [(min(int(budget / count), most), count) for count in range(validations, 0, -1)]
+    enough = [choice for choice in choices if choice[0] >= min(most, 50)]
+    assert (images, points) == (enough[0] if enough else (max(choices[-1][0], 1), 1))
+    assert images * points <= budget or (images, points) == (1, 1)
+
+
+def trained_pixels(spec):
+    """Return what the images of a run's epochs are as squares of their scales, each epoch asked for its steps."""
+    images, steps = spec.data.train_size, -(-spec.data.train_size // spec.data.batch_size)
+    drawn = [build_schedule(spec).scales_of(epoch, steps) for epoch in range(spec.trainer.max_epochs)]
+    return sum(images * sum(scale**2 for scale in scales) / len(scales) for scales in drawn)
+
+
+def test_the_gaps_curves_see_a_tenth_of_the_pixels_by_default(tmp_path, monkeypatch):
+    real, seen = overfitting.evaluate_scales, []
+
+    def counted(network, source, scales, **how):
+        seen.append(len(source.targets) * scales[0] ** 2)
+        return real(network, source, scales, **how)
+
+    monkeypatch.setattr(overfitting, "evaluate_scales", counted)
+    asked = spec(tmp_path, data={"train_size": 120, "batch_size": 40}, metrics={"gap_images": 600})
+    assert run(asked) == 0
+    assert 0.05 < sum(seen) / trained_pixels(asked) <= 0.1
+    assert {row["epoch"] for row in gap_rows(tmp_path / "run")} == {1}
+    assert "after 1 of 2 validations" in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("schedule", [{}, {"kind": "random", "every": "batch"}, {"kind": "single", "scales": [32]}])
+@pytest.mark.parametrize(("check", "gap_scales"), [(1, None), (2, [48]), (1, [24, 96])])
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_gaps_curves_follow_from_counts_alone(tmp_path, schedule, check, gap_scales, world):
+    asked = spec(
+        tmp_path,
+        data={"train_size": 2000, "batch_size": 40},
+        schedule=schedule,
+        trainer={"max_epochs": 9},
+        metrics={"gap_images": 600, "gap_scales": gap_scales},
+    )
+    (curves,) = (c for c in build_trainer(asked, tmp_path).callbacks if isinstance(c, overfitting.GapCurves))
+    data = MultiScaleDataModule(ShapesSource("train", 2000), ShapesSource("val", 12), schedule=build_schedule(asked))
+    of_rank = {"check_val_every_n_epoch": check, "max_epochs": 9, "num_training_batches": 50, "world_size": world}
+    curves.on_train_start(SimpleNamespace(datamodule=data, is_global_zero=False, **of_rank), None)
+    image = sum(scale**2 * (1 if scale == data.last_scale else 2) for scale in asked.gap_scales)
+    assert 0.08 < image * curves.images * len(curves._epochs) * world / trained_pixels(asked) <= 0.1
+    last = 9 // check * check
+    assert last in curves._epochs <= set(range(check, last + 1, check))
+    apart = [b - a for a, b in itertools.pairwise([0, *sorted(curves._epochs)])]
+    assert max(apart) - min(apart) <= check
+
+
 @pytest.mark.parametrize(("every", "check", "measured"), [(2, 1, [1, 3]), (3, 2, [3]), (1, 2, [1, 3])])
 def test_the_gap_is_measured_at_validations_as_often_as_asked(tmp_path, every, check, measured):
     more = {"metrics": {"test_scales": [24], "gap_images": 12, "gap_every": every}}
     assert run(spec(tmp_path, trainer={"max_epochs": 4, "check_val_every": check, "accelerator": "cpu"}, **more)) == 0
     assert sorted({row["epoch"] for row in gap_rows(tmp_path / "run")}) == measured
+
+
+def test_a_resume_with_another_number_of_threads_says_so(tmp_path, monkeypatch):
+    assert run(spec(tmp_path)) == 0
+    again, longer = (spec(tmp_path, resume=str(tmp_path / "run"), trainer={"max_epochs": epochs}) for epochs in (2, 3))
+    assert going_on(again).endswith("nothing is changed")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert "; changed: threads 1 -> 7" in going_on(again)
+    assert "; changed: trainer.max_epochs 2 -> 3, threads 1 -> 7" in going_on(longer)
+
+
+def test_ranks_share_the_cores_unless_the_environment_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    assert [threads_of_each(ranks) for ranks in (1, 4, 24)] == [torch.get_num_threads(), 3, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads_of_each(4) == torch.get_num_threads()
+
+
+def test_label_smoothing_stands_beside_the_calibration_error(tmp_path, capsys):
+    assert run(spec(tmp_path, optim={"label_smoothing": 0.05}, trainer={"max_epochs": 1})) == 0
+    folder = tmp_path / "run"
+    said = {"run": capsys.readouterr().out}
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(folder), "--scales", "24"])
+    said["evaluate"] = capsys.readouterr().out
+    said |= {name: (folder / name).read_text() for name in ("report.html", "summary.md")}
+    said["card"] = model_card(load(folder), folder, {})
+    for where, text in said.items():
+        assert "ECE (label smoothing 0.05)" in text, where
