@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppcls.data.plan import aspect_buckets, bucket_size, cut_into_steps, padding_share, plan_epoch, plan_evaluation
+from sppcls.data.cut import cut_into_steps
+from sppcls.data.plan import aspect_buckets, bucket_size, padding_share, plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 
 sides = st.integers(1, 3000)

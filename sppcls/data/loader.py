@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache
+from sppcls.data.cut import Fit
 from sppcls.data.geometry import Size, fitted_size, same_aspect
 from sppcls.data.images import fit_image
-from sppcls.data.plan import Batch, EpochPlan, Fit
+from sppcls.data.plan import Batch, EpochPlan
 from sppcls.data.source import Source
 from sppcls.errors import DataError
 
@@ -101,6 +102,15 @@ def begin_worker(leader: int, _worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class _Share:
+    """The batches to hand out, as a sampler: read anew whenever an epoch starts, one by one."""
+
+    batches: Sequence[Batch] = ()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
 class PlannedLoader:
     """Iterates over a rank's batches of an epoch; each new iteration is the next epoch, at that epoch's scale.
 
@@ -131,14 +141,14 @@ class PlannedLoader:
         self.done: tuple[tuple[int, int], ...] = ()
         self.skipped = {} if skipped is None else skipped
         self._on_error = on_error
-        self.world = plan(0).world
-        self._length = len(plan(0).of_rank(rank))
-        self._batches: list[Batch] = []
+        first = plan(0)
+        self.world, self._length = first.world, len(first.of_rank(rank))
+        self._share = _Share()
         self._resumed = False
         self._workers = DataLoader(
             dataset,
             batch_size=None,
-            sampler=self._batches,  # read anew whenever an epoch starts
+            sampler=self._share,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -168,7 +178,7 @@ class PlannedLoader:
             self.epoch, self.position, self.done = self.epoch + 1, 0, ()
         self._resumed = False
         plan = self.plan(self.epoch, self.done) if self.done else self.plan(self.epoch)
-        self._batches[:] = plan.of_rank(self.rank)[self.position :]
+        self._share.batches = plan.of_rank(self.rank)[self.position :]
         for batch in self._workers:
             self.position += 1
             for index, reason in batch.pop("broken"):

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sppcls.data.cache import PixelCache
+from sppcls.data.cut import Fit
 from sppcls.data.files import Subset
 from sppcls.data.loader import IGNORED, BatchDataset, ImageBatch, begin_worker
-from sppcls.data.plan import Batch, Fit, plan_evaluation
+from sppcls.data.plan import Batch, plan_evaluation
 from sppcls.data.source import Source
 from sppcls.errors import DataError
 from sppcls.measure.answers import UNREAD, Answers

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from sppcls.atomic import write_json
 from sppcls.data.doctor import scale_costs
-from sppcls.data.plan import padding_share
 from sppcls.measure.mistakes import worst_mistakes
 from sppcls.measure.result import ScaleRow
 from sppcls.measure.scales import evaluate_scales, gap_subset
@@ -31,9 +30,9 @@ def plan_table(spec: Spec, data: MultiScaleDataModule) -> Table:
             f"{first + 1}" if first == last else f"{first + 1}-{last + 1}",
             scales,
             str(len(plan.batches)),
-            str(min(len(b.indices) for b in plan.batches)),
-            str(len({b.size for b in plan.batches})),
-            f"{padding_share(plan.batches, data.train.sizes):.1%}" if spec.data.fit == "keep" else "-",
+            str(plan.smallest),
+            str(plan.shapes),
+            f"{plan.padding(data.train.sizes):.1%}" if spec.data.fit == "keep" else "-",
             f"{plan.pixels / 1e6:.0f}",
         )
     return table
