@@ -137,9 +137,7 @@ def test_a_file_of_the_same_length_and_another_time_is_read_again(tmp_path: Path
     assert scan([path], cache=cache)[1].tolist() == [[8, 4]]
 
 
-@pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b"null", b'{"a": 1}', b'{"a": ["x", 1, 2, 3]}', b'{"a": [1, 2, 3]}', b"\xff\xfe"]
-)
+@pytest.mark.parametrize("damage", [b"", b"{", bytes(39), bytes(40), b"\xff" * 80, b'{"a": [1, 2, 3, 4]}'])
 def test_a_damaged_cache_is_ignored_and_rewritten(tmp_path: Path, damage: bytes) -> None:
     paths = [put_image(tmp_path / "a.png", 5, 6)]
     cache = size_cache(tmp_path)
@@ -148,7 +146,7 @@ def test_a_damaged_cache_is_ignored_and_rewritten(tmp_path: Path, damage: bytes)
     whole = cache.read_bytes()
     cache.write_bytes(damage)
     assert scan(paths, cache=cache)[1].tolist() == [[5, 6]]
-    assert json.loads(cache.read_bytes()) == json.loads(whole)
+    assert cache.read_bytes() == whole
 
 
 def test_an_unwritable_cache_only_means_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

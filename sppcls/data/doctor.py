@@ -101,7 +101,9 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
         raise DataError(f"{shown(root)} is no folder; give the one that holds train/ and val/, or a folder a class")
     tops = part_folders(folder)
     parts = {"all" if top == folder else top.name: class_folders(top) for top in tops}
-    places = {file: (part, name) for part, groups in parts.items() for name, files in groups.items() for file in files}
+    places = {
+        Path(file): (part, name) for part, groups in parts.items() for name, files in groups.items() for file in files
+    }
     loose = [file for top in tops for file in image_files(top) if file.parent == top]
     whole, sizes, broken = _readable(list(places), decode_all)
     if not whole:
