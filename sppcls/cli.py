@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from sppcls.terminal import printable
 
-BENCHES = ("pool", "loader", "train", "views", "regions", "saves")
+BENCHES = ("pool", "loader", "train", "views", "regions", "saves", "plan")
 
 
 def main(arguments: list[str] | None = None) -> None:

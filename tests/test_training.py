@@ -4,22 +4,25 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_model
+from sppcls.data.files import ArraySource
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.backbones import build_trunk
 from sppcls.spec import OptimSpec, parse
-from sppcls.training.callbacks import LargestShapeFirst
+from sppcls.training.callbacks import Curves, LargestShapeFirst
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
 from sppcls.training.folder import read_config
 from sppcls.training.optim import parameter_groups
 from sppcls.training.run import run
-from sppcls.training.trainer import quiet_lightning
+from sppcls.training.summary import plan_table
+from sppcls.training.trainer import plain_trainer, quiet_lightning
 
 SCALES = (24, 32)
 
@@ -356,3 +359,45 @@ def test_the_gap_is_measured_at_validations_as_often_as_asked(tmp_path, every, c
     more = {"metrics": {"test_scales": [24], "gap_images": 12, "gap_every": every}}
     assert run(spec(tmp_path, trainer={"max_epochs": 4, "check_val_every": check, "accelerator": "cpu"}, **more)) == 0
     assert sorted({row["epoch"] for row in gap_rows(tmp_path / "run")}) == measured
+
+
+class Draws:
+    """Counts the generators that draw a number an image, as each shuffling of an epoch does."""
+
+    def __init__(self, monkeypatch, images):
+        self.shuffles, self.images, make = 0, images, np.random.default_rng
+        monkeypatch.setattr(np.random, "default_rng", lambda *seed: Counting(self, make(*seed)))
+
+
+class Counting:
+    def __init__(self, draws, generator):
+        self.draws, self.generator = draws, generator
+
+    def random(self, *size):
+        self.draws.shuffles += size == (self.draws.images,)
+        return self.generator.random(*size)
+
+    def __getattr__(self, name):
+        return getattr(self.generator, name)
+
+
+class AtFirstBatch(pl.Callback):
+    def __init__(self, draws):
+        self.draws, self.before = draws, None
+
+    def on_train_batch_start(self, *_):
+        self.before = self.draws.shuffles if self.before is None else self.before
+
+
+def test_an_epoch_is_shuffled_once_and_two_before_the_first_batch(tmp_path, monkeypatch):
+    draws = Draws(monkeypatch, 25)
+    images = ArraySource(np.zeros((25, 8, 8, 3), np.uint8), [0] * 25, ShapesSource.classes, "grey")
+    data = MultiScaleDataModule(images, images, schedule=(16, 24), batch_size=16)
+    plan_table(parse({"trainer": {"max_epochs": 30}}), data)
+    first = AtFirstBatch(draws)
+    callbacks = [LargestShapeFirst(), Curves(tmp_path / "metrics.csv"), first]
+    plain_trainer(30, "cpu", *callbacks).fit(LitSppClassifier(network()), datamodule=data)
+    megapixels = sum(data.plan(epoch).pixels for epoch in range(30))
+    assert megapixels > 0
+    assert first.before <= 2
+    assert draws.shuffles <= 31
