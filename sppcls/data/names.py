@@ -42,3 +42,6 @@ class Names(Sequence[str]):
         if isinstance(at, slice):
             return self.pick(range(*at.indices(len(self))))
         return self._text[self._starts[at] : self._ends[at]].decode(errors="surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
