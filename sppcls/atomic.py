@@ -32,18 +32,22 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that ``path`` stands for; waits for whoever holds it, and where there are no locks does nothing."""
+    """Hold the lock of a file, which is made if need be, once no other process does; go on without where there is none.
+
+    The file may be replaced meanwhile: who waited for the lock of the old one reads the new one.
+    """
+    handle = None
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)  # a pipe, as a stranger's folder may have, does not block so
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError, ImportError):  # no right to write, or no such lock (Windows)
+            import fcntl
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT)  # a pipe, as a stranger's folder may have, does not block so
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def sync_folder(path: Path) -> None:

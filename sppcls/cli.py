@@ -11,7 +11,7 @@ from typing import NoReturn
 from sppcls.names import path_fault
 from sppcls.terminal import say
 
-BENCHES = ("pool", "loader", "train", "views", "regions", "saves")
+BENCHES = ("pool", "loader", "train", "views", "regions", "saves", "plan")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sppcls.data import doctor
+from sppcls.data.cut import bucket_size, cut_images
 from sppcls.data.doctor import examine, scale_costs
 from sppcls.data.geometry import fitted_size
 from sppcls.data.plan import plan_epoch
@@ -202,18 +203,22 @@ SIZES = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1
 def test_costs_of_keep_are_those_of_its_batches(sizes: list[tuple[int, int]], scale: int, batch_size: int) -> None:
     array = np.array(sizes)
     (cost,) = scale_costs(array, [scale], batch_size=batch_size)
-    batches = plan_epoch(array, Schedule("single", (scale,)), 0, seed=0, batch_size=batch_size).batches
+    cut = cut_images(array, batch_size=batch_size)
+    shapes = [bucket_size(*buckets, scale) for buckets in zip(cut.lowest.tolist(), cut.highest.tolist(), strict=True)]
+    images = iter(cut.members[cut.picks].tolist())  # not shuffled
     used = total = 0
-    for batch in batches:
-        for index in batch.indices:
-            (height, width), (h, w) = batch.size, sizes[index]
+    for count, (height, width) in zip(cut.counts.tolist(), shapes, strict=True):
+        for _ in range(count):
+            h, w = sizes[next(images)]
             factor = min(height / h, width / w)
             used += max(round(h * factor), 1) * max(round(w * factor), 1)
             total += height * width
     assert cost.padding == pytest.approx(1 - used / total, abs=1e-9)
     assert cost.megapixels == total / 1e6
     assert cost.upscaled == pytest.approx(sum(min(size) < scale for size in sizes) / len(sizes))
-    assert cost.shapes == len({batch.size for batch in batches})
+    batches = plan_epoch(array, Schedule("single", (scale,)), 0, seed=0, batch_size=batch_size).batches
+    assert {batch.size for batch in batches} == set(shapes)
+    assert cost.shapes == len(set(shapes))
     assert (cost.lost, cost.distortion) == (0.0, 1.0)
 
 

@@ -1,11 +1,16 @@
 """The epoch plan: what every rank, worker and epoch must agree on."""
 
+import hashlib
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppcls.data.plan import aspect_buckets, bucket_size, cut_into_steps, padding_share, plan_epoch, plan_evaluation
+from sppcls.data import cut as cutting
+from sppcls.data.cut import cut_images, cut_into_steps
+from sppcls.data.plan import aspect_buckets, bucket_size, padding_share, plan_cut, plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 
 sides = st.integers(1, 3000)
@@ -20,6 +25,11 @@ def photographs(count: int, seed: int = 0) -> np.ndarray:
     aspect = np.where(rng.random(count) < 0.6, rng.choice([1, 4 / 3, 3 / 2, 16 / 9], count), rng.uniform(0.6, 2, count))
     width = rng.integers(200, 800, count)
     return np.stack([np.rint(width / aspect), width], 1).astype(np.int64)
+
+
+def padding(batches, sizes) -> float:
+    tensors = np.array([batch.size for batch in batches for _ in batch.indices])
+    return padding_share(tensors, sizes[[index for batch in batches for index in batch.indices]])
 
 
 @given(image_sizes, batch_sizes, worlds, st.integers(0, 5), st.sampled_from(["keep", "crop", "warp"]))
@@ -87,14 +97,15 @@ def test_padding_is_small_on_photographs():
     sizes = photographs(3000)
     for scale in (96, 128, 224):
         plan = plan_epoch(sizes, Schedule("single", (scale,)), 0, seed=0, batch_size=32)
-        assert padding_share(plan.batches, sizes) < 0.03
-        assert padding_share(plan_evaluation(sizes, scale, batch_size=32), sizes) < 0.02
+        assert padding(plan.batches, sizes) < 0.03
+        assert abs(padding(plan.batches, sizes) - plan.padding(sizes)) < 0.001
+        assert padding(plan_evaluation(sizes, scale, batch_size=32), sizes) < 0.02
 
 
 def test_common_aspects_need_no_padding():
     sizes = np.array([[300, 400], [400, 600], [1080, 1920], [500, 500], [600, 400]])
     for scale in (48, 64, 96, 224):
-        assert padding_share(plan_evaluation(sizes, scale, batch_size=1), sizes) < 0.01
+        assert padding(plan_evaluation(sizes, scale, batch_size=1), sizes) < 0.01
 
 
 @given(image_sizes, st.integers(8, 256), st.integers(1, 9))
@@ -143,3 +154,107 @@ def test_schedules():
     assert len({scales[0] for scales in drawn}) > 6
     per_batch = Schedule("random", (180, 224), every="batch", step=4).scales_of(0, 30)
     assert len(set(per_batch)) > 4
+
+
+# --- the cut, made once ----------------------------------------------------------------------------------------------
+
+
+def cost_of(buckets, cuts) -> float:
+    areas = [2 ** ((max(-buckets[a], 0) + max(buckets[b - 1], 0)) / 24) for a, b in itertools.pairwise(cuts)]
+    return sum((b - a) * area + 1 for (a, b), area in zip(itertools.pairwise(cuts), areas, strict=True))
+
+
+def cheapest_cuts_of_all(buckets, half, full):
+    """Try every position: what the cuts of a large set have to be as cheap as."""
+    best, before = [0.0] + [np.inf] * len(buckets), [0] * (len(buckets) + 1)
+    for end in range(half, len(buckets) + 1):
+        for start in range(max(end - full, 0), end - half + 1):
+            area = 2 ** ((max(-buckets[start], 0) + max(buckets[end - 1], 0)) / 24)
+            cost = best[start] + (end - start) * area + 1
+            if cost < best[end]:
+                best[end], before[end] = cost, start
+    cuts = [len(buckets)]
+    while cuts[-1] > 0:
+        cuts.append(before[cuts[-1]])
+    return cuts[::-1]
+
+
+counts_of_buckets = st.dictionaries(st.integers(-48, 48), st.integers(1, 30), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize("try_all", [10**9, 0], ids=["all", "some"])
+@given(counts=counts_of_buckets, batch_size=st.integers(2, 20), world=st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_few_positions_give_cuts_as_cheap_as_all(try_all, counts, batch_size, world):
+    buckets = np.repeat(sorted(counts), [counts[bucket] for bucket in sorted(counts)])
+    half, full = batch_size // 2 * world, batch_size * world
+    if len(buckets) < half or full < len(buckets) < 2 * half:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "_TRY_ALL", try_all)
+        cuts = cutting._cheapest_cuts(buckets, half, full)
+    assert all(half <= part <= full for part in np.diff(cuts))
+    assert cost_of(buckets, cuts) == pytest.approx(cost_of(buckets, cheapest_cuts_of_all(buckets.tolist(), half, full)))
+
+
+def test_a_large_set_is_cut_at_few_positions():
+    sizes = photographs(300_000)
+    buckets = np.sort(aspect_buckets(sizes, 4.0))
+    tried = cutting._positions(buckets, 128 * 64, 256 * 64)
+    assert len(tried) < 15_000
+    assert {0, len(buckets)} <= set(tried.tolist())
+    counts = cut_images(sizes, batch_size=256, world=64).counts
+    assert counts.sum() == len(sizes)
+    assert counts.min() >= 128 * 64
+    assert counts.max() <= 256 * 64
+
+
+@given(image_sizes, batch_sizes, worlds, st.sampled_from(["alternate", "random", "progressive"]), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_what_an_epoch_costs_needs_no_shuffling(sizes, batch_size, world, kind, every_batch):
+    schedule = Schedule(kind, (32, 48), every="batch" if every_batch else "epoch", epochs=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting.Cut, "shuffle", None)
+        plan = plan_epoch(sizes, schedule, 3, seed=1, batch_size=batch_size, world=world)
+        facts = plan.steps, plan.images, plan.pixels, plan.shapes, plan.smallest
+        assert len(plan.batches) == len(plan.of_rank(0)) * world
+    areas = [len(b.indices) * b.size[0] * b.size[1] for b in plan.batches]
+    images, shapes = [len(b.indices) for b in plan.batches], {b.size for b in plan.batches}
+    assert facts == (len(areas) // world, sum(images), sum(areas), len(shapes), min(images))
+    assert plan.largest == plan.batches[areas.index(max(areas))]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world", "fit", "epoch", "digest"),
+    [
+        (32, 1, "keep", 0, "3130e70429d2e6d3"),
+        (15, 1, "keep", 3, "b732ed1569e4142e"),
+        (8, 4, "keep", 1, "1492151050dd07bc"),
+        (256, 8, "keep", 2, "eed2a5029252229b"),
+        (32, 2, "warp", 4, "d5d77465059af4d3"),
+    ],
+)
+def test_plans_are_those_of_earlier_versions(batch_size, world, fit, epoch, digest):
+    schedule = Schedule("random", (64, 96), every="batch", seed=2)
+    plan = plan_epoch(photographs(3000), schedule, epoch, seed=7, batch_size=batch_size, world=world, fit=fit)
+    said = repr([(b.indices, b.size, b.scale, b.epoch) for b in plan.batches])
+    assert hashlib.sha256(said.encode()).hexdigest()[:16] == digest
+
+
+def test_one_cut_serves_every_epoch():
+    sizes, schedule = photographs(500), Schedule("alternate", (32, 48))
+    cut = cut_images(sizes, batch_size=16, world=2)
+    for epoch in range(4):
+        assert plan_cut(cut, schedule, epoch, 5) == plan_epoch(sizes, schedule, epoch, seed=5, batch_size=16, world=2)
+
+
+def test_the_bench_measures_each_case_in_a_process_of_its_own(monkeypatch):
+    from sppcls.bench import plan as bench
+
+    monkeypatch.setattr(bench, "CASES", ((2000, 16, 2), (3000, 8, 4)))
+    monkeypatch.setattr(bench, "FEW", 1000)
+    report = bench.run()
+    assert [row[:3] for row in report.rows] == [("2,000", "16", "2"), ("3,000", "8", "4")]
+    assert all(0 < value < 1000 for row in report.rows for value in row[3:])
+    assert sorted(i for batch in bench.grouped(bench.photographs(700)) for i in batch) == list(range(700))
+    assert report.summary["ratio_to_grouping"] > 0

@@ -6,6 +6,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -18,6 +19,7 @@ from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_m
 from sppcls.build import build_schedule
 from sppcls.checkpoint import load
 from sppcls.cli import main
+from sppcls.data.files import ArraySource
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
 from sppcls.deploy.card import model_card
@@ -25,13 +27,14 @@ from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.backbones import build_trunk
 from sppcls.spec import OptimSpec, parse
 from sppcls.training import overfitting
-from sppcls.training.callbacks import LargestShapeFirst
+from sppcls.training.callbacks import Curves, LargestShapeFirst
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
 from sppcls.training.folder import read_config
 from sppcls.training.optim import parameter_groups
 from sppcls.training.resume import going_on
 from sppcls.training.run import run
-from sppcls.training.trainer import build_trainer, quiet_lightning
+from sppcls.training.summary import plan_table
+from sppcls.training.trainer import build_trainer, plain_trainer, quiet_lightning
 from sppcls.training.world import threads_of_each
 
 SCALES = (24, 32)
@@ -476,3 +479,45 @@ def test_label_smoothing_stands_beside_the_calibration_error(tmp_path, capsys):
     said["card"] = model_card(load(folder), folder, {})
     for where, text in said.items():
         assert "ECE (label smoothing 0.05)" in text, where
+
+
+class Draws:
+    """Counts the generators that draw a number an image, as each shuffling of an epoch does."""
+
+    def __init__(self, monkeypatch, images):
+        self.shuffles, self.images, make = 0, images, np.random.default_rng
+        monkeypatch.setattr(np.random, "default_rng", lambda *seed: Counting(self, make(*seed)))
+
+
+class Counting:
+    def __init__(self, draws, generator):
+        self.draws, self.generator = draws, generator
+
+    def random(self, *size):
+        self.draws.shuffles += size == (self.draws.images,)
+        return self.generator.random(*size)
+
+    def __getattr__(self, name):
+        return getattr(self.generator, name)
+
+
+class AtFirstBatch(pl.Callback):
+    def __init__(self, draws):
+        self.draws, self.before = draws, None
+
+    def on_train_batch_start(self, *_):
+        self.before = self.draws.shuffles if self.before is None else self.before
+
+
+def test_an_epoch_is_shuffled_once_and_two_before_the_first_batch(tmp_path, monkeypatch):
+    draws = Draws(monkeypatch, 25)
+    images = ArraySource(np.zeros((25, 8, 8, 3), np.uint8), [0] * 25, ShapesSource.classes, "grey")
+    data = MultiScaleDataModule(images, images, schedule=(16, 24), batch_size=16)
+    plan_table(parse({"trainer": {"max_epochs": 30}}), data)
+    first = AtFirstBatch(draws)
+    callbacks = [LargestShapeFirst(), Curves(tmp_path / "metrics.csv"), first]
+    plain_trainer(30, "cpu", *callbacks).fit(LitSppClassifier(network()), datamodule=data)
+    megapixels = sum(data.plan(epoch).pixels for epoch in range(30))
+    assert megapixels > 0
+    assert first.before <= 2
+    assert draws.shuffles <= 31

@@ -46,7 +46,7 @@ def run_bench(name: str, *, data: str | None = None, as_json: bool = False) -> i
     ``data`` is a folder of class folders, for the benches that read images.
     """
     module = import_module(f"sppcls.bench.{name}")
-    report = module.run() if name in ("pool", "views") else module.run(data)
+    report = module.run() if name in ("pool", "views", "plan") else module.run(data)
     if as_json:
         rows = [dict(zip(report.columns, row, strict=True)) for row in report.rows]
         say(to_json({"name": report.name, "rows": rows, "summary": report.summary}), sys.stdout)

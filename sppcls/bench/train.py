@@ -38,7 +38,7 @@ def run(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18
         network.to(memory_format=torch.channels_last)
         pairs = _Pairs(network, device)
         plain_trainer(epochs + 2, device, pairs).fit(LitSppClassifier(network), datamodule=module)
-        pixels = [sum(len(b.indices) * b.size[0] * b.size[1] for b in module.plan(e).batches) for e in (0, 1)]
+        pixels = [module.plan(epoch).pixels for epoch in (0, 1)]
         for which, scale in enumerate(SCALES):
             ours, bare = zip(*pairs.seconds[2 + which :: 2], strict=True)
             ratio = median(b / a for a, b in zip(ours, bare, strict=True))

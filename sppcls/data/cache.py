@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 
 from sppcls.data.cache_files import HEADER, header, megabytes, open_reserved
+from sppcls.data.cut import Fit, aspect_buckets, bucket_size
 from sppcls.data.geometry import Size, fitted_size, reduction
 from sppcls.data.images import fit_image
-from sppcls.data.plan import Fit, aspect_buckets, bucket_size
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError
 

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sppcls.data.cut import Fit, Sizes, cut_images
 from sppcls.data.decode import quiet, shown
 from sppcls.data.files import scan
 from sppcls.data.images import decode
 from sppcls.data.paths import Groups, class_folders, image_files, part_folders
-from sppcls.data.plan import Fit, Sizes, padding_share, plan_epoch
+from sppcls.data.plan import plan_cut
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError
 from sppcls.terminal import track
@@ -76,13 +77,12 @@ def scale_costs(
     short, long = sizes.min(axis=1), sizes.max(axis=1)
     lost = float(1 - (short / long).mean()) if fit == "crop" else 0.0
     distortion = float(np.exp(np.log(long / short).mean())) if fit == "warp" else 1.0
-    costs = []
+    costs, cut = [], cut_images(sizes, batch_size=batch_size, fit=fit, max_aspect=max_aspect)
     for scale in scales:
-        schedule = Schedule("single", (scale,))
-        plan = plan_epoch(sizes, schedule, 0, seed=0, batch_size=batch_size, fit=fit, max_aspect=max_aspect)
-        padding = padding_share(plan.batches, sizes) if fit == "keep" else 0.0
-        upscaled, shapes = float((short < scale).mean()), len({batch.size for batch in plan.batches})
-        costs.append(ScaleCost(scale, padding, plan.pixels / 1e6, upscaled, lost, distortion, shapes))
+        plan = plan_cut(cut, Schedule("single", (scale,)), 0, 0)
+        padding = plan.padding(sizes) if fit == "keep" else 0.0
+        upscaled = float((short < scale).mean())
+        costs.append(ScaleCost(scale, padding, plan.pixels / 1e6, upscaled, lost, distortion, plan.shapes))
     return costs
 
 
@@ -101,7 +101,9 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
         raise DataError(f"{shown(root)} is no folder; give the one that holds train/ and val/, or a folder a class")
     tops = part_folders(folder)
     parts = {"all" if top == folder else top.name: class_folders(top) for top in tops}
-    places = {file: (part, name) for part, groups in parts.items() for name, files in groups.items() for file in files}
+    places = {
+        Path(file): (part, name) for part, groups in parts.items() for name, files in groups.items() for file in files
+    }
     loose = [file for top in tops for file in image_files(top) if file.parent == top]
     whole, sizes, broken = _readable(list(places), decode_all)
     if not whole:

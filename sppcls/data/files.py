@@ -1,10 +1,10 @@
 """Image files with their sizes, from headers and cached between runs; and sources of files, arrays and parts."""
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -12,21 +12,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sppcls.atomic import write_text
+from sppcls.atomic import locked
 from sppcls.data.cache_files import cache_dir
 from sppcls.data.decode import quiet, read_size_unguarded, shown
 from sppcls.data.images import decode
+from sppcls.data.names import Names
 from sppcls.data.paths import Groups
+from sppcls.data.size_table import SizeTable
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
 from sppcls.terminal import track
 
 Skipped = list[tuple[str, str]]
-_Entry = list[int]  # bytes, mtime_ns, H, W
+Rows = npt.NDArray[np.int64]
+Pair = tuple[int, int]
 
 ON_ERROR = ("fail", "skip")
 _THREADS = 16  # they wait for the disk, which may be a network's
-_CHUNK = 128
+_CHUNK, _BLOCK = 128, 2**14
 _WORTH_A_BAR = 3000
 
 
@@ -34,9 +37,9 @@ class FileSource:
     """Image files with known sizes (see `sppcls.data.source.Source`); ``names`` are their paths."""
 
     def __init__(
-        self, paths: Iterable[Path], targets: Sequence[int], classes: Sequence[str], sizes: npt.NDArray[np.int64]
+        self, paths: Iterable[Path | str], targets: npt.ArrayLike, classes: Sequence[str], sizes: Rows
     ) -> None:
-        self.names: Sequence[str] = [str(path) for path in paths]
+        self.names: Sequence[str] = paths if isinstance(paths, Names) else Names(map(str, paths))
         self.targets = np.asarray(targets, np.int64)
         self.classes = tuple(classes)
         self.sizes = sizes
@@ -74,7 +77,10 @@ class Subset:
         if classes is not None:
             self.targets = np.array([self.classes.index(source.classes[t]) for t in self.targets], np.int64)
         self.sizes = source.sizes[self.indices]
-        self.names: Sequence[str] = [source.names[i] for i in self.indices]
+        names = source.names
+        self.names: Sequence[str] = (
+            names.pick(self.indices) if isinstance(names, Names) else [names[i] for i in self.indices]
+        )
 
     def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
         """Return image ``index`` of the subset as the source reads it."""
@@ -86,9 +92,10 @@ def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[Fil
 
     Raises what `scan` does, and ``DataError`` where there is no class or one without a readable image.
     """
-    targets = {path: target for target, files in enumerate(groups.values()) for path in files}
-    kept, sizes, skipped = scan(list(targets), on_error, size_cache(root))
-    source = FileSource(kept, [targets[path] for path in kept], tuple(groups), sizes)
+    names = Names(chain.from_iterable(groups.values()))
+    targets = np.repeat(np.arange(len(groups)), [len(files) for files in groups.values()])
+    kept, sizes, skipped = _scan(names, on_error, size_cache(root))
+    source = FileSource(names.pick(kept), targets[kept], tuple(groups), sizes)
     counts = np.bincount(source.targets, minlength=len(groups))
     bare = [name for name, count in zip(groups, counts, strict=True) if count == 0]
     if bare or not groups:
@@ -97,72 +104,84 @@ def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[Fil
     return source, skipped
 
 
-def scan(
-    paths: Sequence[Path], on_error: str = "fail", cache: Path | None = None
-) -> tuple[list[Path], npt.NDArray[np.int64], Skipped]:
+def scan(paths: Sequence[Path], on_error: str = "fail", cache: Path | None = None) -> tuple[list[Path], Rows, Skipped]:
     """Return the readable paths, their sizes [N, 2] int64 as (H, W), and (path, reason) of the others.
 
     Sizes are read from the files' headers, in threads; ``cache`` is a file that keeps them between runs, by path,
-    length and time of change (see `size_cache`).
+    length and time of change (see `size_cache`). Of processes that share it one reads and the others wait.
 
     Raises:
         ConfigError: ``on_error`` is neither ``fail`` nor ``skip``.
         DataError: With ``fail``, naming the first unreadable file and how many more there are.
     """
+    kept, sizes, skipped = _scan(Names(map(str, paths)), on_error, cache)
+    return [paths[index] for index in kept.tolist()], sizes, skipped
+
+
+def _scan(names: Names, on_error: str, cache: Path | None) -> tuple[Rows, Rows, Skipped]:
     if on_error not in ON_ERROR:
         raise ConfigError(f"data.on_error: got {on_error!r}{did_you_mean(on_error, ON_ERROR)}")
-    known = _load(cache) if cache else {}
-    entries = _probe_all(paths, known)
-    fresh = {str(path): entry for path, entry in zip(paths, entries, strict=True) if isinstance(entry, list)}
-    if cache and any(known.get(name) != entry for name, entry in fresh.items()):
-        with suppress(OSError):  # no room or no right to write: the next run reads the headers again
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            write_text(cache, json.dumps(known | fresh))
-    skipped = [(str(path), entry) for path, entry in zip(paths, entries, strict=True) if isinstance(entry, str)]
+    found = np.zeros((len(names), 4), np.int64)  # bytes, mtime_ns, H, W; H is -1 where there is a reason why
+    why: dict[int, str] = {}
+    _probe(_status, names, found[:, :2], found[:, 2], why)
+    table = SizeTable(names, cache) if cache else None
+    if table:
+        table.recall(found)
+    if (found[:, 2] == 0).any():
+        with locked(cache) if cache else nullcontext():
+            if table:
+                table.recall(found)  # what another process has read meanwhile
+            unread = found[:, 2] == 0
+            _probe(_size, names, found[:, 2:], found[:, 2], why)
+            if table and (found[unread, 2] > 0).any():
+                table.keep(found)
+    skipped = [(names[index], why[index]) for index in sorted(why)]
     if skipped and on_error == "fail":
         more = f" ({len(skipped) - 1} more such files)" if len(skipped) > 1 else ""
         path, reason = skipped[0]
         raise DataError(f"{shown(path)}: {reason}{more}; data.on_error=skip leaves such files out")
-    sizes = np.array([entry[2:] for entry in entries if isinstance(entry, list)], np.int64).reshape(-1, 2)
-    return [path for path in paths if str(path) in fresh], sizes, skipped
+    kept = np.flatnonzero(found[:, 2] > 0)
+    return kept, found[kept, 2:], skipped
 
 
-def _probe_all(paths: Sequence[Path], known: Mapping[str, _Entry]) -> list[_Entry | str]:
+def _probe(work: Callable[[str], Pair | str], names: Names, into: Rows, height: Rows, why: dict[int, str]) -> None:
+    """Write what ``work`` says of each file without a height into its row, or a height of -1 and why."""
+    places = np.flatnonzero(height == 0)
+
+    def results() -> Iterator[tuple[int, Pair | str]]:
+        # In blocks: a pool takes all the names that it is given at once.
+        for start in range(0, len(places), _BLOCK):
+            block = places[start : start + _BLOCK]
+            yield from zip(block.tolist(), pool.map(work, names.pick(block), _CHUNK), strict=True)
+
     with quiet(), ThreadPool(_THREADS) as pool:
-        entries: Iterable[_Entry | str] = pool.imap(lambda path: _probe(path, known), paths, _CHUNK)
-        if len(paths) - len(known) > _WORTH_A_BAR:
-            entries = track(entries, "Reading image sizes", len(paths))
-        return list(entries)
+        slow = work is _size and len(places) > _WORTH_A_BAR
+        for index, result in track(results(), "Reading image sizes", len(places)) if slow else results():
+            if isinstance(result, str):
+                height[index], why[index] = -1, result
+            else:
+                into[index] = result
 
 
-def _probe(path: Path, known: Mapping[str, _Entry]) -> _Entry | str:
-    """Return the entry of one file, or why it has none."""
+def _status(name: str) -> Pair | str:
     try:
-        status = path.stat()
-        entry = known.get(str(path))
-        if entry is not None and entry[:2] == [status.st_size, status.st_mtime_ns]:
-            return entry
-        return [status.st_size, status.st_mtime_ns, *read_size_unguarded(path)]
-    except DataError as error:
-        return str(error).removeprefix(f"{shown(path)}: ")
+        status = Path(name).stat()
+        return status.st_size, status.st_mtime_ns
     except OSError as error:
         return error.strerror or "cannot be read"
+
+
+def _size(name: str) -> Pair | str:
+    try:
+        return read_size_unguarded(Path(name))
+    except DataError as error:
+        return str(error).removeprefix(f"{shown(name)}: ")
 
 
 def size_cache(root: Path) -> Path | None:
     """Return the file that keeps the sizes of the images under ``root``, in the user's cache folder."""
     digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     try:
-        return cache_dir() / "sizes" / f"{digest}.json"
+        return cache_dir() / "sizes" / f"{digest}.bin"
     except RuntimeError:  # a user without a home
         return None
-
-
-def _load(cache: Path) -> dict[str, _Entry]:
-    """Return what a cache file holds; a missing or damaged one holds nothing."""
-    try:
-        entries = json.loads(cache.read_bytes())
-        whole = all(len(entry) == 4 and all(type(value) is int for value in entry) for entry in entries.values())
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-    return entries if whole else {}

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache
+from sppcls.data.cut import Fit
 from sppcls.data.geometry import Size, fitted_size, same_aspect
 from sppcls.data.images import fit_image
-from sppcls.data.plan import Batch, EpochPlan, Fit
+from sppcls.data.plan import Batch, EpochPlan
 from sppcls.data.source import Source
 from sppcls.errors import DataError
 
@@ -110,6 +111,15 @@ def begin_worker(leader: int, _worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class _Share:
+    """The batches to hand out, as a sampler: read anew whenever an epoch starts, one by one."""
+
+    batches: Sequence[Batch] = ()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
 def _started(loader: "DataLoader[ImageBatch]") -> Iterator[ImageBatch]:
     """Return the iterator of a loader, whose workers begin with the leader's signals blocked and stay so."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_LEADER)
@@ -176,14 +186,14 @@ class PlannedLoader:
         self.done: tuple[tuple[int, int], ...] = ()
         self.skipped = {} if skipped is None else skipped
         self._on_error = on_error
-        self.world = plan(0).world
-        self._length = len(plan(0).of_rank(rank))
-        self._batches: list[Batch] = []
+        first = plan(0)
+        self.world, self._length = first.world, len(first.of_rank(rank))
+        self._share = _Share()
         self._resumed = False
         self._workers = DataLoader(
             dataset,
             batch_size=None,
-            sampler=self._batches,  # read anew whenever an epoch starts
+            sampler=self._share,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -217,7 +227,7 @@ class PlannedLoader:
             self.epoch, self.position, self.done = self.epoch + 1, 0, ()
         self._resumed = False
         plan = self.plan(self.epoch, self.done) if self.done else self.plan(self.epoch)
-        self._batches[:] = plan.of_rank(self.rank)[self.position :]
+        self._share.batches = plan.of_rank(self.rank)[self.position :]
         weights = plan.weights_of(self.rank)[self.position :]
         for batch, weight in zip(_started(self._workers), weights, strict=True):
             batch["weight"] = weight

@@ -2,13 +2,15 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from sppcls.data.decode import shown
+from sppcls.data.names import Names
 from sppcls.errors import DataError
 
-Groups = dict[str, list[Path]]  # class -> its files
+Groups = dict[str, Sequence[str]]  # class -> its files
 
 # Not hidden (.DS_Store, ._a.jpg), and with the suffix of a format that `decode` reads.
 _IMAGE_NAME = re.compile(
@@ -38,7 +40,7 @@ def class_folders(root: Path) -> Groups:
         name = shown(folder.name)
         if name in groups:
             raise DataError(f"{shown(root)}: two folders are both shown as {name!r}; rename one")
-        groups[name] = image_files(folder)
+        groups[name] = Names(_image_names(folder))
     return groups
 
 
@@ -54,7 +56,12 @@ def image_files(folder: Path) -> list[Path]:
 
     Links are followed, into no folder twice. Raises ``DataError`` at a folder that may not be read.
     """
-    found, seen = [], set()
+    return list(map(Path, _image_names(folder)))
+
+
+def _image_names(folder: Path) -> list[str]:
+    found: list[str] = []
+    seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         try:
             status = Path(parent).stat()
@@ -65,8 +72,9 @@ def image_files(folder: Path) -> list[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in names if _IMAGE_NAME.fullmatch(name)]
-    return sorted(found)
+        above = str(Path(parent, "_"))[:-1]
+        found += [above + name for name in names if _IMAGE_NAME.fullmatch(name)]
+    return sorted(found, key=lambda name: name.replace(os.sep, "\0"))  # as paths are: folder by folder
 
 
 def _refuse(error: OSError) -> NoReturn:

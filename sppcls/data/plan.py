@@ -4,25 +4,17 @@ Everything here is a pure function of (seed, epoch, image sizes, schedule, batch
 rank and every worker agrees without a word, and an epoch can be taken up again anywhere.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 
+from sppcls.data.cut import Cut, Fit, Sizes, aspect_buckets, bucket_size, cut_images, cut_rest
 from sppcls.data.geometry import images_at
 from sppcls.data.schedule import Schedule
-
-Fit = Literal["keep", "crop", "warp"]
-Sizes = npt.NDArray[np.int64]
-
-# Aspect buckets: 24 an octave, each up to 2.9 % wide. The edges sit 0.15 % above powers of two so that the common
-# aspects 4:3, 3:2 and 16:9 lie just under an edge and need no padding.
-BUCKETS_PER_OCTAVE = 24
-EDGE = 1.0015
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class EpochPlan:
         repeats: Images handed out twice because a step had fewer images than ranks.
     """
 
-    batches: tuple[Batch, ...]
+    batches: Sequence[Batch]
     world: int
     repeats: int
 
@@ -61,19 +53,14 @@ class EpochPlan:
         """Steps that each rank takes."""
         return len(self.batches) // self.world
 
+    def of_rank(self, rank: int) -> Sequence[Batch]:
+        """Return the batches of one rank, a batch a step."""
+        return self.batches[rank :: self.world]
+
     @property
     def images(self) -> int:
         """Images of all batches, repeats included."""
         return sum(len(batch.indices) for batch in self.batches)
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of all batches, padding and repeats included: what the epoch costs."""
-        return sum(len(batch.indices) * batch.size[0] * batch.size[1] for batch in self.batches)
-
-    def of_rank(self, rank: int) -> tuple[Batch, ...]:
-        """Return the batches of one rank, a batch a step."""
-        return self.batches[rank :: self.world]
 
     def weights_of(self, rank: int) -> tuple[float, ...]:
         """Return the weight of an image in the loss of each of a rank's steps: one over the epoch's mean batch size.
@@ -87,129 +74,137 @@ class EpochPlan:
         return tuple(weight / copies.get(batch.indices, 1) for batch in self.of_rank(rank))
 
 
-def aspect_buckets(sizes: Sizes, max_aspect: float) -> npt.NDArray[np.int64]:
-    """Return the bucket of each image: 0 is square, positive wide, negative tall; the scale plays no part.
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """The steps of an epoch, and, once a batch is asked for, the images of each."""
 
-    Args:
-        sizes: [N, 2] (H, W).
-        max_aspect: Aspects beyond it share the outermost bucket.
+    cut: Cut
+    schedule: Schedule
+    seed: int
+    epoch: int
 
-    >>> aspect_buckets(np.array([[64, 64], [200, 300], [300, 200], [1, 9999]]), 4.0).tolist()
-    [0, 14, -14, 48]
-    """
-    log = np.log2(sizes[:, 1] / sizes[:, 0])
-    wide = np.ceil(BUCKETS_PER_OCTAVE * (np.abs(log) - np.log2(EDGE)) - 1e-9)
-    outermost = np.ceil(BUCKETS_PER_OCTAVE * np.log2(max_aspect))
-    wide = np.where(log == 0, 0, np.clip(wide, 1, outermost))
-    signed: npt.NDArray[np.int64] = (np.sign(log) * wide).astype(np.int64)
-    return signed
+    @cached_property
+    def steps(self) -> Sizes:
+        """[S, 4] images of each step, its H and W, its scale."""
+        order = self.cut.order(self.seed, self.epoch)
+        lowest, highest = self.cut.lowest[order].tolist(), self.cut.highest[order].tolist()
+        scales = self.schedule.scales_of(self.epoch, len(order))
+        sizes = np.array(list(map(bucket_size, lowest, highest, scales)))
+        return np.column_stack([self.cut.dealt[order], sizes, scales])
 
+    @cached_property
+    def images(self) -> Sizes:
+        return self.cut.shuffle(self.seed, self.epoch)
 
-def bucket_size(lowest: int, highest: int, scale: int) -> tuple[int, int]:
-    """Return the (H, W) that holds every bucket from ``lowest`` to ``highest`` with the shorter side at ``scale``.
+    @cached_property
+    def starts(self) -> Sizes:
+        return np.cumsum(self.steps[:, 0]) - self.steps[:, 0]
 
-    >>> bucket_size(14, 14, 64), bucket_size(-14, -14, 64), bucket_size(0, 0, 64)
-    ((64, 96), (96, 64), (64, 64))
-    """
-
-    def long_side(bucket: int) -> int:
-        return round(scale * EDGE * 2 ** (bucket / BUCKETS_PER_OCTAVE)) if bucket > 0 else scale
-
-    return long_side(-lowest), long_side(highest)
-
-
-def _relative_area(lowest: npt.NDArray[np.int64], highest: int) -> npt.NDArray[np.float64]:
-    area: npt.NDArray[np.float64] = np.exp2((np.maximum(-lowest, 0) + max(highest, 0)) / BUCKETS_PER_OCTAVE)
-    return area
-
-
-def _cheapest_cuts(buckets: Sizes, half: int, full: int) -> list[int]:
-    """Return where to cut ascending ``buckets`` into parts of half..full images that need the fewest pixels.
-
-    A dynamic programme over the cut positions; each part costs its tensor and one image more, so that an even
-    set is cut into full parts.
-    """
-    count = len(buckets)
-    best = np.full(count + 1, np.inf)
-    best[0] = 0.0
-    before = np.zeros(count + 1, np.int64)
-    for end in range(half, count + 1):
-        starts = np.arange(max(end - full, 0), end - half + 1)
-        area = _relative_area(buckets[starts], int(buckets[end - 1]))
-        cost = best[starts] + (end - starts) * area + 1.0
-        chosen = int(cost.argmin())
-        best[end], before[end] = cost[chosen], starts[chosen]
-    cuts = [count]
-    while cuts[-1] > 0:
-        cuts.append(int(before[cuts[-1]]))
-    return cuts[::-1]
+    def batch(self, number: int) -> Batch:
+        """Return batch ``number``: the steps' images are dealt to the ranks, the first ones may have one more."""
+        step, rank = divmod(number, self.cut.world)
+        count, height, width, scale = self.steps[step].tolist()
+        each, more = divmod(count, self.cut.world)
+        start = int(self.starts[step]) + rank * each + min(rank, more)
+        indices = self.images[start : start + each + (rank < more)].tolist()
+        return Batch(tuple(indices), (height, width), scale, self.epoch)
 
 
-def cut_into_steps(buckets: Sizes, batch_size: int, world: int = 1) -> list[Sizes]:
-    """Cut ascending buckets into steps of at most ``batch_size * world`` positions, at least half of that each.
+class _Batches(Sequence[Batch]):
+    """Some batches of an epoch, each made when it is asked for: those of millions of images would fill the memory."""
 
-    Whole steps are taken from the middle of well-filled buckets; the rest, where neighbouring aspects have to
-    share a tensor, is cut where that costs the fewest pixels. Depends on neither epoch nor scale.
-    """
-    full, half = batch_size * world, max(batch_size // 2, 1) * world
-    steps: list[Sizes] = []
-    rest: list[Sizes] = []
-    for members in np.split(np.arange(len(buckets)), np.flatnonzero(np.diff(buckets)) + 1):
-        pure = max(len(members) // full - 3, 0) * full
-        steps += np.split(members[:pure], pure // full) if pure else []
-        rest.append(members[pure:])
-    left = np.concatenate(rest)
-    cuts = _cheapest_cuts(buckets[left], half, full) if len(left) >= half else [0, len(left)]
-    return steps + [left[a:b] for a, b in itertools.pairwise(cuts)]
+    def __init__(self, epoch: _Epoch, numbers: range) -> None:
+        self._epoch, self._numbers = epoch, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+    @overload
+    def __getitem__(self, at: slice) -> "_Batches": ...
+    def __getitem__(self, at: int | slice) -> "Batch | _Batches":
+        if isinstance(at, slice):
+            return _Batches(self._epoch, self._numbers[at])
+        return self._epoch.batch(self._numbers[at])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+
+@dataclass(frozen=True)
+class TrainingPlan(EpochPlan):
+    """The plan of a training epoch: what it costs follows from the cut, images are shuffled for the first batch."""
+
+    drawn: _Epoch = field(compare=False, repr=False)
+
+    @property
+    def images(self) -> int:
+        """Images of all batches, repeats included."""
+        return int(self.drawn.steps[:, 0].sum())
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all batches, padding and repeats included: what the epoch costs."""
+        return int(self.drawn.steps[:, :3].prod(axis=1).sum())
+
+    @property
+    def tensors(self) -> Sizes:
+        """[T, 3] the different H and W that there are, at which scale."""
+        different: Sizes = np.unique(self.drawn.steps[:, 1:], axis=0)
+        return different
+
+    @property
+    def shapes(self) -> int:
+        """How many different (H, W) there are."""
+        return len(np.unique(self.tensors[:, :2], axis=0))
+
+    @property
+    def smallest(self) -> int:
+        """Images of the smallest batch."""
+        return int(self.drawn.steps[:, 0].min()) // self.world
+
+    def padding(self, sizes: Sizes) -> float:
+        """Return the share of padding in the pixels, of images of ``sizes`` not shuffled within their bucket."""
+        cut = self.drawn.cut
+        tensors = np.empty((len(cut.counts), 2), np.int64)
+        tensors[cut.order(self.drawn.seed, self.drawn.epoch)] = self.drawn.steps[:, 1:3]
+        return padding_share(np.repeat(tensors, cut.counts, axis=0), sizes[cut.members[cut.picks]])
+
+    @property
+    def largest(self) -> Batch:
+        """The first batch of those with the most pixels."""
+        counts, heights, widths, _ = self.drawn.steps.T
+        return self.batches[int((-(-counts // self.world) * heights * widths).argmax()) * self.world]
+
+
+def plan_cut(cut: Cut, schedule: Schedule, epoch: int, seed: int) -> TrainingPlan:
+    """Plan an epoch of images that are cut into steps already (see `plan_epoch`)."""
+    drawn = _Epoch(cut, schedule, seed, epoch)
+    repeats = int((cut.dealt - cut.counts).sum())
+    return TrainingPlan(_Batches(drawn, range(len(cut.counts) * cut.world)), cut.world, repeats, drawn)
 
 
 def plan_epoch(
-    sizes: Sizes,
-    schedule: Schedule,
-    epoch: int,
-    *,
-    seed: int,
-    batch_size: int,
-    world: int = 1,
-    fit: Fit = "keep",
-    max_aspect: float = 4.0,
-) -> EpochPlan:
+    sizes: Sizes, schedule: Schedule, epoch: int, *, seed: int, batch_size: int, world: int = 1, **how: Any
+) -> TrainingPlan:
     """Plan one training epoch: every image once, batches of one (H, W), as many batches at every scale.
 
     Images are shuffled within their aspect bucket, and the buckets are cut into steps; a step that spans
     neighbouring buckets takes the larger tensor. So no batch is under ``batch_size // 2`` images (unless the
-    whole set is) and no remainder is dropped.
+    whole set is) and no remainder is dropped. ``how`` is as in `cut_images`.
     """
-    rng = np.random.default_rng([seed, epoch, 0])
-    buckets = aspect_buckets(sizes, max_aspect) if fit == "keep" else np.zeros(len(sizes), np.int64)
-    order = np.lexsort((rng.random(len(sizes)), buckets))
-    steps = [order[step] for step in cut_into_steps(buckets[order], batch_size, world)]
-    batches: list[Batch] = []
-    repeats = 0
-    for scale, step in zip(schedule.scales_of(epoch, len(steps)), rng.permutation(len(steps)), strict=True):
-        images = steps[step]
-        size = bucket_size(int(buckets[images].min()), int(buckets[images].max()), scale)
-        short = max(world - len(images), 0)
-        repeats += short
-        shared = rng.permutation(np.concatenate([images, np.resize(images, short)]))
-        batches += [Batch(tuple(part.tolist()), size, scale, epoch) for part in np.array_split(shared, world)]
-    return EpochPlan(tuple(batches), world, repeats)
+    return plan_cut(cut_images(sizes, batch_size=batch_size, world=world, **how), schedule, epoch, seed)
 
 
 def plan_rest(
-    sizes: Sizes, schedule: Schedule, epoch: int, done: Sequence[tuple[int, int]], *, world: int = 1, **how: Any
-) -> EpochPlan:
+    sizes: Sizes, schedule: Schedule, epoch: int, done: Sequence[tuple[int, int]], *, seed: int, **how: Any
+) -> TrainingPlan:
     """Plan what is left of an epoch after each (world, steps) of ``done``, the numbers of ranks that were at it before.
 
     Every image that no step has had yet comes once. ``how`` is as in `plan_epoch`.
     """
-    left = np.arange(len(sizes))
-    for before, steps in done:
-        begun = plan_epoch(sizes[left], schedule, epoch, world=before, **how).batches[: steps * before]
-        left = np.delete(left, sorted({index for batch in begun for index in batch.indices}))
-    rest = plan_epoch(sizes[left], schedule, epoch, world=world, **how)
-    batches = (replace(batch, indices=tuple(left[list(batch.indices)].tolist())) for batch in rest.batches)
-    return replace(rest, batches=tuple(batches)) if done else rest
+    return plan_cut(cut_rest(sizes, tuple(done), seed=seed, epoch=epoch, **how), schedule, epoch, seed)
 
 
 def plan_evaluation(
@@ -236,13 +231,8 @@ def plan_evaluation(
     return tuple(batches)
 
 
-def padding_share(batches: tuple[Batch, ...], sizes: Sizes) -> float:
-    """Return the share of the batches' pixels that are padding when images keep their aspect."""
-    used = total = 0.0
-    for batch in batches:
-        height, width = batch.size
-        h, w = sizes[list(batch.indices)].T
-        factor = np.minimum(height / h, width / w)
-        used += float((np.rint(h * factor).clip(1) * np.rint(w * factor).clip(1)).sum())
-        total += height * width * len(batch.indices)
-    return 1 - used / total if total else 0.0
+def padding_share(tensors: Sizes, sizes: Sizes) -> float:
+    """Return the share of padding in ``tensors`` [N, 2] (H, W) that hold images of ``sizes`` [N, 2] in their aspect."""
+    factor = (tensors / sizes).min(axis=1, keepdims=True)
+    used = np.rint(sizes * factor).clip(1).prod(axis=1).sum()
+    return float(1 - used / tensors.prod(axis=1).sum())

@@ -205,10 +205,10 @@ def _absent(name: str, root: Path, why: str) -> DataError:
 def _labelled(data: Any, name: str) -> Groups | Source:
     if name == "cifar10":
         return ArraySource(data.data, data.targets, data.classes, f"cifar10/{'train' if data.train else 'test'}")
-    groups: Groups = {label: [] for label in data.classes}
+    groups: dict[str, list[str]] = {label: [] for label in data.classes}
     for file, label in zip(data._images if name == "oxford_iiit_pet" else data._image_files, data._labels, strict=True):
-        groups[data.classes[label]].append(Path(file))
-    return groups
+        groups[data.classes[label]].append(str(file))
+    return dict(groups)
 
 
 def _classes(part: Groups | Source) -> list[str]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from sppcls.data.cache import PixelCache
+from sppcls.data.cut import Fit
 from sppcls.data.files import Subset
 from sppcls.data.loader import IGNORED, BatchDataset, Batches, ImageBatch, batches_of
-from sppcls.data.plan import Fit, plan_evaluation
+from sppcls.data.plan import plan_evaluation
 from sppcls.data.source import Source
 from sppcls.errors import DataError
 from sppcls.measure.answers import UNREAD, Answers

@@ -12,9 +12,10 @@ import torch
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache, Shapes, open_caches, own_tensors
 from sppcls.data.cache_files import cache_dir
+from sppcls.data.cut import Cut, Fit, cut_images, cut_rest
 from sppcls.data.identity import Identity
 from sppcls.data.loader import BatchDataset, PlannedLoader
-from sppcls.data.plan import Batch, EpochPlan, Fit, plan_evaluation, plan_rest
+from sppcls.data.plan import Batch, EpochPlan, TrainingPlan, plan_cut, plan_evaluation
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Source
 from sppcls.data.sources import load_splits
@@ -72,6 +73,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.loaders: dict[str, PlannedLoader] = {}
+        self._cuts: dict[object, Cut] = {}
 
     @cached_property
     def identity(self) -> Identity:
@@ -94,24 +96,19 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """The class names."""
         return self.train.classes
 
-    def plan(self, epoch: int, done: Sequence[tuple[int, int]] = (), world: int | None = None) -> EpochPlan:
+    def plan(self, epoch: int, done: Sequence[tuple[int, int]] = (), world: int | None = None) -> TrainingPlan:
         """Return the plan of a training epoch, or of its rest (`plan_rest`), as every rank and worker sees it."""
-        return self._plan(self.schedule, epoch, done, world)
+        return plan_cut(self.cut(epoch, tuple(done), world), self.schedule, epoch, self.seed)
 
-    def _plan(
-        self, schedule: Schedule, epoch: int, done: Sequence[tuple[int, int]] = (), world: int | None = None
-    ) -> EpochPlan:
-        return plan_rest(
-            self.train.sizes,
-            schedule,
-            epoch,
-            done,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            world=world or self._world(),
-            fit=self.fit,
-            max_aspect=self.max_aspect,
-        )
+    def cut(self, epoch: int = 0, done: tuple[tuple[int, int], ...] = (), world: int | None = None) -> Cut:
+        """Return how the training images are cut into steps: the same in every epoch, but for the rest of one."""
+        how = {"batch_size": self.batch_size, "fit": self.fit, "max_aspect": self.max_aspect}
+        how |= {"world": world or self._world()}
+        key = (*how.values(), done and (epoch, done))
+        if key not in self._cuts:
+            sizes, rest = self.train.sizes, {"seed": self.seed, "epoch": epoch}
+            self._cuts[key] = cut_rest(sizes, done, **rest, **how) if done else cut_images(sizes, **how)  # type: ignore[arg-type]
+        return self._cuts[key]
 
     def train_dataloader(self) -> PlannedLoader:
         """Return the training batches of this rank."""
@@ -136,8 +133,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
     def largest_batch(self) -> Batch:
         """Return the training batch with the most pixels, at the largest scale."""
         largest = Schedule("single", (self.schedule.choices[-1],))
-        plan = self._plan(largest, 0)
-        return max(plan.batches, key=lambda batch: len(batch.indices) * int(np.prod(batch.size)))
+        return plan_cut(self.cut(), largest, 0, self.seed).largest
 
     def _world(self) -> int:
         return self.trainer.world_size if self.trainer else 1
@@ -180,9 +176,9 @@ class MultiScaleDataModule(pl.LightningDataModule):
     def _train_tensors(self) -> dict[int, Shapes]:
         """Return the tensors of the training images at each scale, and those where wide and tall images meet."""
         tensors = own_tensors(self.train.sizes, self.schedule.choices, self.fit, self.max_aspect)
-        for batch in self.plan(0).batches:
-            if min(batch.size) > batch.scale:  # always the same aspects, as the cut does not depend on the epoch
-                inside = np.all(tensors[batch.scale] <= np.array(batch.size), axis=1)
+        for height, width, scale in self.plan(0).tensors.tolist():
+            if min(height, width) > scale:  # always the same aspects, as the cut does not depend on the epoch
+                inside = np.all(tensors[scale] <= np.array([height, width]), axis=1)
                 for scale in self.schedule.choices:
                     box = tensors[scale][inside].max(0)
                     tensors.setdefault(int(box.min()), np.where(inside[:, None], box, 0))

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from sppcls.atomic import write_json
 from sppcls.data.doctor import scale_costs
-from sppcls.data.plan import padding_share
 from sppcls.measure.mistakes import worst_mistakes
 from sppcls.measure.result import ScaleRow
 from sppcls.measure.scales import evaluate_scales, gap_subset
@@ -30,8 +29,8 @@ def plan_table(spec: Spec, data: MultiScaleDataModule) -> Table:
     for first, last, scales in _stretches(spec, data)[:24]:
         plan = data.plan(first)
         epochs = f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
-        cells = [len(plan.batches), min(len(b.indices) for b in plan.batches), len({b.size for b in plan.batches})]
-        padding = f"{padding_share(plan.batches, data.train.sizes):.1%}" if spec.data.fit == "keep" else "-"
+        padding = f"{plan.padding(data.train.sizes):.1%}" if spec.data.fit == "keep" else "-"
+        cells = [len(plan.batches), plan.smallest, plan.shapes]
         rows.append([epochs, scales, *map(str, cells), padding, f"{plan.pixels / 1e6:.0f}"])
     return table(title, heads, rows)
 

@@ -1,0 +1,188 @@
+"""How a set of images is cut into steps of neighbouring aspects: once, as it depends on neither epoch nor scale."""
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Fit = Literal["keep", "crop", "warp"]
+Sizes = npt.NDArray[np.int64]
+
+# Aspect buckets: 24 an octave, each up to 2.9 % wide. The edges sit 0.15 % above powers of two so that the common
+# aspects 4:3, 3:2 and 16:9 lie just under an edge and need no padding.
+BUCKETS_PER_OCTAVE = 24
+EDGE = 1.0015
+# With more images than this to cut, only some positions are tried (`_positions`).
+_TRY_ALL = 2**15
+
+
+def aspect_buckets(sizes: Sizes, max_aspect: float) -> npt.NDArray[np.int64]:
+    """Return the bucket of each image: 0 is square, positive wide, negative tall; the scale plays no part.
+
+    Args:
+        sizes: [N, 2] (H, W).
+        max_aspect: Aspects beyond it share the outermost bucket.
+
+    >>> aspect_buckets(np.array([[64, 64], [200, 300], [300, 200], [1, 9999]]), 4.0).tolist()
+    [0, 14, -14, 48]
+    """
+    log = np.log2(sizes[:, 1] / sizes[:, 0])
+    wide = np.ceil(BUCKETS_PER_OCTAVE * (np.abs(log) - np.log2(EDGE)) - 1e-9)
+    outermost = np.ceil(BUCKETS_PER_OCTAVE * np.log2(max_aspect))
+    wide = np.where(log == 0, 0, np.clip(wide, 1, outermost))
+    signed: npt.NDArray[np.int64] = (np.sign(log) * wide).astype(np.int64)
+    return signed
+
+
+@cache
+def bucket_size(lowest: int, highest: int, scale: int) -> tuple[int, int]:
+    """Return the (H, W) that holds every bucket from ``lowest`` to ``highest`` with the shorter side at ``scale``.
+
+    >>> bucket_size(14, 14, 64), bucket_size(-14, -14, 64), bucket_size(0, 0, 64)
+    ((64, 96), (96, 64), (64, 64))
+    """
+
+    def long_side(bucket: int) -> int:
+        return round(scale * EDGE * 2 ** (bucket / BUCKETS_PER_OCTAVE)) if bucket > 0 else scale
+
+    return long_side(-lowest), long_side(highest)
+
+
+def _positions(buckets: Sizes, half: int, full: int) -> Sizes:
+    """Return where ascending ``buckets`` may be cut, both ends included: anywhere, or in a large set at some places.
+
+    A cut that moves inside a bucket changes the cost in proportion, so some cheapest cuts cannot move: each is at a
+    bucket's edge, or whole parts of ``half`` and ``full`` images away from one. With an even batch size these are
+    multiples of ``half``; with an odd one four halves at most are tried among any number of full parts.
+    """
+    count = len(buckets)
+    if count <= _TRY_ALL:
+        return np.arange(count + 1)
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(buckets)) + 1, [count]])[:, None]
+    halves, fulls = (part * np.arange(-(count // part), count // part + 1) for part in (half, full))
+    mixed = np.arange(-4, 5)[:, None] * half + fulls
+    places = np.unique(np.concatenate([(edges + step.ravel()).ravel() for step in (halves, mixed)]))
+    return places[(places >= 0) & (places <= count)]
+
+
+def _cheapest_cuts(buckets: Sizes, half: int, full: int) -> list[int]:
+    """Return where to cut ascending ``buckets`` into parts of half..full images that need the fewest pixels.
+
+    A dynamic programme over the positions; each part costs its tensor and one image more, so that an even set is
+    cut into full parts.
+    """
+    at = _positions(buckets, half, full)
+    areas = np.exp2(np.arange(2 * np.abs(buckets).max() + 1) / BUCKETS_PER_OCTAVE)
+    tall, wide = np.maximum(-buckets[at[:-1]], 0), np.maximum(buckets[at[1:] - 1], 0).tolist()
+    best = np.full(len(at), np.inf)
+    best[0] = 0.0
+    before = np.zeros(len(at), np.int64)
+    first, stop = np.searchsorted(at, at - full).tolist(), np.searchsorted(at, at - half, "right").tolist()
+    for end in range(1, len(at)):
+        starts = slice(first[end], stop[end])
+        if starts.start < starts.stop:
+            cost = best[starts] + (at[end] - at[starts]) * areas[tall[starts] + wide[end - 1]] + 1.0
+            chosen = int(cost.argmin())
+            best[end], before[end] = cost[chosen], starts.start + chosen
+    cuts = [len(at) - 1]
+    while cuts[-1] > 0:
+        cuts.append(int(before[cuts[-1]]))
+    return at[cuts[::-1]].tolist()  # type: ignore[no-any-return]
+
+
+def cut_into_steps(buckets: Sizes, batch_size: int, world: int = 1) -> list[Sizes]:
+    """Cut ascending buckets into steps of at most ``batch_size * world`` positions, at least half of that each.
+
+    Whole steps are taken from the middle of well-filled buckets; the rest, where neighbouring aspects have to
+    share a tensor, is cut where that costs the fewest pixels.
+    """
+    full, half = batch_size * world, max(batch_size // 2, 1) * world
+    steps: list[Sizes] = []
+    rest: list[Sizes] = []
+    for members in np.split(np.arange(len(buckets)), np.flatnonzero(np.diff(buckets)) + 1):
+        pure = max(len(members) // full - 3, 0) * full
+        steps += np.split(members[:pure], pure // full) if pure else []
+        rest.append(members[pure:])
+    left = np.concatenate(rest)
+    cuts = _cheapest_cuts(buckets[left], half, full) if len(left) >= half else [0, len(left)]
+    return steps + [left[a:b] for a, b in itertools.pairwise(cuts)]
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """The steps of every epoch of N images over a number of ranks: how many images each has, and of which buckets.
+
+    Attributes:
+        members: [N] positions in the source, by bucket.
+        edges: Where in ``members`` a bucket ends and the next one begins.
+        picks: [N] places in ``members`` (shuffled within their bucket), step after step.
+        counts: [S] images of each step.
+        lowest, highest: [S] the least and the greatest bucket of each step.
+        world: Number of ranks, which share a step.
+        chosen: [N] where the images are only some of a source's: which.
+    """
+
+    members: Sizes
+    edges: Sizes
+    picks: Sizes
+    counts: Sizes
+    lowest: Sizes
+    highest: Sizes
+    world: int
+    chosen: Sizes | None = None
+
+    @property
+    def dealt(self) -> Sizes:
+        """[S] images of each step, repeats included: each rank has one."""
+        return np.maximum(self.counts, self.world)
+
+    def order(self, seed: int, epoch: int) -> Sizes:
+        """Return [S] the order of the steps in an epoch."""
+        rng = np.random.default_rng([seed, epoch, 0])
+        rng.bit_generator.advance(len(self.members))  # type: ignore[attr-defined]  # past the keys of `shuffle`
+        return rng.permutation(len(self.counts))
+
+    def shuffle(self, seed: int, epoch: int) -> Sizes:
+        """Return the images of an epoch, step after step in the order of the steps; short steps repeat some."""
+        rng = np.random.default_rng([seed, epoch, 0])
+        keys, images = rng.random(len(self.members)), np.empty_like(self.members)
+        for start, stop in itertools.pairwise(self.edges.tolist()):
+            bucket = self.members[start:stop]
+            images[start:stop] = bucket[np.argsort(keys[bucket], kind="stable")]
+        del keys
+        steps = np.split(images[self.picks], np.cumsum(self.counts)[:-1])
+        dealt = self.dealt.tolist()
+        drawn = [rng.permutation(np.resize(steps[step], dealt[step])) for step in rng.permutation(len(steps))]
+        images = np.concatenate(drawn)
+        return images if self.chosen is None else self.chosen[images]
+
+
+def cut_images(sizes: Sizes, *, batch_size: int, world: int = 1, fit: Fit = "keep", max_aspect: float = 4.0) -> Cut:
+    """Cut the images of ``sizes`` [N, 2] (H, W) into steps, every image into one (`cut_into_steps`)."""
+    buckets = aspect_buckets(sizes, max_aspect) if fit == "keep" else np.zeros(len(sizes), np.int64)
+    members = np.argsort(buckets.astype(np.int16), kind="stable")  # whose sort of small integers is by digits
+    buckets = buckets[members]
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(buckets)) + 1, [len(buckets)]])
+    steps = cut_into_steps(buckets, batch_size, world)
+    lowest, highest = (buckets[[step[end] for step in steps]] for end in (0, -1))
+    counts = np.array([len(step) for step in steps])
+    return Cut(members, edges, np.concatenate(steps), counts, lowest, highest, world)
+
+
+def cut_rest(
+    sizes: Sizes, done: tuple[tuple[int, int], ...], *, seed: int, epoch: int, world: int = 1, **how: Any
+) -> Cut:
+    """Cut the images of an epoch that each (world, steps) of ``done`` has left; ``how`` is as in `cut_images`."""
+    left = np.ones(len(sizes), np.bool_)
+    for before, steps in done:
+        cut = _cut_of(left, sizes, world=before, **how)
+        had = int(cut.dealt[cut.order(seed, epoch)[:steps]].sum())
+        left[cut.shuffle(seed, epoch)[:had]] = False
+    return _cut_of(left, sizes, world=world, **how)
+
+
+def _cut_of(left: npt.NDArray[np.bool_], sizes: Sizes, **how: Any) -> Cut:
+    return replace(cut_images(sizes[left], **how), chosen=np.flatnonzero(left))
