@@ -27,7 +27,7 @@ from sppcls.training.folder import log
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.overfitting import gap_seconds
 from sppcls.training.signals import Signals
-from sppcls.training.summary import plan_table, summarize
+from sppcls.training.summary import data_lines, plan_table, summarize
 from sppcls.training.trainer import build_trainer
 
 
@@ -52,7 +52,7 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
     )
     trainer = build_trainer(spec, folder, signals)
     data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
-    show(plan_table(spec, data))
+    show(*data_lines(data), plan_table(spec, data))
     resumed = checkpoint_path(spec.resume) if spec.resume else None
     with _named(resumed):
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
