@@ -13,7 +13,7 @@ from sppcls.data.shapes import ShapesSource
 from sppcls.errors import DataError, SppclsError
 from sppcls.measure.answers import Answers, load_answers
 from sppcls.measure.evaluate import mapped
-from sppcls.measure.mistakes import worst_mistakes
+from sppcls.measure.mistakes import surest_right, worst_mistakes
 from sppcls.measure.recalibrate import recalibrate_bn
 from sppcls.measure.result import ScaleResult, rows_of
 from sppcls.measure.scales import (
@@ -250,6 +250,22 @@ def test_the_worst_mistakes_are_the_surest_wrong_answers():
     assert worst[0]["class"] == source.classes[10]
     assert worst[0]["predicted"] == source.classes[11]
     assert worst[0]["thumbnail"].startswith("/9j/")  # a JPEG in base64
+
+
+def test_the_surest_right_answers_are_one_a_class():
+    source = ShapesSource("val", 24)  # two of each class
+    answers = answered([source.targets.copy()], source.targets)
+    answers.confidence[0] = np.linspace(0.1, 0.9, 24)
+    answers.predicted[0, 23] += -1 if source.targets[23] else 1  # wrong, however sure
+    right = surest_right(source, answers, source.classes, 32, count=20)
+    assert len({one["class"] for one in right}) == len(right) == 12
+    assert all(one["predicted"] == one["class"] for one in right)
+    assert [one["confidence"] for one in right] == sorted((one["confidence"] for one in right), reverse=True)
+    best = {
+        source.classes[t]: max(answers.confidence[0, i] for i in range(23) if source.targets[i] == t) for t in range(12)
+    }
+    assert {one["class"]: one["confidence"] for one in right} == pytest.approx(best, abs=1e-4)
+    assert surest_right(source, answers, source.classes, 32, count=3) == right[:3]
 
 
 def test_a_page_of_an_unfinished_or_empty_run_says_so(tmp_path):

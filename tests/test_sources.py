@@ -295,6 +295,8 @@ def test_one_root(tmp_path: Path) -> None:
     [
         (("train", "val"), "val", None),
         (("train", "validation"), "validation", None),
+        (("train", "valid"), "valid", None),
+        (("train", "valid", "test"), "valid", "test"),
         (("train", "test"), "test", None),
         (("train", "val", "test"), "val", "test"),
         (("train", "validation", "test"), "validation", "test"),
@@ -314,6 +316,53 @@ def test_parts_in_their_own_folders(tmp_path: Path, parts: tuple[str, ...], val:
 def test_train_alone_is_split(tmp_path: Path) -> None:
     put_classes(tmp_path / "data" / "train", {"a": 5, "b": 5})
     assert np.bincount(load_splits("folder", tmp_path / "data").val.targets).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (("train", "vall"), r"vall holds images beside train/, and no part has that name; did you mean 'val'\?"),
+        (("train", "vla"), r"vla holds images beside .*; did you mean 'val'\?"),
+        (("train", "Validation"), r"Validation holds images beside .*; did you mean 'validation'\?"),
+        (("train", "tset"), r"tset holds images beside .*; did you mean 'test'\?"),
+        (
+            ("train", "holdout"),
+            r"holdout holds .*; allowed: test, val, valid, validation \(data\.root=.*train reads train/",
+        ),
+        (("trian", "val"), r"data: val/ and trian/ hold folders of the same names, .* there is no train/; name"),
+        (("Train", "Val"), r"Train/ and Val/ hold folders of the same names"),
+        (("training", "testing"), r"hold folders of the same names"),
+        (("val", "test"), r"hold folders of the same names"),
+    ],
+)
+def test_a_mistyped_part_is_no_class(tmp_path: Path, parts: tuple[str, ...], said: str) -> None:
+    for part in parts:
+        put_classes(tmp_path / "data" / part, {"a": 2, "b": 2})
+    with pytest.raises(DataError, match=said):
+        load_splits("folder", tmp_path / "data")
+
+
+def test_only_the_images_beside_train_make_a_part(tmp_path: Path) -> None:
+    put_classes(tmp_path / "data" / "train", {"a": 5, "b": 5})
+    (tmp_path / "data" / "docs").mkdir()
+    put_image(tmp_path / "data" / "test" / "1.png")  # of a competition, without labels
+    assert np.bincount(load_splits("folder", tmp_path / "data").val.targets).tolist() == [1, 1]
+    put_image(tmp_path / "data" / "unlabelled" / "1.png")
+    with pytest.raises(DataError, match="unlabelled holds images beside train/"):
+        load_splits("folder", tmp_path / "data")
+
+
+def test_classes_may_hold_folders_of_the_same_names(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "valley"):
+        put_classes(tmp_path / "data" / name, {"front": 3, "side": 2})
+    assert load_splits("folder", tmp_path / "data").train.classes == ("cat", "dog", "valley")
+
+
+def test_parts_of_loose_images_are_no_classes(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        put_image(tmp_path / "data" / part / "1.png")
+    with pytest.raises(DataError, match="no class folders"):
+        load_splits("folder", tmp_path / "data")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from sppcls.data.decode import shown
 from sppcls.data.names import Names
-from sppcls.errors import DataError
+from sppcls.errors import DataError, did_you_mean
 
 Groups = dict[str, Sequence[str]]  # class -> its files
 
@@ -18,16 +18,52 @@ _IMAGE_NAME = re.compile(
 )
 
 
+_VAL = ("val", "validation", "valid")
+_PARTS = {"train", "training", "test", "testing", *_VAL}
+
+
 def part_folders(root: Path) -> list[Path]:
-    """Return the folders of a set's parts, in the order train, val, test; or ``root`` where it has no parts."""
+    """Return the folders of a set's parts, in the order train, val, test; or ``root`` where it has no parts.
+
+    A ``train`` that holds folders is a part, with no other too. Raises ``DataError`` where a folder beside it holds
+    images and has no part's name, or where there are parts and no ``train``.
+    """
     folders = {path.name: path for path in _folders(root)}
-    val = next((folders[name] for name in ("val", "validation", "test") if name in folders), None)
-    if "train" not in folders or (val is None and len(folders) > 1):
-        return [root]
-    test = folders.get("test")
+    train, test = folders.get("train"), folders.get("test")
+    val = next((folders[name] for name in _VAL if name in folders), None)
     # Competitions hand out a test folder of loose, unlabelled images.
-    labelled = test is not None and test != val and len(_folders(test)) > 0
-    return [folder for folder in (folders["train"], val, test if labelled else None) if folder]
+    labelled = test if test is not None and _folders(test) else None
+    if train and (val or labelled):
+        return [part for part in (train, val or labelled, labelled if val else None) if part]
+    if train and (_folders(train) or folders.keys() <= {"train", "test"}):
+        for path in folders.values():
+            if path not in (train, test) and _has_images(path):
+                meant = did_you_mean(path.name, (*_VAL, "test"))
+                where = f"{shown(path)} holds images beside train/, and no part has that name{meant}"
+                raise DataError(f"{where} (data.root={shown(train)} reads train/ alone)")
+        return [train]
+    _refuse_parts_without_train(folders)
+    return [root]
+
+
+def _refuse_parts_without_train(folders: dict[str, Path]) -> None:
+    for part in (path for name, path in folders.items() if name.casefold() in _PARTS):
+        inside = {path.name for path in _folders(part)}
+        twins = (
+            path for path in folders.values() if path != part and inside & {inner.name for inner in _folders(path)}
+        )
+        if twin := next(twins, None):
+            why = f"{part.name}/ and {twin.name}/ hold folders of the same names, as parts do, and there is no train/"
+            raise DataError(f"{shown(part.parent)}: {shown(why)}; name the part to train on 'train'")
+
+
+def _has_images(folder: Path) -> bool:
+    """Return whether there is an image in a folder or in one of its folders, without a walk through all of it."""
+    try:
+        files = (file for place in (folder, *_folders(folder)) for file in place.iterdir())
+        return any(_IMAGE_NAME.fullmatch(file.name) for file in files)
+    except OSError as error:
+        _refuse(error)
 
 
 def class_folders(root: Path) -> Groups:

@@ -1,4 +1,4 @@
-"""The most confident wrong answers, with a thumbnail each, as plain values for a report."""
+"""The most confident answers, wrong and right, with a thumbnail each, as plain values for a report."""
 
 import base64
 import io
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sppcls.data.source import Source
 from sppcls.errors import DataError
@@ -16,9 +17,29 @@ def worst_mistakes(
     source: Source, answers: Answers, classes: Sequence[str], scale: int, count: int = 12, side: int = 128
 ) -> list[dict[str, Any]]:
     """Return the ``count`` most confident wrong answers at ``scale``: image, classes, confidence, JPEG thumbnail."""
+    wrong = ~answers.right[answers.at(scale)]
+    return _described(source, answers, classes, scale, _surest(answers, scale, wrong)[:count], side)
+
+
+def surest_right(
+    source: Source, answers: Answers, classes: Sequence[str], scale: int, count: int = 12, side: int = 128
+) -> list[dict[str, Any]]:
+    """Return the most confident right answers at ``scale``, one a class and ``count`` at most, as `worst_mistakes`."""
+    surest = _surest(answers, scale, answers.right[answers.at(scale)])
+    _, first = np.unique(answers.targets[surest], return_index=True)
+    return _described(source, answers, classes, scale, surest[np.sort(first)[:count]], side)
+
+
+def _surest(answers: Answers, scale: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     row = answers.at(scale)
-    wrong = np.flatnonzero(~answers.right[row] & (answers.predicted[row] != UNREAD))
-    worst = wrong[np.argsort(-answers.confidence[row, wrong], kind="stable")][:count]
+    found = np.flatnonzero(wanted & (answers.predicted[row] != UNREAD))
+    return found[np.argsort(-answers.confidence[row, found], kind="stable")]
+
+
+def _described(
+    source: Source, answers: Answers, classes: Sequence[str], scale: int, images: npt.NDArray[np.int64], side: int
+) -> list[dict[str, Any]]:
+    row = answers.at(scale)
     return [
         {
             "image": source.names[index].encode(errors="surrogateescape").decode(errors="replace"),
@@ -28,7 +49,7 @@ def worst_mistakes(
             "size": source.sizes[index].tolist(),
             "thumbnail": _thumbnail(source, int(index), side),
         }
-        for index in worst.tolist()
+        for index in images.tolist()
     ]
 
 

@@ -49,7 +49,14 @@ def write_data_page(facts: DataFacts, path: Path) -> Path:
     counts = [row[0] or 0 for row in facts.classes.values()]
     bars = [100 * count / max(*counts, 1) for count in counts]
     title = plain(facts.root.name or facts.root)
-    return write_page("data", path, title, sheets=sheets(facts), remarks=remarks(facts), plots=plots, bars=bars)
+    values = {"sheets": sheets(facts), "remarks": remarks(facts), "tiles": _tiles(facts), "plots": plots, "bars": bars}
+    return write_page("data", path, title, **values)
+
+
+def _tiles(facts: DataFacts) -> list[tuple[str, str]]:
+    images = {"images" if part == "all" else f"images in {part}": count for part, count in facts.parts.items()}
+    found = {"classes": len(facts.classes)} | images | {"broken files": len(facts.broken)}
+    return [(name, f"{count:,}") for name, count in found.items()]
 
 
 def sheets(facts: DataFacts) -> dict[str, Sheet]:

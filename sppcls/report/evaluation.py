@@ -72,5 +72,5 @@ def _plot(found: dict[str, Any]) -> str:
     rows = found["scales"]
     curves = {found["split"]: accuracy_curve(rows)}
     if "train_acc1" in rows[0]:
-        curves["training"] = Curve([(row["scale"], row["train_acc1"]) for row in rows], (), "o--")
+        curves["training"] = Curve([(row["scale"], row["train_acc1"]) for row in rows], (), "--")
     return scale_plot(curves, [row["scale"] for row in rows if row["trained"]])

@@ -53,3 +53,14 @@ def points(share: float | None) -> str:
     '-1.2'
     """
     return "-" if share is None else f"{round(share * 100, 1) + 0.0:+.1f}"  # and no -0.0
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it.
+
+    >>> duration(68.4), duration(372), duration(9000)
+    ('68 s', '6.2 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -9,39 +9,51 @@ from dataclasses import dataclass
 from typing import Any
 
 COLOURS = ("#3b7dd8", "#d9722c", "#3a9d5d", "#a05cc0", "#c4485a", "#7f7f7f", "#b0892c", "#2c9fa8")
+MARKERS = "osD^vPX"  # one fewer than the colours: the pairs repeat after 56
 INK = "#808080"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y), y in 0..1, and an interval (low, high) of each, drawn where every point has one."""
+    """Points (x, y), y in 0..1, and an interval (low, high) of each, drawn where every point has one.
+
+    ``line`` is ``-``, ``--`` or empty for points alone; curves of one ``kind`` share a colour and a marker.
+    """
 
     points: Sequence[tuple[float, float]]
     band: Sequence[tuple[float, float]] = ()
-    style: str = "o-"
-    colour: int | None = None
+    line: str = "-"
+    kind: int | None = None
 
 
 def line_plot(curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[float] = (), log: bool = False) -> str:
     """Return an ``<svg>`` of curves in percent; ``marks`` are dotted verticals, ``log`` doubles along x."""
-    with _axes(x, f"{y} (%)", 3.4 + _legend_height(curves)) as (axes, text):
-        lines: list[Any] = []
+    names = _without_key(curves)
+    beside = _fit_beside(names, curves.values())
+    with _axes(x, f"{y} (%)", 3.0 + (0 if beside else _legend_height(names))) as (axes, text):
         _mark(axes, marks)
-        for number, curve in enumerate(curves.values()):
-            colour = COLOURS[(number if curve.colour is None else curve.colour) % len(COLOURS)]
-            across = [p[0] for p in curve.points]
-            lines += axes.plot(across, _percent(p[1] for p in curve.points), curve.style, color=colour, markersize=4)
-            if 0 < len(curve.band) == len(curve.points):
-                low, high = (_percent(b[side] for b in curve.band) for side in (0, 1))
-                axes.fill_between(across, low, high, color=colour, alpha=0.18, linewidth=0)
+        lines = [_draw(axes, curve, number) for number, curve in enumerate(curves.values())]
         ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
         if log:
             axes.set_xscale("log", base=2)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         else:
             axes.xaxis.get_major_locator().set_params(integer=all(isinstance(tick, int) for tick in ticks))
-        _legend(axes, lines, curves)
+        if len(curves) > 1:
+            (_name_ends if beside else _legend)(axes, lines, names)
     return text.getvalue()
+
+
+def _draw(axes: Any, curve: Curve, number: int) -> Any:
+    kind = number if curve.kind is None else curve.kind
+    colour, marker = COLOURS[kind % len(COLOURS)], MARKERS[kind % len(MARKERS)]
+    across, up = [p[0] for p in curve.points], _percent(p[1] for p in curve.points)
+    look = {"color": colour, "marker": marker, "markersize": 4.5, "markevery": max(1, len(up) // 12)}
+    (line,) = axes.plot(across, up, linestyle=curve.line, **look)
+    if 0 < len(curve.band) == len(curve.points):
+        low, high = (_percent(b[side] for b in curve.band) for side in (0, 1))
+        axes.fill_between(across, low, high, color=colour, alpha=0.18, linewidth=0)
+    return line
 
 
 def scale_plot(curves: Mapping[str, Curve], marks: Sequence[float]) -> str:
@@ -57,7 +69,7 @@ def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
 
 def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
     """Return an ``<svg>`` of one value in percent a name, with its interval, under one another."""
-    names = [textwrap.fill(name, 30) for name in dots]
+    names = [textwrap.fill(name, 22) for name in dots]
     rows = sum(1.2 + name.count("\n") * 0.6 for name in names)
     with _axes(f"{x} (%)", "", 0.8 + 0.27 * rows) as (axes, text):
         for row, (value, low, high) in enumerate(dots.values()):
@@ -79,7 +91,8 @@ def histogram(counts: Any, edges: Any, marks: Sequence[float] = ()) -> str:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-        axes.set_xlim(edges[0] / 2**0.5, edges[-1] * 2**0.5)  # wide enough for a power of two
+        first, last = min([edges[0], *marks]), max([edges[-1], *marks])
+        axes.set_xlim(first / 2**0.5, last * 2**0.5)  # wide enough for a power of two
     return text.getvalue()
 
 
@@ -92,17 +105,58 @@ def _percent(values: Any) -> list[float]:
     return [min(max(value, 0), 1) * 100 for value in values]
 
 
+def _without_key(names: Iterable[str]) -> list[str]:
+    """Return names without the ``key=`` that all of them begin with."""
+    every = list(names)
+    heads = {name.partition("=")[:2] for name in every}
+    return [name.partition("=")[2] for name in every] if len(heads) == 1 and "=" in every[0] else every
+
+
+def _fit_beside(names: Sequence[str], curves: Iterable[Curve]) -> bool:
+    """Return whether each curve's name has room at its end."""
+    return 1 < len(names) <= 12 and max(map(len, names)) <= 18 and all(c.line and c.points for c in curves)
+
+
+def _name_ends(axes: Any, lines: Sequence[Any], names: Iterable[str]) -> None:
+    """Write each curve's name right of its last point, a thin line leading to it."""
+    low, high = axes.get_ylim()
+    ends = [(float(line.get_xdata()[-1]), float(line.get_ydata()[-1])) for line in lines]
+    heights = spread([y for _, y in ends], (high - low) * 0.075, high)
+    for line, name, end, height in zip(lines, names, ends, heights, strict=True):
+        lead = {"arrowstyle": "-", "color": line.get_color(), "linestyle": line.get_linestyle(), "linewidth": 0.9}
+        where = {"textcoords": axes.get_yaxis_transform(), "va": "center", "annotation_clip": False}
+        axes.annotate(name, end, (1.05, height), color=INK, arrowprops=lead, **where).set_parse_math(False)
+    axes.set_ylim(low, high)
+
+
+def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
+    """Return heights in the same order, ``gap`` apart or more and none above ``top``.
+
+    >>> spread([1.0, 5.0, 1.0], gap=2.0, top=6.0)
+    [1.0, 5.0, 3.0]
+    """
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed: dict[int, float] = {}
+    floor = float("-inf")
+    for index in order:
+        placed[index] = floor = max(heights[index], floor)
+        floor += gap
+    for index in reversed(order):
+        placed[index] = min(placed[index], top)
+        top = placed[index] - gap
+    return [placed[index] for index in range(len(heights))]
+
+
 def _legend(axes: Any, lines: Sequence[Any], names: Iterable[str]) -> None:
     labels = _wrapped(names)
-    if len(labels) > 1:
-        place = {"loc": "outside lower center", "ncols": 2, "fontsize": "small"}
-        legend = axes.figure.legend(lines, labels, frameon=False, labelcolor=INK, **place)
-        for text in legend.get_texts():
-            text.set_parse_math(False)  # a name with "$" is no formula
+    place = {"loc": "outside lower center", "ncols": 2, "fontsize": 9}
+    legend = axes.figure.legend(lines, labels, frameon=False, labelcolor=INK, **place)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name with "$" is no formula
 
 
 def _wrapped(names: Iterable[str]) -> list[str]:
-    return [textwrap.fill(name, 36) for name in names]
+    return [textwrap.fill(name, 24) for name in names]
 
 
 def _legend_height(names: Iterable[str]) -> float:
@@ -112,7 +166,7 @@ def _legend_height(names: Iterable[str]) -> float:
 
 
 @contextmanager
-def _axes(x: str, y: str, height: float = 3.4) -> Iterator[tuple[Any, io.StringIO]]:
+def _axes(x: str, y: str, height: float = 3.0) -> Iterator[tuple[Any, io.StringIO]]:
     """Give axes to draw on, and a text that holds the drawing afterwards."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -120,7 +174,7 @@ def _axes(x: str, y: str, height: float = 3.4) -> Iterator[tuple[Any, io.StringI
 
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sppcls", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(5.8, height), layout="constrained")
+        figure = Figure(figsize=(4.6, height), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         yield axes, text

@@ -6,12 +6,16 @@ from typing import Any
 import yaml
 
 from sppcls.atomic import write_csv, write_text
-from sppcls.report.page import percent, points, scale_cells, scale_columns, write_page
+from sppcls.report.page import duration, percent, points, scale_cells, scale_columns, write_page
 from sppcls.report.plots import Curve, accuracy_curve, line_plot, scale_plot
-from sppcls.report.runs import Run, read_run
+from sppcls.report.runs import Run, flat, read_run
 from sppcls.report.sweep_page import confused, data_rows
 from sppcls.terminal import markdown
 
+_KEYS = (
+    "data.name", "data.root", "data.fit", "data.batch_size", "model.backbone", "model.weights", "model.pool",
+    "model.levels", "schedule.kind", "schedule.scales", "optim.name", "optim.lr", "seed",
+)  # fmt: skip
 _EPOCH = ("epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", "megapixels", "images_per_s")
 
 
@@ -23,16 +27,23 @@ def write_run_page(folder: Path) -> Path:
         folder / "report.html",
         folder.resolve().name,
         run=run,
-        headline=_headline(run.summary),
+        tiles=_tiles(run.summary),
+        facts=_facts(run.summary),
+        keys=_key_settings(run.config),
         scales=_scales(run.summary),
         agreement=_agreement(run.summary),
         gaps=_gaps(run),
-        epochs=[_EPOCH, [[row.get(column) or "-" for column in _EPOCH] for row in run.epochs]],
+        epochs=[_EPOCH, [_epoch_cells(row) for row in run.epochs]],
         data=[row[1:] for row in data_rows({"": run.summary})],
         confusion=confused([run], run.mistakes.get("scale", 0)),
         config=yaml.safe_dump(run.config, sort_keys=False),
         log=run.last_lines(),
     )
+
+
+def _epoch_cells(row: dict[str, str]) -> list[str]:
+    cells = [row.get(column) or "-" for column in _EPOCH]
+    return [str(int(cells[0]) + 1) if cells[0].isdecimal() else cells[0], *cells[1:]]  # from 1, as everywhere else
 
 
 def write_run_tables(folder: Path) -> None:
@@ -42,23 +53,47 @@ def write_run_tables(folder: Path) -> None:
         return
     write_csv(folder / "summary.csv", summary["scales"])
     tables = [
-        markdown(["measure", "value"], _headline(summary)),
+        markdown(["measure", "value"], [*_tiles(summary), *_facts(summary)]),
         markdown(_scale_columns(summary), _scale_rows(summary)),
     ]
     write_text(folder / "summary.md", "\n\n".join(tables) + "\n")
 
 
-def _headline(summary: dict[str, Any]) -> list[list[str]]:
-    names = {
-        "acc1": f"top-1 at scale {summary.get('last_scale')}",
-        "generalization_gap": "generalization gap",
-        "scale_area": "mean top-1 over log scale",
-        "scale_spread": "scale spread",
-        "scale_consistency": "scale consistency",
+def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the few figures that are read first, each with its name."""
+    said = {
+        f"top-1 at scale {summary.get('last_scale')}": percent(summary.get("acc1")),
+        "generalization gap (points)": points(summary.get("generalization_gap")),
+        "scale spread (points)": points(summary.get("scale_spread")).lstrip("+"),
+        "scale consistency": percent(summary.get("scale_consistency")),
+        "epochs": f"{summary.get('epochs', '-')}",
+        "time": duration(summary["seconds"]) if "seconds" in summary else "-",
     }
-    rows = [[said, percent(summary[name])] for name, said in names.items() if summary.get(name) is not None]
-    plain = ("worst_scale", "epochs", "seconds", "gap_seconds", "train_megapixels", "parameters", "seed")
-    return rows + [[name.replace("_", " "), f"{summary[name]:,}"] for name in plain if summary.get(name) is not None]
+    return [(name, value) for name, value in said.items() if value != "-"]
+
+
+def _facts(summary: dict[str, Any]) -> list[list[str]]:
+    names = (
+        "scale_area",
+        "worst_scale",
+        "gap_seconds",
+        "train_megapixels",
+        "parameters",
+        "train_images",
+        "val_images",
+        "seed",
+    )
+    said = {"scale_area": "mean top-1 over log scale"}
+    return [
+        [said.get(name, name.replace("_", " ")), percent(value) if name == "scale_area" else f"{value:,}"]
+        for name in names
+        if (value := summary.get(name)) is not None
+    ]
+
+
+def _key_settings(config: dict[str, Any]) -> list[tuple[str, str]]:
+    values = flat(config)
+    return [(name, str(values[name])) for name in _KEYS if values.get(name) is not None]
 
 
 def _scale_columns(summary: dict[str, Any]) -> list[str]:
@@ -89,13 +124,13 @@ def _agreement(summary: dict[str, Any]) -> list[Any] | None:
 
 
 def _gaps(run: Run) -> dict[str, Any] | None:
-    """Return the curves of gap.csv: validation and training (dashed), a colour a scale."""
+    """Return the curves of gap.csv: validation and training (dashed), a colour and a marker for each scale."""
     curves: dict[str, Curve] = {}
     for number, scale in enumerate(sorted({int(row["scale"]) for row in run.gaps})):
         rows = [row for row in run.gaps if row["scale"] == str(scale)]
-        for side, said, style in (("val", "validation", "o-"), ("train", "training", "--")):
+        for side, line in (("val", "-"), ("train", "--")):
             track = [(int(row["epoch"]) + 1, float(row[f"{side}_acc1"])) for row in rows]
-            curves[f"{said} at {scale}"] = Curve(track, (), style, number)
+            curves[f"{side} at {scale}"] = Curve(track, (), line, number)
     if not curves:
         return None
     sides = ("train_acc1", "val_acc1")

@@ -26,6 +26,7 @@ def write_sweep_page(
         runs=runs,
         missing=missing,
         notes=notes,
+        tiles=_tiles(found),
         variants=tables[0],
         comparisons=tables[1],
         scales=_scales(found),
@@ -41,6 +42,14 @@ def write_sweep_page(
         command=read_manifest(folder).get("command"),
         status=base[0].status,
     )
+
+
+def _tiles(found: Study, most: int = 6) -> list[tuple[str, str]]:
+    """Return top-1 at the common scale: the baseline's, and then the highest of the others'."""
+    means = {name: one.estimates["acc1"].mean for name, one in found.variants.items() if "acc1" in one.estimates}
+    order = sorted(means, key=lambda name: (name != found.baseline, -means[name]))[:most]
+    said = {name: f"{name}{' (baseline)' if name == found.baseline and len(means) > 1 else ''}" for name in order}
+    return [(f"top-1 at scale {found.scale}, {said[name]}", percent(means[name])) for name in order]
 
 
 def confused(runs: Sequence[Run], scale: int) -> dict[str, Any] | None:
@@ -71,9 +80,9 @@ def _cost_cells(cost: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _curve(by_x: dict[int, Estimate], style: str = "o-", colour: int | None = None) -> Curve:
+def _curve(by_x: dict[int, Estimate], line: str = "-", kind: int | None = None) -> Curve:
     band = [(e.low, e.high) for e in by_x.values() if e.low is not None and e.high is not None]
-    return Curve([(x, one.mean) for x, one in by_x.items()], band, style, colour)
+    return Curve([(x, one.mean) for x, one in by_x.items()], band, line, kind)
 
 
 def _scales(found: Study) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def _curves(found: Study) -> dict[str, Any] | None:
         sides = {side: _over_epochs(one, found.scale, f"{side}_acc1") for side in ("train", "val")}
         if not sides["val"]:
             continue
-        curves[name] = _curve(sides["val"], "o-", number)
+        curves[name] = _curve(sides["val"], "-", number)
         curves[f"{name}, training"] = Curve(_curve(sides["train"]).points, (), "--", number)
         for epoch, val in sides["val"].items():
             train = sides["train"][epoch].mean
@@ -142,6 +151,6 @@ def _costs(found: Study) -> dict[str, Any]:
             if at and summary.get("train_megapixels") is not None:
                 dots.setdefault(name, []).append((summary["train_megapixels"], at[0]))
     rows = [[name, f"{x:,.1f}", percent(y)] for name, some in dots.items() for x, y in some]
-    curves = {name: Curve(some, (), "o") for name, some in dots.items()}
+    curves = {name: Curve(some, (), "") for name, some in dots.items()}
     plot = line_plot(curves, x="megapixels seen in training", y=f"top-1 at scale {found.scale}")
     return {"svg": plot, "columns": ["variant", "megapixels", "top-1"], "rows": rows}

@@ -25,7 +25,7 @@ from sppcls.training.loss import balanced_weights
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.overfitting import gap_seconds
 from sppcls.training.signals import Signals
-from sppcls.training.summary import plan_table, summarize
+from sppcls.training.summary import data_lines, plan_table, summarize
 from sppcls.training.trainer import build_trainer
 
 
@@ -50,7 +50,7 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
     )
     trainer = build_trainer(spec, folder, signals)
     data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
-    show(plan_table(spec, data))
+    show(*data_lines(data), plan_table(spec, data))
     if data.caches:  # their room is taken here, before the first epoch
         show(data.cache_line)
     if trainer.is_global_zero:

@@ -17,7 +17,7 @@ from sppcls.training.folder import RunFolder
 from sppcls.training.ranks import follow, run_ranks
 from sppcls.training.resume import going_on, has_checkpoint
 from sppcls.training.signals import Interrupted, Signals
-from sppcls.training.summary import closing_lines, plan_table, result_table
+from sppcls.training.summary import closing_lines, data_lines, plan_table, result_table
 from sppcls.training.world import joined_rank, local_ranks
 
 
@@ -30,7 +30,8 @@ def run(spec: Spec, *, anew: bool = False) -> int:
     try:
         with Signals() as signals:
             if spec.plan_only:
-                show(plan_table(spec, build_data(spec, build_splits(spec.data))))
+                data = build_data(spec, build_splits(spec.data))
+                show(*data_lines(data), plan_table(spec, data))
                 return 0
             if joined_rank():
                 follow(spec, signals)

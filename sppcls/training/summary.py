@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sppcls.atomic import write_json
 from sppcls.data.doctor import scale_costs
-from sppcls.measure.mistakes import worst_mistakes
+from sppcls.measure.mistakes import surest_right, worst_mistakes
 from sppcls.measure.result import ScaleRow
 from sppcls.measure.scales import evaluate_scales, gap_subset
 from sppcls.models.classifier import SppClassifier
@@ -33,6 +33,15 @@ def plan_table(spec: Spec, data: MultiScaleDataModule) -> Table:
         cells = [len(plan.batches), plan.smallest, plan.shapes]
         rows.append([epochs, scales, *map(str, cells), padding, f"{plan.pixels / 1e6:.0f}"])
     return table(title, heads, rows)
+
+
+def data_lines(data: MultiScaleDataModule, most: int = 10) -> list[str]:
+    """Return what a run reads: the class names, the first ``most`` of them, and the images of both parts."""
+    classes = data.train.classes
+    more = f" and {len(classes) - most} more" if len(classes) > most else ""
+    parts = {"training": data.train, "validation": data.val}
+    images = ", ".join(f"{len(part.targets):,} {name}" for name, part in parts.items() if part)
+    return [f"{len(classes)} classes: {', '.join(classes[:most])}{more}", f"images: {images}"]
 
 
 def _stretches(spec: Spec, data: MultiScaleDataModule) -> list[tuple[int, int, str]]:
@@ -61,8 +70,9 @@ def summarize(
         scales = {last, *wanted}
         result = evaluate_scales(network, data.val, sorted(scales), **options)
         result.answers.save(folder)
-        mistakes = worst_mistakes(data.val, result.answers, network.classes, last)
-        write_json(folder / "mistakes.json", {"scale": last, "classes": network.classes, "worst": mistakes})
+        chosen = (data.val, result.answers, network.classes, last)
+        examples = {"worst": worst_mistakes(*chosen), "right": surest_right(*chosen)}
+        write_json(folder / "mistakes.json", {"scale": last, "classes": network.classes} | examples)
         at_last = next(row for row in result.rows if row.scale == last)
         # Over the scales that were asked for: the last one of a random schedule is another for each seed.
         summary |= result.over(wanted or scales).summary()
