@@ -31,7 +31,9 @@ def photographs(root):
     for part, name, count in (("train", "ant", 7), ("train", "bee", 7), ("val", "ant", 2), ("val", "bee", 2)):
         (root / part / name).mkdir(parents=True)
         for i in range(count):
-            noise = np.random.default_rng([len(part + name), i]).integers(0, 256, (24 + i, 30, 3), np.uint8)
+            noise = np.random.default_rng([len(part + name), i]).integers(
+                0, 256, (24 + i * (part == "train"), 30, 3), np.uint8
+            )
             Image.fromarray(noise).save(root / part / name / f"{i:02}.png")
     return root
 
@@ -235,7 +237,7 @@ def test_a_validation_part_of_fewer_batches_than_ranks_and_batches_of_broken_ima
     statuses, errors = ranks_on(root, root, folder=tmp_path / "run")
     assert (statuses, errors) == ([0, 0], ["", ""])
     skipped = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
-    assert len(skipped) == 8
+    assert len(skipped) == 7
 
 
 class Broken(Named):
@@ -250,30 +252,19 @@ class Broken(Named):
         return torch.full((3, int(height), int(width)), 10 * index, dtype=torch.uint8)
 
 
-def test_a_batch_without_a_readable_image_has_no_part_in_the_weights():
-    images = [(f"i/{i}", i % 2, 10) for i in range(8)]
-
-    def weights_after(broken):
-        quiet_lightning()
-        source = Broken(images, ("a", "b"))
+def test_batches_without_a_readable_image_have_no_part_in_the_weights():
+    quiet_lightning()
+    source = Broken([(f"i/{i}", i % 2, 10) for i in range(8)], ("a", "b"))
+    network = SppClassifier(build_trunk("tiny", width=0.125), ("a", "b"), levels=(1,))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for broken, same in (((), False), (range(8), True)):
         source.broken = broken
-        torch.manual_seed(0)
-        network = SppClassifier(build_trunk("tiny", width=0.125), ("a", "b"), levels=(1,), dropout=0.0)
+        network.load_state_dict(before)
         data = MultiScaleDataModule(source, source, schedule=(16,), batch_size=4, on_error="skip")
-        first = data.plan(0).batches[0].indices
-        if broken == "first":
-            source.broken = first
-        plain_trainer(1, "cpu").fit(LitSppClassifier(network, lr=1e-2, warmup_epochs=0, decay="none"), datamodule=data)
-        return {name: value.clone() for name, value in network.state_dict().items()}, data, first
-
-    got, data, first = weights_after("first")
-    assert set(data.skipped) == {f"i/{i}" for i in first}
-    rest, _, _ = weights_after(())
-    # The same network after the second batch alone.
-    torch.manual_seed(0)
-    assert any(not torch.equal(got[name], rest[name]) for name in got)
-    assert all(torch.isfinite(value.float()).all() for value in got.values())
-    assert got["trunk.net.0.1.num_batches_tracked"] == 1 if "trunk.net.0.1.num_batches_tracked" in got else True
+        module = LitSppClassifier(network, lr=1e-2, warmup_epochs=0)
+        plain_trainer(1, "cpu").fit(module, datamodule=data)
+        assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()) == same
+        assert len(data.skipped) == len(broken)
 
 
 def test_a_run_that_came_and_went_while_the_lock_was_waited_for_is_left_alone(tmp_path, monkeypatch):

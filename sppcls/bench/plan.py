@@ -1,10 +1,12 @@
 """Planning: an epoch of millions of images, and against images gathered by aspect one by one until a batch is full."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 
@@ -62,12 +64,16 @@ def grouped(sizes: Sizes) -> list[list[int]]:
 
 def _measure(count: int, batch_size: int, world: int) -> tuple[float, float, float]:
     """Return the seconds of the cut and of an epoch, and the most MB that this process has taken."""
-    import resource
-
     sizes, started = photographs(count), time.perf_counter()
     cut, cut_at = cut_images(sizes, batch_size=batch_size, world=world), time.perf_counter()
     list(map(len, (batch.indices for batch in plan_cut(cut, SCHEDULE, 0, 0).of_rank(0))))
-    return cut_at - started, time.perf_counter() - cut_at, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return cut_at - started, time.perf_counter() - cut_at, _peak()
+
+
+def _peak() -> float:
+    # getrusage would also count the process that started this one, before it became another program.
+    status = Path("/proc/self/status").read_text()
+    return float(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3  # type: ignore[index]
 
 
 if __name__ == "__main__":
