@@ -19,7 +19,7 @@ MARK = "SPPCLS_TEST_PROGRAM"
 PROC = Path("/proc")
 _FAULT = re.compile(r"Traceback|Warning\b|Exception ignored|Fatal Python|terminate called|^Aborted|core dumped")
 LONGEST = 60_000  # characters of an output that a failure shows
-GRACE = 2  # seconds in which helpers of multiprocessing notice that their leader has ended
+GRACE = 5  # seconds in which helpers of multiprocessing notice that their leader has ended
 # faulthandler's list of modules, and what nanobind says at the end of a program whose objects are frozen
 _NOISE = re.compile(r"^Extension modules: [^\n]*\n|^nanobind: .*", re.M | re.S)
 
@@ -174,6 +174,19 @@ class Program:
 def run_to_end(command: Sequence[str], folder: Path, status: int | None = 0, seconds: float = 240, **env: str) -> Ended:
     """Run a command to its end, as ``Program.end`` wants it."""
     return Program.started(command, folder, **env).end(status, seconds)
+
+
+def end_all(programs: Sequence[Program], seconds: float = 240) -> list[Ended]:
+    """Wait for the end of programs that work together; where one fails, the stacks of all are shown."""
+    deadline = time.monotonic() + seconds
+    while any(program.process.poll() is None for program in programs) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    statuses = [program.process.returncode for program in programs]
+    assert not any(status is None or status for status in statuses), "\n\n".join(
+        f"{program.said} ended with {status}\n{program.stacks()}"
+        for program, status in zip(programs, statuses, strict=True)
+    )
+    return [program.end() for program in programs]
 
 
 def _send(pid, number):

@@ -29,6 +29,7 @@ from sppcls.training.callbacks import Curves
 from sppcls.training.folder import RunFolder
 from sppcls.training.run import run
 from sppcls.training.signals import Interrupted, Signals
+from tests.processes import run_to_end
 from tests.test_training import spec
 
 KILLING = Path(__file__).parent / "killing.py"
@@ -46,10 +47,8 @@ def _signals_as_at_the_start_of_a_program():
 def killed(what, count, folder):
     """Return what `killing.py` says; in a process of its own, which forks."""
     command = [sys.executable, str(KILLING), what, str(count), str(folder), "1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(KILLING.parent.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
+    done = run_to_end(command, KILLING.parent, seconds=120 + 20 * count, PYTHONPATH=str(KILLING.parent.parent))
+    said = json.loads(done.out.splitlines()[-1])
     print(what, said)
     return said
 
