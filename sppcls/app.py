@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
 from sppcls.terminal import printable
-from sppcls.training.signals import Interrupted
+from sppcls.training.signals import Interrupted, Signals
 from sppcls.training.sweep import Job, Sweep, run_job
 from sppcls.training.world import joined_rank, leave
 
@@ -26,13 +26,15 @@ def main() -> None:
     """Run the application; ends the process with the contract's exit status."""
     end: Callable[[int], NoReturn] = leave if joined_rank() is not None else sys.exit  # type: ignore[assignment]
     try:
-        end(_run())
+        with Signals():  # a run's own take over from these
+            status = _run()
+        end(status)
     except SppclsError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         end(error.exit_status)
-    except (KeyboardInterrupt, Interrupted) as ended:
+    except Interrupted as ended:
         print("interrupted; rerun the same command to resume", file=sys.stderr)
-        end(getattr(ended, "status", 130))
+        end(ended.status)
 
 
 def _run() -> int:

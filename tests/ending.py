@@ -87,9 +87,9 @@ def begin(arguments, folder, started):
     if started:
         start = [sys.executable, arguments[0]] if program == "train" else [Path(sys.executable).with_name("sppcls")]
         return Program.started([*start, *arguments[1:]], folder)
-    from sppcls import app, cli
+    from sppcls import cli
 
-    return Program.forked(app.main if program == "train" else cli.main, arguments, folder)
+    return Program.forked(cli.train if program == "train" else cli.main, arguments, folder)
 
 
 def wait_for_moment(case, program, place, whole):

@@ -55,6 +55,8 @@ class Program:
         self.said, self.mark, self.begun = said, uuid.uuid4().hex, time.time()
         self._out, self._err = _unnamed_file(self), _unnamed_file(self)
         self.process = None
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job, and so in its children
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     @classmethod
     def started(cls, command: Sequence[str], folder: Path, **environment: str) -> "Program":

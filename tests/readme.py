@@ -26,13 +26,15 @@ NOT_RUN = {
 
 # The beginning of a command (the first that fits) and what is added to it.
 TINY = "data.train_size=44 data.val_size=20 data.batch_size=8 trainer.max_epochs=1 metrics.gap_images=12"
+FEW = "data.train_per_class=8 data.val_per_class=4"
 NARROW = f"{TINY} metrics.test_scales=[64] model.width=0.125"
 ADDED = {
     "uv run train.py --help": "",
     "$ uv run train.py model.levls": "",
     "uv run train.py resume=": "trainer.max_epochs=2",
-    "uv run --extra lite train.py experiment=caltech101": f"{TINY} schedule.scales=[64,96] metrics.test_scales=[96] "
-    "metrics.gap_scales=[96]",
+    "uv run --extra lite train.py experiment=caltech101": f"{TINY} {FEW} schedule.scales=[64,96] "
+    "metrics.test_scales=[96] metrics.gap_scales=[96]",
+    "uv run train.py data=folder data.root=photos data.train_per_class=": f"{NARROW} {FEW}",
     "uv run train.py experiment=ablate_": f"{NARROW} seed=0",
     "uv run train.py": NARROW,
     "pip install uv && uv run train.py": NARROW,

@@ -208,6 +208,30 @@ def test_a_second_signal_ends_at_once():
     assert ended.value.status == 130
 
 
+def test_a_signal_that_comes_in_a_destructor_is_not_lost():
+    class Gone:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def work():
+        with Signals():
+            Gone()
+            time.sleep(30)
+
+    with pytest.raises(Interrupted):
+        work()
+
+
+def test_of_signals_within_signals_the_inner_defer():
+    with Signals() as outer:
+        with Signals() as inner:
+            inner.defer()
+            signal.raise_signal(signal.SIGTERM)
+            assert (inner.received, outer.received) == (signal.SIGTERM, None)
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_signal_that_is_ignored_or_handled_is_left_alone():
     seen = []
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGUSR2, lambda *_: seen.append(1))
