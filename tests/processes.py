@@ -113,7 +113,7 @@ class Program:
 
     def until(self, true: Callable[[], bool], seconds: float = 120) -> None:
         """Wait until something is true while the program runs; a program that ends before fails the test."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while not true():
             assert self.process.poll() is None, (
                 f"ended with {self.process.returncode}: {self.said}\n{self.err[-LONGEST:]}"
@@ -123,13 +123,13 @@ class Program:
 
     def end(self, status: int | None = 0, seconds: float = 240) -> Ended:
         """Wait for the end; a wrong status, an end that does not come and a process that is left fail the test."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"not ended after {seconds} s: {self.said}\n{self.stacks()}"
             time.sleep(0.01)
         silent = time.time() - max(self.begun, *(os.fstat(file).st_mtime for file in (self._out, self._err)))
         found = Ended(self.process.returncode, self.out, self.err, silent)
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + patience(GRACE)
         while self.family() and time.monotonic() < deadline:
             time.sleep(0.02)
         if left := self.family():
@@ -180,7 +180,7 @@ def run_to_end(command: Sequence[str], folder: Path, status: int | None = 0, sec
 
 def end_all(programs: Sequence[Program], seconds: float = 240) -> list[Ended]:
     """Wait for the end of programs that work together; where one fails, the stacks of all are shown."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while any(program.process.poll() is None for program in programs) and time.monotonic() < deadline:
         time.sleep(0.01)
     statuses = [program.process.returncode for program in programs]
@@ -197,7 +197,7 @@ def _send(pid, number):
 
 
 def patience(seconds: float = 5) -> float:
-    """Return how long an end may take after the last output: more where others use the machine."""
+    """Return how long something may take that takes so many seconds: more where others use the machine."""
     return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
