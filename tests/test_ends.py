@@ -40,3 +40,9 @@ def test_programs_end_whatever_ends_them(tmp_path, kinds, count, seed, how):
     print("longest from the last line to the end:", max(one["silent"] for one in found))
     wrong = [one for one in found if one["wrong"]]
     assert not wrong, "\n\n".join("\n".join(f"{key}: {value}" for key, value in one.items()) for one in wrong)
+
+
+def test_ctrl_c_while_the_imports_take_their_seconds(tmp_path):
+    (tmp_path / "pydantic.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    ended = run_to_end([sys.executable, ROOT / "train.py"], tmp_path, 130, PYTHONPATH=str(tmp_path))
+    assert (ended.out, ended.err) == ("", "")
