@@ -23,7 +23,7 @@ from tests.processes import PROC, Program, faults, patience
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 SMALL = (
-    "data=folder", "data.batch_size=4", "model.width=0.125", "model.levels=[2,1]", "schedule.scales=[16,24]",
+    "data=folder", "model.width=0.125", "model.levels=[2,1]", "schedule.scales=[16,24]",
     "trainer.accelerator=cpu", "metrics.test_scales=[16,24]", "metrics.gap_images=8",
 )  # fmt: skip
 KINDS = ("train", "evaluate", "sweep", "ranks")
@@ -71,7 +71,13 @@ def command(case, number):
     root = "broken" if case.end == "failed" and not kills(case) else "photos"
     if case.kind == "evaluate":
         return ["sppcls", "evaluate", "whole", "--data", root, f"--num-workers={case.workers}", f"--out=e{number}"]
-    own = [f"data.root={root}", f"data.num_workers={case.workers}", f"trainer.max_epochs={case.epochs}"]
+    size = 2 if case.kind == "ranks" else 4  # so that each rank has a batch to validate
+    own = [
+        f"data.batch_size={size}",
+        f"data.root={root}",
+        f"data.num_workers={case.workers}",
+        f"trainer.max_epochs={case.epochs}",
+    ]
     if case.kind == "sweep":
         return [str(TRAIN), "-m", *SMALL, *own, "seed=0,1", f"sweep_dir=r{number}"]
     return [str(TRAIN), *SMALL, *own, f"run_dir=r{number}", f"trainer.devices={1 + (case.kind == 'ranks')}"]
@@ -169,7 +175,15 @@ def main():
         gc.freeze()  # a program's end need not take apart what all have in common; nanobind says that it leaks
     assert len(list((PROC / "self" / "task").iterdir())) == 1
     begun = time.monotonic()
-    whole = [str(TRAIN), *SMALL, "data.root=photos", "data.num_workers=2", "trainer.max_epochs=3", "run_dir=whole"]
+    whole = [
+        str(TRAIN),
+        *SMALL,
+        "data.root=photos",
+        "data.batch_size=4",
+        "data.num_workers=2",
+        "trainer.max_epochs=3",
+        "run_dir=whole",
+    ]
     begin(whole, folder, started).end(seconds=120)
     whole = time.monotonic() - begun
     for number, case in enumerate(cases(kinds.split(","), int(count), int(seed))):
