@@ -25,16 +25,20 @@ def conf_folder() -> Path:
 def main() -> None:
     """Run the application; ends the process with the contract's exit status."""
     end: Callable[[int], NoReturn] = leave if joined_rank() is not None else sys.exit  # type: ignore[assignment]
+    signals = Signals()
     try:
-        with Signals():  # a run's own take over from these
+        with signals:  # a run's own take over from these
             status = _run()
         end(status)
     except SppclsError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        end(error.exit_status)
-    except Interrupted as ended:
-        print("interrupted; rerun the same command to resume", file=sys.stderr)
-        end(ended.status)
+        if not signals.received:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            end(error.exit_status)
+        ended = Interrupted(signals.received)  # OmegaConf makes errors of its own of what interrupts it
+    except Interrupted as error:
+        ended = error
+    print("interrupted; rerun the same command to resume", file=sys.stderr)
+    end(ended.status)
 
 
 def _run() -> int:

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sppcls import generations
+from sppcls import app, generations
 from sppcls.checkpoint import read_checkpoint
 from sppcls.data.shapes import ShapesSource
-from sppcls.errors import DataError, SppclsError
+from sppcls.errors import ConfigError, DataError, SppclsError
 from sppcls.generations import is_whole, last_whole, save_whole
 from sppcls.training import checkpoints, fit
 from sppcls.training.callbacks import Curves
@@ -230,6 +230,18 @@ def test_of_signals_within_signals_the_inner_defer():
             assert (inner.received, outer.received) == (signal.SIGTERM, None)
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interruption_of_which_a_library_makes_an_error_is_one(train, monkeypatch, capsys):
+    def compose():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise ConfigError("'NoneType' object has no attribute")
+
+    monkeypatch.setattr(app, "_composed", compose)
+    assert train() == 130
+    assert capsys.readouterr().err == "interrupted; rerun the same command to resume\n"
 
 
 def test_a_signal_that_is_ignored_or_handled_is_left_alone():
