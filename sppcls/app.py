@@ -12,7 +12,7 @@ from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
 from sppcls.terminal import say
 from sppcls.training.folder import fresh_folder
-from sppcls.training.signals import Interrupted
+from sppcls.training.signals import Interrupted, Signals
 from sppcls.training.sweep import Job, Sweep, run_job
 from sppcls.training.world import joined_rank, leave
 
@@ -26,14 +26,20 @@ def conf_folder() -> Path:
 def main() -> None:
     """Run the application; ends the process with the contract's exit status."""
     end: Callable[[int], NoReturn] = leave if joined_rank() is not None else sys.exit  # type: ignore[assignment]
+    signals = Signals()
     try:
-        end(_run())
+        with signals:  # a run's own take over from these
+            status = _run()
+        end(status)
     except SppclsError as error:
-        say(f"error: {error}")
-        end(error.exit_status)
-    except (KeyboardInterrupt, Interrupted) as ended:
-        say("interrupted; rerun the same command to resume")
-        end(getattr(ended, "status", 130))
+        if not signals.received:
+            say(f"error: {error}")
+            end(error.exit_status)
+        ended = Interrupted(signals.received)  # OmegaConf makes errors of its own of what interrupts it
+    except Interrupted as error:
+        ended = error
+    say("interrupted; rerun the same command to resume")
+    end(ended.status)
 
 
 def _run() -> int:

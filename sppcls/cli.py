@@ -38,6 +38,14 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status)
 
 
+def train() -> None:
+    """Run ``train.py``, also where Ctrl-C comes while its imports take their seconds."""
+    try:
+        import_module("sppcls.app").main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         say(f"error: {message}; {self.prog} --help says more")

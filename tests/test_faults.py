@@ -19,16 +19,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from sppcls import generations
+from sppcls import app, generations
 from sppcls.checkpoint import read_checkpoint
 from sppcls.data.shapes import ShapesSource
-from sppcls.errors import DataError, SppclsError
+from sppcls.errors import ConfigError, DataError, SppclsError
 from sppcls.generations import is_whole, last_whole, save_whole
 from sppcls.training import checkpoints, fit
 from sppcls.training.callbacks import Curves
 from sppcls.training.folder import RunFolder
 from sppcls.training.run import run
 from sppcls.training.signals import Interrupted, Signals
+from tests.processes import run_to_end
 from tests.test_training import spec
 
 KILLING = Path(__file__).parent / "killing.py"
@@ -46,10 +47,8 @@ def _signals_as_at_the_start_of_a_program():
 def killed(what, count, folder):
     """Return what `killing.py` says; in a process of its own, which forks."""
     command = [sys.executable, str(KILLING), what, str(count), str(folder), "1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(KILLING.parent.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
+    done = run_to_end(command, KILLING.parent, seconds=120 + 20 * count, PYTHONPATH=str(KILLING.parent.parent))
+    said = json.loads(done.out.splitlines()[-1])
     print(what, said)
     return said
 
@@ -207,6 +206,42 @@ def test_a_second_signal_ends_at_once():
         with pytest.raises(Interrupted) as ended:
             signal.raise_signal(signal.SIGINT)
     assert ended.value.status == 130
+
+
+def test_a_signal_that_comes_in_a_destructor_is_not_lost():
+    class Gone:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def work():
+        with Signals():
+            Gone()
+            time.sleep(30)
+
+    with pytest.raises(Interrupted):
+        work()
+
+
+def test_of_signals_within_signals_the_inner_defer():
+    with Signals() as outer:
+        with Signals() as inner:
+            inner.defer()
+            signal.raise_signal(signal.SIGTERM)
+            assert (inner.received, outer.received) == (signal.SIGTERM, None)
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interruption_of_which_a_library_makes_an_error_is_one(train, monkeypatch, capsys):
+    def compose():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise ConfigError("'NoneType' object has no attribute")
+
+    monkeypatch.setattr(app, "_composed", compose)
+    assert train() == 130
+    assert capsys.readouterr().err == "interrupted; rerun the same command to resume\n"
 
 
 def test_a_signal_that_is_ignored_or_handled_is_left_alone():

@@ -4,9 +4,7 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from sppcls import app
 from sppcls.spec import Spec
 from sppcls.training.folder import RunFolder
 from sppcls.training.sweep import run_job, state_of
+from tests.processes import Program, run_to_end
 from tests.test_sweep import SMALL, stamps
 
 LAUNCHERS = {
@@ -89,26 +88,22 @@ def test_a_launcher_gives_the_summary_of_the_plain_sweep_though_a_job_is_killed(
         pytest.skip(f"needs the extra {extra}")
     train = [sys.executable, str(Path(__file__).parent.parent / "train.py"), "-m", *SMALL, "data.num_workers=0"]
     command = [*train, "trainer.max_epochs=30", "seed=0,1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    subprocess.run([*command, "sweep_dir=plain"], check=True, **options)
+    run_to_end([*command, "sweep_dir=plain"], tmp_path)
     launched = [*command, "sweep_dir=launched", *LAUNCHERS[extra]]
-    process = subprocess.Popen(launched, text=True, **options)
-    while not (found := list(tmp_path.glob("launched/seed-0*/checkpoints/last.ckpt"))):
-        time.sleep(0.05)
-        assert process.poll() is None
-    job = found[0].parent.parent
+    program = Program.started(launched, tmp_path, RAY_USAGE_STATS_ENABLED="0")
+    program.until(lambda: any(tmp_path.glob("launched/seed-0*/checkpoints/last.ckpt")))
+    (job,) = tmp_path.glob("launched/seed-0*")
     os.kill(json.loads((job / "status.json").read_text())["pid"], signal.SIGKILL)
-    _, error = process.communicate()
+    ended = program.end(None)
     # Ray starts a dead worker's job again, and it goes on; submitit tells, and the command is given again.
-    assert process.returncode in (0, 1)
-    if process.returncode == 1:
-        said = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert ended.status in (0, 1)
+    if ended.status == 1:
+        said = [line for line in ended.err.splitlines() if line.startswith("error: ")]
         assert len(said) == 1
         assert said[0].endswith("the same command goes on")
         finished = {path: stamps(path) for path in tmp_path.glob("launched/seed*") if state_of(path) == "finished"}
         assert len(finished) == 1
-        subprocess.run(launched, check=True, **options)
+        run_to_end(launched, tmp_path, RAY_USAGE_STATS_ENABLED="0")
         assert {path: stamps(path) for path in finished} == finished
     assert (tmp_path / "launched" / "summary.csv").read_bytes() == (tmp_path / "plain" / "summary.csv").read_bytes()
     with (job / "metrics.csv").open() as file:

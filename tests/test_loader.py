@@ -20,6 +20,7 @@ from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader, batches_of,
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 from sppcls.errors import DataError
+from tests.processes import run_to_end
 
 
 class Noise:
@@ -281,12 +282,5 @@ def test_a_program_that_forgets_its_loader_ends(tmp_path):
         "next(kept)\n"
         "print('done', flush=True)\n"
     )
-    root = str(Path(__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        env=os.environ | {"PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    done = run_to_end([sys.executable, program], tmp_path, PYTHONPATH=str(Path(__file__).parent.parent))
+    assert (done.out, done.err) == ("done\n", "")

@@ -4,10 +4,8 @@ import csv
 import io
 import json
 import math
-import os
-import subprocess
+import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from sppcls.data.plan import plan_evaluation
 from sppcls.deploy.predict import expand, predict
 from sppcls.deploy.regions import _moved, _scale_of_each, distinct, grid
 from sppcls.deploy.runtime import open_model
+from tests.processes import Program, run_to_end
 
 SIZES = [(60, 80), (80, 60), (64, 64), (61, 79), (30, 200), (300, 401), (60, 81)]
 FORMATS = ("model.safetensors", "model.onnx", "model.pt2")
@@ -138,14 +137,12 @@ cli.main(sys.argv[1:])
 
 def test_onnx_needs_onnxruntime_pillow_and_numpy_alone(folder, tmp_path):
     command = ["predict", str(folder / "a-export" / "model.onnx"), str(folder / "images"), "--json"]
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
     # What onnxruntime itself asks for: flatbuffers, protobuf, packaging; none of them is torch.
     own = "flatbuffers,google,packaging"
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, own, *command], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == len(SIZES)
+    package = str(Path(cli.__file__).parents[1])
+    done = run_to_end([sys.executable, "-c", BLOCKED, own, *command], tmp_path, PYTHONPATH=package)
+    assert done.err == ""
+    assert len(done.out.splitlines()) == len(SIZES)
 
 
 def boxes_file(tmp_path, rows, name="boxes.json"):
@@ -178,12 +175,10 @@ def test_names_of_strangers_do_not_command_the_terminal(folder, capsys, tmp_path
 
 def test_an_export_that_is_ended_leaves_nothing(folder, tmp_path):
     command = ["export", str(folder / "a.ckpt"), "--format", "onnx", "--out", str(tmp_path / "x")]
-    program = "import sys; from sppcls import cli; cli.main(sys.argv[1:])"
-    with subprocess.Popen([sys.executable, "-c", program, *command], stderr=subprocess.PIPE) as process:
-        while process.poll() is None and not list(tmp_path.iterdir()):
-            time.sleep(0.05)
-        process.terminate()
-        assert process.wait(60) == 143
+    program = Program.started([Path(sys.executable).with_name("sppcls"), *command], tmp_path)
+    program.until(lambda: any(tmp_path.iterdir()))
+    program.signal(signal.SIGTERM)
+    program.end(143)
     assert list(tmp_path.iterdir()) == []
 
 

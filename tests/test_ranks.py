@@ -5,7 +5,7 @@ import json
 import os
 import re
 import signal
-import subprocess
+import socket
 import sys
 import time
 from pathlib import Path
@@ -26,6 +26,7 @@ from sppcls.training.folder import is_held
 from sppcls.training.replan import replan
 from sppcls.training.world import local_ranks
 from tests.killing import digest
+from tests.processes import Program, end_all, patience, run_to_end
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 SMALL = (
@@ -40,24 +41,6 @@ SIZES = st.lists(st.tuples(st.integers(20, 60), st.integers(20, 60)), min_size=4
 
 def command(*more, launcher=(sys.executable,)):
     return [*launcher, str(TRAIN), *SMALL, *more]
-
-
-def started(folder, arguments, **more):
-    environment = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_START"}
-    return subprocess.Popen(
-        arguments,
-        cwd=folder,
-        env=environment | {"OMP_NUM_THREADS": "1"} | more,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def ended(process, status=0, seconds=240):
-    out, err = process.communicate(timeout=seconds)
-    assert process.returncode == status, err[-3000:]
-    return out, err
 
 
 def rows(run):
@@ -81,9 +64,10 @@ def assert_measured_as_by_one(run):
 
 
 def test_two_ranks_train_one_run_and_measure_it_as_one_does(tmp_path):
-    out, err = ended(started(tmp_path, command("trainer.devices=2", "trainer.strategy=ddp")))
-    assert err == ""
-    assert out.count("alternate schedule") == 1
+    found = run_to_end(command("trainer.devices=2", "trainer.strategy=ddp"), tmp_path)
+    assert found.err == ""
+    assert found.silent < patience()
+    assert found.out.count("alternate schedule") == 1
     assert len(list(tmp_path.iterdir())) == 1
     (run,) = (tmp_path / "runs").iterdir()
     assert state(run)["state"] == "finished"
@@ -104,9 +88,8 @@ def test_a_rank_that_fails_after_its_work_is_done_ends_no_run(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, os\nif os.environ.get('RANK') == '1':\n    atexit.register(os.abort)\n"
     )
-    running = started(tmp_path, command("run_dir=run", "trainer.devices=2"), PYTHONPATH=str(tmp_path))
-    out, _ = ended(running)
-    assert "rank 1 was killed (SIGABRT) after its work was done; the run is complete" in out
+    found = run_to_end(command("run_dir=run", "trainer.devices=2"), tmp_path, PYTHONPATH=str(tmp_path))
+    assert "rank 1 was killed (SIGABRT) after its work was done; the run is complete" in found.out
     assert state(tmp_path / "run")["state"] == "finished"
 
 
@@ -122,31 +105,23 @@ def pid_of_rank(rank, run):
     raise AssertionError(f"there is no rank {rank}")
 
 
-def until(true, seconds=120):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 LONG = ("trainer.max_epochs=500", "trainer.devices=2", "trainer.checkpoint_every_steps=2")
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_a_rank_that_is_killed_ends_the_run_which_one_process_takes_up(tmp_path):
     run = tmp_path / "run"
-    running = started(tmp_path, command(f"run_dir={run}", *LONG))
-    until(lambda: len((run / "metrics.csv").read_text().splitlines()) > 2 if (run / "metrics.csv").exists() else False)
+    running = Program.started(command(f"run_dir={run}", *LONG), tmp_path)
+    running.until(lambda: (run / "metrics.csv").exists() and len(rows(run)) > 1)
     os.kill(pid_of_rank(1, run), signal.SIGKILL)
-    _, err = ended(running, 1)
-    assert re.fullmatch(r"error: rank 1 was killed \(SIGKILL\)[^\n]*\n", err)
+    assert re.fullmatch(r"error: rank 1 was killed \(SIGKILL\)[^\n]*\n", running.end(1).err)
     assert state(run)["state"] == "failed"
     with pytest.raises(AssertionError, match="no rank 0"):
         pid_of_rank(0, run)
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     epochs = checkpoint["epoch"] + 2
     more = ["trainer.devices=1", "trainer.strategy=auto", f"trainer.max_epochs={epochs}"]
-    out, _ = ended(started(tmp_path, [sys.executable, str(TRAIN), f"resume={run}", *more]))
+    out = run_to_end([sys.executable, str(TRAIN), f"resume={run}", *more], tmp_path).out
     assert "1 ranks after 2" in out
     assert "trainer.devices 2 -> 1" in out
     assert [row["epoch"] for row in rows(run)] == [str(epoch) for epoch in range(epochs)]
@@ -156,12 +131,11 @@ def test_a_rank_that_is_killed_ends_the_run_which_one_process_takes_up(tmp_path)
 @pytest.mark.slow
 def test_a_signal_reaches_all_ranks_and_they_save(tmp_path, number, status):
     run = tmp_path / "run"
-    running = started(tmp_path, command(f"run_dir={run}", *LONG[:2]))
-    until((run / "metrics.csv").exists)
+    running = Program.started(command(f"run_dir={run}", *LONG[:2]), tmp_path)
+    running.until((run / "metrics.csv").exists)
     time.sleep(0.3)
-    running.send_signal(number)
-    _, err = ended(running, status)
-    assert err == f"interrupted; resume={run} goes on\n"
+    running.signal(number)
+    assert running.end(status).err == f"interrupted; resume={run} goes on\n"
     assert state(run)["state"] == "interrupted"
     done = len(rows(run))
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] in (done, done - 1)
@@ -170,16 +144,17 @@ def test_a_signal_reaches_all_ranks_and_they_save(tmp_path, number, status):
 @pytest.mark.slow
 def test_ranks_whose_leader_is_killed_save_and_end_and_go_on_to_the_same_weights(tmp_path):
     options = ("trainer.devices=2", "augment.mixup=0.4", "optim.ema=0.9", "trainer.max_epochs=12")
-    ended(started(tmp_path, command("run_dir=whole", *options)))
-    running = started(tmp_path, command("run_dir=broken", *options))
+    run_to_end(command("run_dir=whole", *options), tmp_path)
+    running = Program.started(command("run_dir=broken", *options), tmp_path)
     run, whole = tmp_path / "broken", tmp_path / "whole"
-    until((run / "metrics.csv").exists)
-    running.kill()
-    running.communicate()
-    # A rank holds the folder until it has ended.
-    until(lambda: not is_held(run))
+    running.until((run / "metrics.csv").exists)
+    running.signal(signal.SIGKILL)
+    running.process.wait()
+    while is_held(run):  # by a rank, until it has ended
+        time.sleep(0.02)
+    running.end(-signal.SIGKILL)
     assert state(run)["state"] == "running"
-    ended(started(tmp_path, [sys.executable, str(TRAIN), "resume=broken"]))
+    run_to_end([sys.executable, str(TRAIN), "resume=broken"], tmp_path)
     assert state(run)["state"] == "finished"
     assert digest(run) == digest(whole)
 
@@ -187,18 +162,15 @@ def test_ranks_whose_leader_is_killed_save_and_end_and_go_on_to_the_same_weights
 @pytest.mark.slow
 def test_two_nodes_by_torchrun(tmp_path):
     run = tmp_path / "run"
-    with_port = ("--master_addr=127.0.0.1", "--master_port=29517", "--nnodes=2", "--nproc_per_node=1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ("--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", *where, "--nnodes=2", "--nproc_per_node=1")
     nodes = [
-        started(
-            tmp_path,
-            command(
-                f"run_dir={run}",
-                launcher=(sys.executable, "-m", "torch.distributed.run", f"--node_rank={node}", *with_port),
-            ),
-        )
+        Program.started(command(f"run_dir={run}", launcher=(*torchrun, f"--node_rank={node}")), tmp_path)
         for node in (0, 1)
     ]
-    outs = [ended(node)[0] for node in nodes]
+    outs = [found.out for found in end_all(nodes)]
     assert [out.count("top-1") for out in outs] == [2, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert_measured_as_by_one(run)
@@ -207,7 +179,7 @@ def test_two_nodes_by_torchrun(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_of_two_ranks_a_job(tmp_path):
     more = ("seed=0,1", "trainer.devices=2", "sweep_dir=s")
-    ended(started(tmp_path, [sys.executable, str(TRAIN), "-m", *SMALL, *more]))
+    run_to_end([sys.executable, str(TRAIN), "-m", *SMALL, *more], tmp_path)
     runs = [path for path in (tmp_path / "s").iterdir() if path.is_dir()]
     assert len(runs) == 2
     assert {state(run)["state"] for run in runs} == {"finished"}

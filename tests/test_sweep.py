@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from sppcls.spec import Spec, parse
 from sppcls.training.checkpoints import SaveLastAndBest
 from sppcls.training.folder import RunFolder
 from sppcls.training.sweep import Job, Sweep, state_of
+from tests.processes import Program, run_to_end
 
 SMALL = [
     "data.train_size=24",
@@ -177,21 +176,17 @@ def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
     """SIGKILL of the process group, twice, at moments of no choice of ours."""
     train = [sys.executable, str(Path(__file__).parent.parent / "train.py"), "-m", *SMALL, "trainer.max_epochs=12"]
     command = [*train, "seed=0,1,2", "model.levels=[2,1],[1]"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, "sweep_dir=whole"], check=True, **options)
+    run_to_end([*command, "sweep_dir=whole"], tmp_path)
+    folder = tmp_path / "killed"
     for done in (1, 3):
-        process = subprocess.Popen([*command, "sweep_dir=killed"], start_new_session=True, **options)
-        folder = tmp_path / "killed"
-        while sum(state_of(path) == "finished" for path in folder.glob("seed*")) < done:
-            time.sleep(0.05)
-            assert process.poll() is None
+        program = Program.started([*command, "sweep_dir=killed"], tmp_path)
+        program.until(lambda: sum(state_of(path) == "finished" for path in folder.glob("seed*")) >= done)  # noqa: B023
         time.sleep(0.4)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        program.signal(signal.SIGKILL, group=True)
+        program.end(-signal.SIGKILL)
     finished = {path: stamps(path) for path in folder.glob("seed*") if state_of(path) == "finished"}
     assert 3 <= len(finished) < 6
-    subprocess.run([*command, "sweep_dir=killed"], check=True, **options)
+    run_to_end([*command, "sweep_dir=killed"], tmp_path)
     assert {path: stamps(path) for path in finished} == finished
     assert (folder / "summary.csv").read_text() == (tmp_path / "whole" / "summary.csv").read_text()
     with (folder / "summary.csv").open() as file:

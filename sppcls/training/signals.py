@@ -1,6 +1,8 @@
 """Signals that end a run: Ctrl-C, SIGTERM, and those that schedulers send before they take the machine away."""
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
@@ -29,11 +31,15 @@ class Signals:
         self.received: int | None = None
         self._deferred = False
         self._before: dict[int, Any] = {}
+        self._hook: Any = None
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._swallowed
             for signum in _NUMBERS:
-                if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+                handler = signal.getsignal(signum)
+                of_ours = isinstance(getattr(handler, "__self__", None), Signals)
+                if of_ours or handler in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[signum] = signal.signal(signum, self._on)
         return self
 
@@ -42,6 +48,8 @@ class Signals:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self._hook:
+            sys.unraisablehook = self._hook
 
     def defer(self, deferred: bool = True) -> None:
         """Hold signals until `end` is called, or no longer; takes them back from whoever has taken them since."""
@@ -52,6 +60,13 @@ class Signals:
     def end(self) -> NoReturn:
         """Raise ``Interrupted`` for the signal that has come, here or to another rank."""
         raise Interrupted(self.received or signal.SIGTERM)
+
+    def _swallowed(self, unraisable: Any) -> None:
+        """Send the signal once more that came in a destructor, which lets no exception out."""
+        if isinstance(unraisable.exc_value, Interrupted):
+            threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.status - 128)).start()
+        else:
+            self._hook(unraisable)
 
     def _on(self, signum: int, frame: FrameType | None) -> None:
         again, self.received = self.received is not None, signum
