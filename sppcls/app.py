@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
-from sppcls.terminal import printable
+from sppcls.terminal import own_plots, printable
 from sppcls.training.signals import Interrupted
 from sppcls.training.sweep import Job, Sweep, run_job
 from sppcls.training.world import joined_rank
@@ -24,6 +24,7 @@ def conf_folder() -> Path:
 
 def main() -> None:
     """Run the application; ends the process with the contract's exit status."""
+    own_plots()
     try:
         sys.exit(_run())
     except SppclsError as error:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
-from sppcls.terminal import printable
+from sppcls.terminal import own_plots, printable
 
 BENCHES = ("pool", "loader", "train", "views", "regions", "saves")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; ends the process with the contract's exit status."""
+    own_plots()
     options = vars(_parser().parse_args(arguments))
     module, _, name = options.pop("run").partition(":")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is taken away

@@ -1,5 +1,6 @@
 """What a person sees: tables in colour and bars on a terminal, plain text elsewhere."""
 
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 T = TypeVar("T")
+
+
+def own_plots() -> None:
+    """Let matplotlib draw into files: a notebook's ``MPLBACKEND``, inherited here, may not even be importable."""
+    os.environ["MPLBACKEND"] = "svg"
 
 
 def width() -> int:
