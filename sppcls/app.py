@@ -6,14 +6,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
-from sppcls.terminal import own_plots, printable
+from sppcls.terminal import OutputClosedError, own_process, printable
 from sppcls.training.signals import Interrupted
 from sppcls.training.sweep import Job, Sweep, run_job
-from sppcls.training.world import joined_rank
+from sppcls.training.world import joined_rank, leave
 
 
 def conf_folder() -> Path:
@@ -24,15 +24,18 @@ def conf_folder() -> Path:
 
 def main() -> None:
     """Run the application; ends the process with the contract's exit status."""
-    own_plots()
+    own_process()
+    end: Callable[[int], NoReturn] = leave if joined_rank() is not None else sys.exit  # type: ignore[assignment]
     try:
-        sys.exit(_run())
+        end(_run())
     except SppclsError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        end(error.exit_status)
+    except OutputClosedError as ended:
+        end(ended.status)
     except (KeyboardInterrupt, Interrupted) as ended:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(getattr(ended, "status", 130))
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
+        end(getattr(ended, "status", 130))
 
 
 def _run() -> int:

@@ -2,20 +2,34 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 from typing import NoReturn
 
-from sppcls.terminal import own_plots, printable
+from sppcls.errors import SppclsError, did_you_mean
+from sppcls.terminal import own_process, printable
 
 BENCHES = ("pool", "loader", "train", "views", "regions", "saves")
 
 
+def train() -> None:
+    """Run the Hydra application: ``train.py`` and ``sppcls-train``."""
+    # Its imports take seconds; Ctrl-C ends them without a traceback.
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    application = import_module("sppcls.app").main
+    signal.signal(signal.SIGINT, before)
+    application()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; ends the process with the contract's exit status."""
-    own_plots()
+    own_process()
     options = vars(_parser().parse_args(arguments))
     module, _, name = options.pop("run").partition(":")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is taken away
@@ -28,8 +42,6 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        from sppcls.errors import SppclsError
-
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
         line = str(error) if isinstance(error, SppclsError) else f"{type(error).__name__}: {error}".splitlines()[0]
@@ -40,7 +52,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"error: {printable(message)}; {self.prog} --help says more", file=sys.stderr)
+        if wrong := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message, re.S):
+            meant = (
+                "; sppcls-train trains"
+                if wrong[2] == "train"
+                else did_you_mean(wrong[2], re.findall(r"[\w-]+", wrong[3]))
+            )
+            message = f"{wrong[1]} {wrong[2][:40]!r} is unknown{meant}"
+        end = "" if message.endswith("?") else ";"
+        print(f"error: {printable(message)}{end} {self.prog} --help says more", file=sys.stderr)
         sys.exit(2)
 
 
@@ -93,7 +113,8 @@ def _cost(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="sppcls", description="Image classification at any image size.")
+    parser = _Parser(prog="sppcls", description="Image classification at any image size; sppcls-train trains.")
+    parser.add_argument("--version", action="version", version=f"sppcls {version('sppcls')}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (run, said, add_options) in _VERBS.items():
         verb = verbs.add_parser(name, help=said, description=said)

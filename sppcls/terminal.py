@@ -5,7 +5,8 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,9 +14,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def own_plots() -> None:
-    """Let matplotlib draw into files: a notebook's ``MPLBACKEND``, inherited here, may not even be importable."""
-    os.environ["MPLBACKEND"] = "svg"
+class OutputClosedError(BrokenPipeError):
+    """The reader of standard output has gone, as `head` does; the exit status is SIGPIPE's."""
+
+    status = 141
+
+
+def close_output() -> NoReturn:
+    """Raise ``OutputClosedError``; nothing more is written, or Python would complain when it flushes at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise OutputClosedError
+
+
+def own_process() -> None:
+    """Prepare a process that is ours: plots go into files, and output that is closed (``>&-``) goes nowhere."""
+    os.environ["MPLBACKEND"] = "svg"  # a notebook's, inherited, need not be importable here
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def width() -> int:
@@ -27,9 +42,31 @@ def show(*things: Any) -> None:
     """Print tables and lines; in colour and as wide as the terminal where there is one."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=width(), color_system=None)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            close_output()
+
+    console = Screen() if sys.stdout.isatty() else Screen(width=width(), color_system=None)
     for thing in things:
-        console.print(thing, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(thing, str))
+        narrow = not isinstance(thing, str) and _narrowest(thing) > console.width
+        for part in _as_lines(thing) if narrow else [thing]:
+            console.print(part, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(part, str))
+
+
+def _narrowest(table: "Table") -> int:
+    """Return the columns that a table needs so that no word, and so no number, is cut."""
+    columns = [[word for text in (c.header, *c.cells) for word in str(text).split()] for c in table.columns]
+    folded = [column.overflow == "fold" for column in table.columns]
+    return 1 + sum(
+        3 + (8 if fold else max(map(len, words), default=0)) for words, fold in zip(columns, folded, strict=True)
+    )
+
+
+def _as_lines(table: "Table") -> list[str]:
+    """Return a table as its title and a line a row, with the names of the columns."""
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    named = [[f"{column.header} {cell}" for column, cell in zip(table.columns, row, strict=True)] for row in rows]
+    return [*([str(table.title)] if table.title else []), *(", ".join(row) for row in named)]
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":

@@ -3,15 +3,20 @@
 import gc
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import sppcls
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache
-from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader, begin_worker
+from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader, batches_of, begin_worker
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 from sppcls.errors import DataError
@@ -208,3 +213,79 @@ def test_a_worker_whose_leader_was_killed_ends():
     os.close(writing)
     assert os.read(reading, 1) == b""  # until the worker has ended
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
+
+
+def workers_now():
+    return {child.pid for child in multiprocessing.active_children()}
+
+
+@pytest.fixture
+def begun():
+    """Return a loader of two workers that has handed out one batch, and the workers' processes."""
+    before, multi = workers_now(), loader(workers=2)
+    batches = iter(multi)
+    next(batches)
+    yield multi, [child for child in multiprocessing.active_children() if child.pid not in before]
+    multi.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="cannot tell who sent a signal")
+def test_a_worker_ends_at_its_leaders_sigterm_and_at_nobody_elses(begun):
+    _, (one, two) = begun
+    for number in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        subprocess.run(["kill", f"-{number[3:]}", str(one.pid)], check=True)
+    one.join(1.5)
+    assert one.is_alive()
+    two.terminate()  # as multiprocessing does when the interpreter exits, which then waits for it
+    two.join(10)
+    assert two.exitcode == 0
+
+
+def test_a_closed_loader_has_no_workers_and_starts_new_ones(begun):
+    multi, workers = begun
+    multi.close()
+    assert not any(worker.is_alive() for worker in workers)
+    assert [b["indices"].tolist() for b in multi] == [list(b.indices) for b in multi.plan(1).batches]
+    multi.close()
+
+
+@pytest.mark.parametrize("stage", ["teardown", "on_exception"])
+def test_a_datamodule_ends_its_workers_with_the_training(stage):
+    data = sppcls.MultiScaleDataModule(Noise(), Noise(), schedule=(24, 32), num_workers=1)
+    before = workers_now()
+    for each in (data.train_dataloader(), data.val_dataloader()):
+        next(iter(each))
+    assert len(workers_now() - before) == 2
+    getattr(data, stage)("fit")
+    assert workers_now() == before
+
+
+def test_batches_that_are_left_early_end_their_workers():
+    source, before = Noise(), workers_now()
+    batches = batches_of(BatchDataset(source), plan_evaluation(source.sizes, 24, batch_size=4), 2)
+    next(batches)
+    assert len(workers_now() - before) == 2
+    batches.close()
+    assert workers_now() == before
+
+
+def test_a_program_that_forgets_its_loader_ends(tmp_path):
+    """The interpreter terminates the workers that are left, and waits for them."""
+    program = tmp_path / "forgets.py"
+    program.write_text(
+        "import numpy as np, torch\n"
+        "from tests.test_loader import loader\n"
+        "multi = loader(workers=2)\n"
+        "kept = iter(multi)\n"
+        "next(kept)\n"
+        "print('done', flush=True)\n"
+    )
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

@@ -99,6 +99,16 @@ def test_two_ranks_train_one_run_and_measure_it_as_one_does(tmp_path):
     )
 
 
+def test_a_rank_that_fails_after_its_work_is_done_ends_no_run(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif os.environ.get('RANK') == '1':\n    atexit.register(os.abort)\n"
+    )
+    running = started(tmp_path, command("run_dir=run", "trainer.devices=2"), PYTHONPATH=str(tmp_path))
+    out, _ = ended(running)
+    assert "rank 1 was killed (SIGABRT) after its work was done; the run is complete" in out
+    assert state(tmp_path / "run")["state"] == "finished"
+
+
 def pid_of_rank(rank, run):
     """Return the process that is a rank of the run in a folder."""
     for entry in Path("/proc").iterdir():
@@ -255,6 +265,7 @@ def test_a_checkpoint_counts_in_the_steps_of_as_many_ranks_as_there_are():
 def test_torchrun_is_for_one_run(train, monkeypatch, capsys):
     for name, value in {"GROUP_RANK": "0", "WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sppcls.app.leave", sys.exit)  # a rank ends its whole process
     assert train("-m", "seed=0,1") == 2
     assert "a sweep starts its jobs' ranks itself" in capsys.readouterr().err
 

@@ -95,7 +95,8 @@ def _open(path: str | os.PathLike[str], whole: bool = False) -> Iterator[ImageFi
         with _stream(Path(path), whole) as stream, Image.open(stream, formats=_FORMATS) as image:
             yield image
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
-        raise DataError(f"{shown(path)}: {_reason(error)}; mend or remove the file") from error
+        advice = "check its name" if isinstance(error, FileNotFoundError) else "mend or remove the file"
+        raise DataError(f"{shown(path)}: {_reason(error)}; {advice}") from error
 
 
 def _stream(path: Path, whole: bool) -> BinaryIO:

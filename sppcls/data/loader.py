@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,22 +83,65 @@ class BatchDataset(Dataset[ImageBatch]):
         return slot, (height, width)
 
 
+_OF_THE_LEADER = {
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name) and hasattr(signal, "sigtimedwait")
+}
+
+
 def begin_worker(leader: int, _worker: int) -> None:
     """Leave signals that reach a whole group of processes to the leader, which needs its workers to save; end with it.
 
+    A SIGTERM of the leader's own ends the worker, as multiprocessing does at exit: it then waits for its children.
     torch's workers look after their leader too, but take whoever is there as they begin for it: one whose leader was
     killed a moment before lives for ever.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == leader:
-            time.sleep(1)
+            if not _OF_THE_LEADER:  # macOS cannot tell who sent a signal: torch's handlers stay
+                time.sleep(1)
+            elif (got := signal.sigtimedwait(_OF_THE_LEADER, 1)) and (got.si_signo, got.si_pid) == (15, leader):
+                break
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _started(loader: "DataLoader[ImageBatch]") -> Iterator[ImageBatch]:
+    """Return the iterator of a loader, whose workers begin with the leader's signals blocked and stay so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_LEADER)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_workers(batches: Any) -> None:
+    if hasattr(batches, "_shutdown_workers"):  # not without workers
+        batches._shutdown_workers()
+
+
+def _close(loader: "DataLoader[ImageBatch]") -> None:
+    batches, loader._iterator = loader._iterator, None
+    _end_workers(batches)
+
+
+Batches = Generator[ImageBatch, None, None]
+
+
+def batches_of(dataset: BatchDataset, batches: Sequence[Batch], num_workers: int = 0) -> Batches:
+    """Yield planned batches as tensors; the workers end with the generator, also where it is closed early."""
+    # A generator of its own: starting to iterate draws a number, which measuring must not take from the training.
+    options: dict[str, Any] = {"batch_size": None, "generator": torch.Generator()}
+    begin = partial(begin_worker, os.getpid())
+    loader = DataLoader(dataset, sampler=list(batches), num_workers=num_workers, worker_init_fn=begin, **options)
+    running = _started(loader)
+    try:
+        yield from running
+    finally:
+        _end_workers(running)
 
 
 class PlannedLoader:
@@ -147,7 +190,11 @@ class PlannedLoader:
             generator=torch.Generator(),
         )
         # In a cycle of garbage the workers' queues would go first, and each worker be waited for in vain, for 5 s.
-        weakref.finalize(self, setattr, self._workers, "_iterator", None).atexit = False
+        weakref.finalize(self, _close, self._workers).atexit = False
+
+    def close(self) -> None:
+        """End the workers; the next iteration starts new ones."""
+        _close(self._workers)
 
     @property
     def sampler(self) -> "PlannedLoader":
@@ -169,7 +216,7 @@ class PlannedLoader:
         self._resumed = False
         plan = self.plan(self.epoch, self.done) if self.done else self.plan(self.epoch)
         self._batches[:] = plan.of_rank(self.rank)[self.position :]
-        for batch in self._workers:
+        for batch in _started(self._workers):
             self.position += 1
             for index, reason in batch.pop("broken"):
                 if self._on_error == "fail":

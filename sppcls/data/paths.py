@@ -106,4 +106,5 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise DataError(f"{shown(error.filename)}: {error.strerror}; let it be read or move it away") from error
+    advice = "name a folder that exists" if isinstance(error, FileNotFoundError) else "let it be read or move it away"
+    raise DataError(f"{shown(error.filename)}: {error.strerror}; {advice}") from error

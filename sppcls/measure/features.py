@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def _pooled(
 ) -> Iterator[tuple[Ints, list[Tensor]]]:
     """Yield the places of images and their features, a tensor a level."""
     total, batches = evaluation.batches(network, scale)
-    with evaluating(network, evaluation.device), _tapped(network.trunk, layer, levels) as parts:
+    with closing(batches), evaluating(network, evaluation.device), _tapped(network.trunk, layer, levels) as parts:
         for batch in track(batches, f"{evaluation.fit} {scale}", total):
             kept = batch["targets"] != IGNORED
             if bool(kept.any()):

@@ -1,15 +1,17 @@
 """Batch-norm statistics of a test scale, re-estimated from training images."""
 
 import copy
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import nn
 
+from sppcls.data.loader import batches_of
 from sppcls.data.plan import Batch, plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Source
-from sppcls.measure.scales import Evaluation, batches_of
+from sppcls.measure.scales import Evaluation
 from sppcls.models.classifier import SppClassifier
 
 
@@ -31,7 +33,8 @@ def recalibrate_bn(
     options: dict[str, Any] = {"batch_size": evaluation.batch_size, "max_aspect": evaluation.max_aspect}
     plan = plan_epoch(source.sizes, Schedule("single", (scale,)), 0, seed=0, fit=evaluation.fit, **options)
     drawn = [Batch(b.indices, b.size, b.scale) for b in plan.batches[: -(-images // evaluation.batch_size)]]
-    with torch.inference_mode():
-        for batch in batches_of(evaluation.dataset(network), drawn, evaluation.num_workers):
+    batches = batches_of(evaluation.dataset(network), drawn, evaluation.num_workers)
+    with closing(batches), torch.inference_mode():
+        for batch in batches:
             renewed.features(network.normalize(batch["images"].to(evaluation.device)))
     return renewed.eval()

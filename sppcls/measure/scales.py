@@ -1,22 +1,19 @@
 """Accuracy, loss and calibration of one network at several test scales."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sppcls.data.cache import PixelCache
 from sppcls.data.files import Subset
-from sppcls.data.loader import IGNORED, BatchDataset, ImageBatch, begin_worker
-from sppcls.data.plan import Batch, Fit, plan_evaluation
+from sppcls.data.loader import IGNORED, BatchDataset, Batches, ImageBatch, batches_of
+from sppcls.data.plan import Fit, plan_evaluation
 from sppcls.data.source import Source
 from sppcls.errors import DataError
 from sppcls.measure.answers import UNREAD, Answers
@@ -39,14 +36,6 @@ def averaged(views: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(views)).logsumexp(0) - float(np.log(len(views)))
 
 
-def batches_of(dataset: BatchDataset, batches: Sequence[Batch], num_workers: int = 0) -> Iterator[ImageBatch]:
-    """Yield planned batches as tensors."""
-    # A generator of its own: starting to iterate draws a number, which measuring must not take from the training.
-    options: dict[str, Any] = {"batch_size": None, "generator": torch.Generator()}
-    begin = partial(begin_worker, os.getpid())
-    yield from DataLoader(dataset, sampler=list(batches), num_workers=num_workers, worker_init_fn=begin, **options)
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """How a source is looked at: the same for every scale, network and view."""
@@ -60,7 +49,7 @@ class Evaluation:
     cache: PixelCache | None = None
     bar: bool = False
 
-    def batches(self, network: SppClassifier, scale: int) -> tuple[int, Iterator[ImageBatch]]:
+    def batches(self, network: SppClassifier, scale: int) -> tuple[int, Batches]:
         """Return how many batches there are at ``scale`` and the batches, each image once, nothing drawn."""
         sizes, options = self.source.sizes, {"fit": self.fit, "max_aspect": self.max_aspect}
         plan = plan_evaluation(sizes, scale, batch_size=self.batch_size, **options)  # type: ignore[arg-type]
@@ -124,13 +113,16 @@ def _fill(
     # An aspect bucket holds the same images at every scale, so the scales' batches go together.
     counts, streams = zip(*map(evaluation.batches, networks, scales), strict=True)
     groups: Iterator[tuple[ImageBatch, ...]] = zip(*streams, strict=True)
-    for group in track(groups, f"scale {', '.join(map(str, scales))}", counts[0]) if evaluation.bar else groups:
-        kept = group[0]["targets"] != IGNORED
-        if bool(kept.any()):
-            with torch.inference_mode():
-                views = [batch["images"][kept].to(evaluation.device) for batch in group]
-                said = averaged(list(map(predict, networks, views))).cpu()
-            answers.keep(row, group[0]["indices"][kept], said, group[0]["targets"][kept])
+    with ExitStack() as ending:
+        for stream in streams:
+            ending.enter_context(closing(stream))
+        for group in track(groups, f"scale {', '.join(map(str, scales))}", counts[0]) if evaluation.bar else groups:
+            kept = group[0]["targets"] != IGNORED
+            if bool(kept.any()):
+                with torch.inference_mode():
+                    views = [batch["images"][kept].to(evaluation.device) for batch in group]
+                    said = averaged(list(map(predict, networks, views))).cpu()
+                answers.keep(row, group[0]["indices"][kept], said, group[0]["targets"][kept])
     if not (answers.predicted[row] != UNREAD).any():
         raise DataError(f"none of the {len(answers.targets)} images could be read")
 

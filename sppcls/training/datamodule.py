@@ -132,6 +132,15 @@ class MultiScaleDataModule(pl.LightningDataModule):
             )
         return self.loaders[split]
 
+    def teardown(self, stage: str) -> None:
+        """End the loaders' workers; another training or validation starts new ones."""
+        for loader in self.loaders.values():
+            loader.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the loaders' workers."""
+        self.teardown("exception")
+
     def pixels(self, source: Source, scale: int = 0) -> PixelCache | None:
         """Return a cache for a source, of images large enough for ``scale`` and every scale that is trained."""
         if self._cache == "none":

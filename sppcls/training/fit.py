@@ -57,6 +57,8 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
     with _named(resumed):
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     skipped = _skipped(splits, data, trainer)
+    if torch.distributed.is_initialized():  # its threads may not outlive the interpreter
+        torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return
     if skipped:

@@ -13,12 +13,14 @@ import time
 import traceback
 from pathlib import Path
 
+from sppcls.atomic import write_json
 from sppcls.errors import SppclsError
 from sppcls.spec import Spec
 from sppcls.training.failure import one_line
 from sppcls.training.fit import fit
-from sppcls.training.folder import RunFolder, logging_to, read_config
+from sppcls.training.folder import RunFolder, log, logging_to, read_config
 from sppcls.training.signals import STATUSES, Interrupted, Signals
+from sppcls.training.world import leave
 
 _ERRORS = "SPPCLS_RANK_ERRORS"
 
@@ -48,7 +50,7 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
         signals.defer()
         ranks = [_start(folder, rank, environment) for rank, environment in enumerate(_environments(count, errors))]
         try:
-            codes = _ended(ranks, signals)
+            codes = _ended(ranks, signals, Path(errors))
         finally:
             signals.defer(False)
             for rank in ranks:
@@ -57,8 +59,11 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
         ended = signals.received or next((code - 128 for code in codes if code and code in STATUSES), None)
         if ended:
             raise Interrupted(ended)
-        if any(codes):
+        if not all(_is_done(Path(errors), rank) for rank in range(count)):
             raise _failure(codes, Path(errors))
+        for number, code in enumerate(codes):
+            if code:
+                log.warning("rank %d %s after its work was done; the run is complete", number, _exit_of(code))
 
 
 def _environments(count: int, errors: str) -> list[dict[str, str]]:
@@ -81,10 +86,14 @@ def _start(folder: RunFolder, rank: int, environment: dict[str, str]) -> subproc
     return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=held)
 
 
-def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals) -> list[int | None]:
+def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, told: Path) -> list[int | None]:
     """Return the exit statuses once all have ended or one has failed; None of those that still run then."""
     passed_on = None
-    while any(rank.poll() is None for rank in ranks) and not any(rank.returncode for rank in ranks):
+
+    def failed() -> bool:
+        return any(rank.returncode and not _is_done(told, number) for number, rank in enumerate(ranks))
+
+    while any(rank.poll() is None for rank in ranks) and not failed():
         if signals.received != passed_on:
             passed_on = signals.received
             for rank in ranks:
@@ -100,14 +109,22 @@ def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals) -> list[int |
 def _failure(codes: list[int | None], errors: Path) -> RankError:
     """Return the error that came first: of a rank that was killed, else of one that knows why, else the earliest."""
     for rank, code in enumerate(codes):
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            return RankError(f"rank {rank} was killed ({name}); where memory ran out, lower data.batch_size")
-    told = [json.loads(file.read_text()) for file in sorted(errors.iterdir(), key=lambda file: file.stat().st_mtime_ns)]
+        if code is not None and code < 0 and not _is_done(errors, rank):
+            return RankError(f"rank {rank} {_exit_of(code)}; where memory ran out, lower data.batch_size")
+    files = sorted(errors.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    told = [json.loads(file.read_text()) for file in files]
     if not told:
-        return RankError(f"the ranks have ended with {codes} and no word")
+        return RankError(f"the ranks exited with {codes} and no message; see train.log")
     first = min(told, key=lambda error: not error["known"])
     return RankError(f"rank {first['rank']}: {first['line']}", first["status"])
+
+
+def _exit_of(code: int) -> str:
+    return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"exited with {code}"
+
+
+def _is_done(told: Path, rank: int) -> bool:
+    return (told / f"{rank}.done").exists()
 
 
 def _follow_leader() -> None:
@@ -124,26 +141,25 @@ def _follow_leader() -> None:
 
 def main() -> None:
     """Be one rank of the run in the folder that the command line names."""
-    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    folder, rank, told = Path(sys.argv[1]), int(os.environ["RANK"]), Path(os.environ[_ERRORS])
     spec = read_config(folder)
     _follow_leader()
     status = 0
     try:
         with Signals() as signals, logging_to(folder) if rank == 0 else contextlib.nullcontext():
             fit(spec, folder, signals) if rank == 0 else follow(spec, signals)
+        (told / f"{rank}.done").touch()
     except Interrupted as ended:
         status = ended.status
     except Exception as error:
         known = isinstance(error, SppclsError)
         status = error.exit_status if isinstance(error, SppclsError) else 1
         values = {"rank": rank, "line": one_line(error), "status": status, "known": known}
-        (Path(os.environ[_ERRORS]) / str(rank)).write_text(json.dumps(values))
+        write_json(told / f"{rank}.json", values)
         if not known and rank == 0:
             with (folder / "train.log").open("a") as file:
                 traceback.print_exception(error, file=file)
-    sys.stdout.flush()
-    if status:
-        os._exit(status)  # at once: what is left of a collective may wait for a rank that is gone
+    leave(status)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""How many processes a run has, and who starts them."""
+"""How many processes a run has, who starts them, and how one of several ends."""
 
+import atexit
 import os
 import re
+import sys
+from typing import NoReturn
 
 from sppcls.errors import ConfigError
 from sppcls.spec import Spec
@@ -35,3 +38,16 @@ def local_ranks(spec: Spec) -> int:
     if "," in devices:
         return len([part for part in devices.split(",") if part])
     return int(devices) if devices.isdigit() else 1  # what is no number Lightning refuses
+
+
+def leave(status: int) -> NoReturn:
+    """End a process that is one of several.
+
+    The interpreter's own end would destroy threads of a collective that may still wait for a rank that has failed,
+    and then aborts or waits with it.
+    """
+    if not status:
+        atexit._run_exitfuncs()  # loggers send what they hold
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
