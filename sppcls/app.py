@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.spec import Spec, keys, parse
-from sppcls.terminal import say
+from sppcls.terminal import OutputClosedError, own_process, say
 from sppcls.training.folder import fresh_folder
 from sppcls.training.signals import Interrupted, Signals
 from sppcls.training.sweep import Job, Sweep, run_job
@@ -25,6 +25,7 @@ def conf_folder() -> Path:
 
 def main() -> None:
     """Run the application; ends the process with the contract's exit status."""
+    own_process()
     end: Callable[[int], NoReturn] = leave if joined_rank() is not None else sys.exit  # type: ignore[assignment]
     signals = Signals()
     try:
@@ -36,6 +37,8 @@ def main() -> None:
             say(f"error: {error}")
             end(error.exit_status)
         ended = Interrupted(signals.received)  # OmegaConf makes errors of its own of what interrupts it
+    except OutputClosedError as closed:
+        end(closed.status)
     except Interrupted as error:
         ended = error
     say("interrupted; rerun the same command to resume")

@@ -2,20 +2,24 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 from typing import NoReturn
 
+from sppcls.errors import SppclsError, did_you_mean
 from sppcls.names import path_fault
-from sppcls.terminal import say
+from sppcls.terminal import own_process, say
 
 BENCHES = ("pool", "loader", "train", "views", "regions", "saves", "plan")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; ends the process with the contract's exit status."""
+    own_process()
     options = vars(_parser().parse_args(arguments))
     module, _, name = options.pop("run").partition(":")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is taken away
@@ -28,8 +32,6 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        from sppcls.errors import SppclsError
-
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
         line = str(error) if isinstance(error, SppclsError) else f"{type(error).__name__}: {error}".splitlines()[0]
@@ -48,7 +50,15 @@ def train() -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        say(f"error: {message}; {self.prog} --help says more")
+        if wrong := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message, re.S):
+            meant = (
+                "; sppcls-train trains"
+                if wrong[2] == "train"
+                else did_you_mean(wrong[2], re.findall(r"[\w-]+", wrong[3]))
+            )
+            message = f"{wrong[1]} {wrong[2][:40]!r} is unknown{meant}"
+        end = "" if message.endswith("?") else ";"
+        say(f"error: {message}{end} {self.prog} --help says more")
         sys.exit(2)
 
 
@@ -107,7 +117,8 @@ def _cost(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="sppcls", description="Image classification at any image size.")
+    parser = _Parser(prog="sppcls", description="Image classification at any image size; sppcls-train trains.")
+    parser.add_argument("--version", action="version", version=f"sppcls {version('sppcls')}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (run, said, add_options) in _VERBS.items():
         verb = verbs.add_parser(name, help=said, description=said)

@@ -4,11 +4,13 @@ Nothing else in the package prints: names, errors and logs may come from strange
 """
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +27,25 @@ def _printable_record(record: logging.LogRecord) -> bool:
 log.addFilter(_printable_record)
 
 
+class OutputClosedError(BrokenPipeError):
+    """The reader of standard output has gone, as `head` does; the exit status is SIGPIPE's."""
+
+    status = 141
+
+
+def close_output() -> NoReturn:
+    """Raise ``OutputClosedError``; nothing more is written, or Python would complain when it flushes at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise OutputClosedError
+
+
+def own_process() -> None:
+    """Prepare a process that is ours: plots go into files, and output that is closed (``>&-``) goes nowhere."""
+    os.environ["MPLBACKEND"] = "svg"  # a notebook's, inherited, need not be importable here
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+
+
 def width() -> int:
     """Return how many columns there are to print in; 140 where it is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
@@ -39,11 +60,32 @@ def show(*things: "Table | str") -> None:
     """Print tables made by `table`, and lines; in colour and as wide as the terminal where there is one."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=width(), color_system=None)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            close_output()
+
+    console = Screen() if sys.stdout.isatty() else Screen(width=width(), color_system=None)
     for thing in things:
-        line = isinstance(thing, str)
-        shown = printable(thing) if isinstance(thing, str) else thing
-        console.print(shown, highlight=False, markup=False, emoji=False, soft_wrap=line)
+        wide = not isinstance(thing, str) and _narrowest(thing) > console.width
+        for part in _as_lines(thing) if wide and not isinstance(thing, str) else [thing]:
+            shown = printable(part) if isinstance(part, str) else part
+            console.print(shown, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(part, str))
+
+
+def _narrowest(table: "Table") -> int:
+    """Return the columns that a table needs so that no word, and so no number, is cut."""
+    columns = [[word for text in (c.header, *c.cells) for word in str(text).split()] for c in table.columns]
+    folded = [column.overflow == "fold" for column in table.columns]
+    return 1 + sum(
+        3 + (8 if fold else max(map(len, words), default=0)) for words, fold in zip(columns, folded, strict=True)
+    )
+
+
+def _as_lines(table: "Table") -> list[str]:
+    """Return a table as its title and a line a row, with the names of the columns."""
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    named = [[f"{column.header} {cell}" for column, cell in zip(table.columns, row, strict=True)] for row in rows]
+    return [*([str(table.title)] if table.title else []), *(", ".join(row) for row in named)]
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":

@@ -295,7 +295,7 @@ def test_a_small_disk_ends_a_run_by_one_line(tmp_path):
 def folder(tmp_path, monkeypatch):
     """Return a cache folder with files of each kind, unused for 10 days, and things that are not ours."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in ("0" * 20 + ".pixels", f"sizes/{'1' * 16}.json", f"features/{'2' * 20}-keep-224-3.npy"):
+    for name in ("0" * 20 + ".pixels", f"sizes/{'1' * 16}.bin", f"features/{'2' * 20}-keep-224-3.npy"):
         put(cache_dir() / name)
     for name in (
         "mine.pixels",

@@ -16,7 +16,7 @@ _MAGIC = b"sppcls pixels\n"
 # What this package writes, by folder. Nothing else is ever listed or removed.
 _KINDS = {
     "": r"[0-9a-f]{20}\.pixels",
-    "sizes": r"[0-9a-f]{16}\.(json|npz)",
+    "sizes": r"[0-9a-f]{16}\.(json|bin)",
     "features": r"[0-9a-f]{20}-\w+-\d+-\d+\.npy",
 }
 _DAY = 86400

@@ -93,7 +93,8 @@ def _open(path: str | os.PathLike[str], whole: bool = False) -> Iterator[ImageFi
                 vars(stream).pop("read", None)  # what is read from here on are pixels
             yield image
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
-        raise DataError(f"{shown(path)}: {_reason(error)}; mend or remove the file") from error
+        advice = "check its name" if isinstance(error, FileNotFoundError) else "mend or remove the file"
+        raise DataError(f"{shown(path)}: {_reason(error)}; {advice}") from error
 
 
 def _stream(path: str | os.PathLike[str], whole: bool) -> BinaryIO:

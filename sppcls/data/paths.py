@@ -114,4 +114,5 @@ def _image_names(folder: Path) -> list[str]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise DataError(f"{shown(error.filename)}: {error.strerror}; let it be read or move it away") from error
+    advice = "name a folder that exists" if isinstance(error, FileNotFoundError) else "let it be read or move it away"
+    raise DataError(f"{shown(error.filename)}: {error.strerror}; {advice}") from error

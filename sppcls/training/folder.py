@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import yaml
 
@@ -19,7 +19,7 @@ from sppcls.atomic import read_config_values, write_json, write_text
 from sppcls.errors import ConfigError
 from sppcls.generations import CHECKPOINTS, clear_leftovers
 from sppcls.spec import Spec, parse
-from sppcls.terminal import log
+from sppcls.terminal import close_output, log
 
 # What a run, its report and its evaluations write: nothing else is ever removed.
 FILES = (
@@ -124,12 +124,19 @@ class RunFolder:
         write_json(self.path / "status.json", status | environment() | ({"error": error} if error else {}))
 
 
+class _Screen(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if isinstance(sys.exception(), BrokenPipeError):
+            close_output()
+        super().handleError(record)
+
+
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
     """Send the package's log to a run folder's train.log, and plain lines to standard output."""
     to_file = logging.FileHandler(folder / "train.log")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_screen = logging.StreamHandler(sys.stdout)
+    to_screen = _Screen(sys.stdout)
     before = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False

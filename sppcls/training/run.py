@@ -10,7 +10,7 @@ from sppcls.errors import SppclsError
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.report.runs import read_json
 from sppcls.spec import Spec
-from sppcls.terminal import log, printable, say, show
+from sppcls.terminal import OutputClosedError, log, printable, say, show
 from sppcls.training.failure import one_line
 from sppcls.training.fit import build_data, fit
 from sppcls.training.folder import RunFolder
@@ -44,6 +44,10 @@ def run(spec: Spec, *, anew: bool = False) -> int:
                 _train(spec, folder, signals)
     except (Interrupted, KeyboardInterrupt) as ended:
         return _interrupted(spec, folder, getattr(ended, "status", 130))
+    except OutputClosedError as closed:
+        if folder is None:
+            raise
+        return _interrupted(spec, folder, closed.status)
     except SystemExit:  # a launcher's own handler, which takes the job up again
         _interrupted(spec, folder, 0)
         raise
