@@ -1,5 +1,6 @@
 """Data that changed between two parts of a run, ranks that see other files, and folders that two programs want."""
 
+import contextlib
 import json
 import os
 import re
@@ -262,9 +263,30 @@ def test_batches_without_a_readable_image_have_no_part_in_the_weights():
         network.load_state_dict(before)
         data = MultiScaleDataModule(source, source, schedule=(16,), batch_size=4, on_error="skip")
         module = LitSppClassifier(network, lr=1e-2, warmup_epochs=0)
-        plain_trainer(1, "cpu").fit(module, datamodule=data)
+        with contextlib.suppress(DataError):  # an epoch without any image is one
+            plain_trainer(1, "cpu").fit(module, datamodule=data)
         assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()) == same
         assert len(data.skipped) == len(broken)
+
+
+@pytest.mark.parametrize(("part", "said"), [("train", "training images of epoch 1"), ("val", "4 validation images")])
+def test_a_part_of_which_nothing_can_be_read_is_an_error(trained, tmp_path, capsys, part, said):
+    root = shutil.copytree(trained / "photos", tmp_path / "photos")
+    for file in (root / part).glob("*/*.png"):  # whole headers, no pixels
+        file.write_bytes(file.read_bytes()[:60])
+    assert run(spec(root, tmp_path / "run")) == 3
+    assert re.search(rf"^error: none of the {said} could be read$", capsys.readouterr().err, re.M)
+
+
+def test_an_epoch_whose_last_batch_has_no_readable_image_has_its_row(trained, tmp_path):
+    root = shutil.copytree(trained / "photos", tmp_path / "photos")
+    data = MultiScaleDataModule(str(root), schedule=(16, 24), batch_size=4)
+    for index in data.plan(0).batches[-1].indices:
+        file = Path(data.train.names[index])
+        file.write_bytes(file.read_bytes()[:60])
+    assert run(spec(root, tmp_path / "run")) == 0
+    row = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1].split(",")
+    assert np.isfinite([float(row[4]), float(row[5])]).all()
 
 
 def test_a_run_that_came_and_went_while_the_lock_was_waited_for_is_left_alone(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from sppcls.checkpoint import KEY, describe, signature_of
 from sppcls.data.identity import class_difference
 from sppcls.data.loader import IGNORED, ImageBatch
 from sppcls.errors import DataError, SppclsError
-from sppcls.measure.answers import Answers
+from sppcls.measure.answers import UNREAD, Answers
 from sppcls.measure.result import rows_of
 from sppcls.measure.scales import full_view
 from sppcls.models.classifier import SppClassifier
@@ -82,26 +82,32 @@ class LitSppClassifier(pl.LightningModule):
         Of a ``PlannedLoader`` every image of an epoch has the same weight; of other loaders it is the batch's mean.
         """
         images, targets = _readable(batch)
-        if not len(targets):
-            return self._no_part(batch["images"])
-        logits, losses = self.loss(images, targets)
-        self.train_accuracy.update(logits.detach(), targets)
+        logits, losses = self.loss(images, targets) if len(targets) else self._no_part(batch["images"])
         self.train_loss.update(losses.detach())
+        if len(targets):
+            self.train_accuracy.update(logits.detach(), targets)
         if self.trainer.is_last_batch:  # logging at every step takes a tenth of a small network's time
-            epoch = {"train_loss": self.train_loss.compute(), "train_acc1": self.train_accuracy.compute()}
-            self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=1)
+            self._log_epoch()
+        if not len(targets) and self.trainer.world_size == 1:
+            return None  # without a step
         weight: float = batch.get("weight", 1 / max(len(targets), 1))
         return weight * losses.sum()
 
-    def _no_part(self, images: torch.Tensor) -> torch.Tensor | None:
-        """Skip the step, or where other ranks wait for this one's gradients give zeros, and no statistics."""
-        if self.trainer.world_size == 1:
-            return None
+    def _log_epoch(self) -> None:
+        loss = self.train_loss.compute()
+        if bool(loss.isnan()) and not self.train_loss.weight:
+            raise DataError(f"none of the training images of epoch {self.trainer.current_epoch + 1} could be read")
+        epoch = {"train_loss": loss, "train_acc1": self.train_accuracy.compute()}
+        self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=1)
+
+    def _no_part(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and losses of no image, with gradients of zero, as other ranks wait for them; no statistics."""
         self.network.eval()
         try:
-            return 0 * self.forward(images[:1]).sum()
+            logits = self.forward(images[:1])[:0]
         finally:
             self.network.train()
+        return logits, logits.sum(1)
 
     def loss(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [N, K] and losses [N] of uint8 images and class targets, mixed where mixup or cutmix is on."""
@@ -148,6 +154,8 @@ class LitSppClassifier(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics: the figures that `sppcls evaluate` finds of the same weights, to the last bit."""
         answers = self.validated()
+        if not (answers.predicted != UNREAD).any():
+            raise DataError(f"none of the {len(answers.targets)} validation images could be read")
         row = rows_of(answers, self.network.scales)[0]
         values = {"loss": row.loss, "acc1": row.acc1, "acc5": row.acc5, "ece": row.ece}
         values["class_acc"] = answers.class_accuracy(0)
