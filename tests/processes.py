@@ -121,7 +121,7 @@ class Program:
             assert time.monotonic() < deadline, f"waited {seconds} s in vain for {self.said}\n{self.stacks()}"
             time.sleep(0.01)
 
-    def end(self, status: int | None = 0, seconds: float = 240) -> Ended:
+    def end(self, status: int | None = 0, seconds: float = 240, grace: float = GRACE) -> Ended:
         """Wait for the end; a wrong status, an end that does not come and a process that is left fail the test."""
         deadline = time.monotonic() + patience(seconds)
         while self.process.poll() is None:
@@ -129,7 +129,7 @@ class Program:
             time.sleep(0.01)
         silent = time.time() - max(self.begun, *(os.fstat(file).st_mtime for file in (self._out, self._err)))
         found = Ended(self.process.returncode, self.out, self.err, silent)
-        deadline = time.monotonic() + patience(GRACE)
+        deadline = time.monotonic() + patience(grace)
         while self.family() and time.monotonic() < deadline:
             time.sleep(0.02)
         if left := self.family():
