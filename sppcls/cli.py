@@ -40,12 +40,24 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status)
 
 
+def command() -> None:
+    """Run ``sppcls`` as a program."""
+    _as_program(main)
+
+
 def train() -> None:
-    """Run ``train.py``, also where Ctrl-C comes while its imports take their seconds."""
+    """Run ``train.py`` as a program."""
+    _as_program(lambda: import_module("sppcls.app").main())
+
+
+def _as_program(run: Callable[[], None]) -> None:
+    """Run to the end of the process; Ctrl-C during the imports, or once all is done, prints no traceback."""
     try:
-        import_module("sppcls.app").main()
+        run()
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Parser(argparse.ArgumentParser):

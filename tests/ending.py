@@ -95,7 +95,7 @@ def begin(arguments, folder, started):
         return Program.started([*start, *arguments[1:]], folder)
     from sppcls import cli
 
-    return Program.forked(cli.train if program == "train" else cli.main, arguments, folder)
+    return Program.forked(cli.train if program == "train" else cli.command, arguments, folder)
 
 
 def wait_for_moment(case, program, place, whole):

@@ -26,7 +26,7 @@ _NOISE = re.compile(r"^Extension modules: [^\n]*\n|^nanobind: .*", re.M | re.S)
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended; ``silent`` is the time from its last output to its end, in seconds."""
+    """How a program ended; ``silent`` is the time from its last output, or a later signal, to its end, in seconds."""
 
     status: int
     out: str
@@ -52,7 +52,7 @@ class Program:
     """
 
     def __init__(self, said):
-        self.said, self.mark, self.begun = said, uuid.uuid4().hex, time.time()
+        self.said, self.mark, self.last = said, uuid.uuid4().hex, time.time()
         self._out, self._err = _unnamed_file(self), _unnamed_file(self)
         self.process = None
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job, and so in its children
@@ -109,6 +109,7 @@ class Program:
     def signal(self, number: int, group: bool = False) -> None:
         """Send a signal to the program or, as a terminal does, to its whole process group."""
         if self.process.poll() is None:
+            self.last = time.time()
             (os.killpg if group else os.kill)(self.process.pid, number)
 
     def until(self, true: Callable[[], bool], seconds: float = 120) -> None:
@@ -121,15 +122,15 @@ class Program:
             assert time.monotonic() < deadline, f"waited {seconds} s in vain for {self.said}\n{self.stacks()}"
             time.sleep(0.01)
 
-    def end(self, status: int | None = 0, seconds: float = 240) -> Ended:
+    def end(self, status: int | None = 0, seconds: float = 240, grace: float = GRACE) -> Ended:
         """Wait for the end; a wrong status, an end that does not come and a process that is left fail the test."""
         deadline = time.monotonic() + patience(seconds)
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"not ended after {seconds} s: {self.said}\n{self.stacks()}"
             time.sleep(0.01)
-        silent = time.time() - max(self.begun, *(os.fstat(file).st_mtime for file in (self._out, self._err)))
+        silent = time.time() - max(self.last, *(os.fstat(file).st_mtime for file in (self._out, self._err)))
         found = Ended(self.process.returncode, self.out, self.err, silent)
-        deadline = time.monotonic() + patience(GRACE)
+        deadline = time.monotonic() + patience(grace)
         while self.family() and time.monotonic() < deadline:
             time.sleep(0.02)
         if left := self.family():

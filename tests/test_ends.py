@@ -42,6 +42,13 @@ def test_programs_end_whatever_ends_them(tmp_path, kinds, count, seed, how):
     assert not wrong, "\n\n".join("\n".join(f"{key}: {value}" for key, value in one.items()) for one in wrong)
 
 
+def test_ctrl_c_after_all_is_done_changes_nothing(tmp_path):
+    code = "import atexit, os, signal; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    ended = run_to_end([sys.executable, ROOT / "train.py", "--version"], tmp_path, PYTHONPATH=str(tmp_path))
+    assert ended.err == ""
+
+
 def test_ctrl_c_while_the_imports_take_their_seconds(tmp_path):
     (tmp_path / "pydantic.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     ended = run_to_end([sys.executable, ROOT / "train.py"], tmp_path, 130, PYTHONPATH=str(tmp_path))

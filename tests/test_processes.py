@@ -32,7 +32,7 @@ def test_the_stacks_of_all_processes_of_a_program_that_hangs_are_shown(tmp_path)
 def test_a_process_that_is_left_is_seen(tmp_path):
     code = "import subprocess, sys; subprocess.Popen(['sleep', '60'], start_new_session=True); print('done')"
     with pytest.raises(AssertionError, match="1 processes are left"):
-        run_to_end([sys.executable, "-c", code], tmp_path)
+        Program.started([sys.executable, "-c", code], tmp_path).end(grace=0.1)
 
 
 def test_the_time_from_the_last_output_to_the_end_is_known(tmp_path):

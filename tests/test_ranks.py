@@ -127,6 +127,19 @@ def test_a_rank_that_is_killed_ends_the_run_which_one_process_takes_up(tmp_path)
     assert [row["epoch"] for row in rows(run)] == [str(epoch) for epoch in range(epochs)]
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_ranks_import_prints_one_line(tmp_path):
+    """The leader gets it as its ranks load their first module after the interpreter's own."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, time\n"
+        "if os.environ.get('RANK') == '0':\n    os.kill(os.getppid(), signal.SIGINT)\n"
+        "if 'RANK' in os.environ:\n    time.sleep(60)\n"
+    )
+    command_line = command("run_dir=run", "trainer.devices=2")
+    ended = run_to_end(command_line, tmp_path, 130, PYTHONPATH=str(tmp_path))
+    assert ended.err == "interrupted; nothing was saved yet\n"
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.slow
 def test_a_signal_reaches_all_ranks_and_they_save(tmp_path, number, status):

@@ -98,7 +98,7 @@ def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, told: Path) -
         if signals.received != passed_on:
             passed_on = signals.received
             for rank in ranks:
-                rank.send_signal(passed_on or signal.SIGTERM)
+                rank.terminate()  # whatever came: SIGINT makes a rank that still imports print a traceback
         time.sleep(0.05)
     together = any(rank.returncode in STATUSES for rank in ranks)
     deadline = time.monotonic() + (30 if together else 1)  # a moment for those that end for the same reason
