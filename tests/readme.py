@@ -29,6 +29,7 @@ TINY = "data.train_size=44 data.val_size=20 data.batch_size=8 trainer.max_epochs
 FEW = "data.train_per_class=8 data.val_per_class=4"
 NARROW = f"{TINY} metrics.test_scales=[64] model.width=0.125"
 ADDED = {
+    "sppcls cache": "",
     "uv run train.py --help": "",
     "$ uv run train.py model.levls": "",
     "uv run train.py resume=": "trainer.max_epochs=2",

@@ -136,10 +136,10 @@ def test_wrong_inputs_are_one_line(model, photos, evaluate, tmp_path):
         ([model, "--data", tmp_path / "nowhere"], 3, "no such folder"),
         ([model, "--data", unfinished], 3, "no image in class folders"),
         ([model, "--data", photos, "--object-scale"], 2, "data=shapes only"),
-        ([model, "--views", "some"], 2, "invalid choice: 'some'"),
+        ([model, "--views", "some"], 2, "--views 'some' is unknown"),
         ([model, "--batch-size", "0"], 2, "--batch-size"),
         ([model, "--device", "tpu7"], 2, "--device"),
-        ([model, "--split", "nonsense"], 2, "invalid choice: 'nonsense'"),
+        ([model, "--split", "nonsense"], 2, "--split 'nonsense' is unknown"),
     ]
     for arguments, status, text in cases:
         got, found, said = evaluate(*arguments)

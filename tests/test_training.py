@@ -177,7 +177,7 @@ def test_a_run_leaves_a_whole_folder(tmp_path, capsys):
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert names == {
         "config.yaml", "status.json", "summary.json", "metrics.csv", "train.log", "report.html",
-        "gap.csv", "answers.npz", "mistakes.json", "summary.csv", "summary.md", ".lock",
+        "gap.csv", "answers.npz", "mistakes.json", "images.npz", "summary.csv", "summary.md", ".lock",
         "checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/previous.ckpt", "checkpoints/SHA256SUMS",
     }  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())

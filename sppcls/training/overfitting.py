@@ -1,7 +1,6 @@
 """Overfitting while it happens: a fixed part of the training set measured as the validation set is, at every scale."""
 
 import csv
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from sppcls.data.cache import PixelCache
 from sppcls.data.source import Source
 from sppcls.measure.result import rows_of
 from sppcls.measure.scales import evaluate_scales, gap_subset
+from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
-
-log = logging.getLogger("sppcls")
 
 COLUMNS = ("epoch", "scale", "train_acc1", "val_acc1", "gap", "train_loss", "val_loss", "seconds")
 FILE = "gap.csv"
