@@ -14,6 +14,7 @@ from sppcls.bench import BenchReport, paired
 from sppcls.data.cut import Sizes, aspect_buckets, cut_images
 from sppcls.data.plan import plan_cut
 from sppcls.data.schedule import Schedule
+from sppcls.terminal import say
 
 CASES = ((1_280_000, 256, 64), (14_000_000, 256, 8))  # images, batch size, ranks: ImageNet's, ImageNet-21k's
 FEW = 200_000
@@ -77,4 +78,4 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(*map(int, sys.argv[1:]))))
+    say(json.dumps(_measure(*map(int, sys.argv[1:]))), sys.stdout)
