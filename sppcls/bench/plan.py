@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sppcls.atomic import to_json
 from sppcls.bench import BenchReport, paired
 from sppcls.data.cut import Sizes, aspect_buckets, cut_images
 from sppcls.data.plan import plan_cut
@@ -78,4 +79,4 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    say(json.dumps(_measure(*map(int, sys.argv[1:]))), sys.stdout)
+    say(to_json(_measure(*map(int, sys.argv[1:]))), sys.stdout)
