@@ -16,7 +16,7 @@ from sppcls.generations import last_whole
 from sppcls.models.classifier import SppClassifier
 from sppcls.models.pickled import load_plain
 from sppcls.models.weights import fault_of
-from sppcls.names import checked_path
+from sppcls.path_checks import checked_path
 from sppcls.signature import Signature, read_signature
 from sppcls.spec import Spec, parse, parse_model
 from sppcls.terminal import printable

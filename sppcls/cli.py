@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from sppcls.errors import SppclsError, did_you_mean
-from sppcls.names import path_fault
+from sppcls.path_checks import path_fault
 from sppcls.terminal import own_process, say
 
 BENCHES = ("pool", "loader", "train", "views", "regions", "saves", "plan")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sppcls.errors import ConfigError, did_you_mean
-from sppcls.names import path_fault
+from sppcls.path_checks import path_fault
 
 
 def _path(text: str) -> str:

@@ -229,6 +229,7 @@ def test_ranks_that_see_other_files_are_refused(trained, tmp_path):
     assert all(len(error.splitlines()) == 1 for error in errors)
 
 
+@pytest.mark.slow
 def test_a_validation_part_of_fewer_batches_than_ranks_and_batches_of_broken_images(trained, tmp_path):
     root = shutil.copytree(trained / "photos", tmp_path / "photos")
     for file in (root / "train" / "ant").iterdir():  # whole headers, no pixels

@@ -16,9 +16,10 @@ import torch
 import sppcls
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache, own_tensors
-from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader, batches_of, begin_worker
+from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader, batches_of
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
+from sppcls.data.workers import begin_worker
 from sppcls.errors import DataError
 from tests.processes import run_to_end
 

@@ -84,6 +84,7 @@ def test_two_ranks_train_one_run_and_measure_it_as_one_does(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_after_its_work_is_done_ends_no_run(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, os\nif os.environ.get('RANK') == '1':\n    atexit.register(os.abort)\n"

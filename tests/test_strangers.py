@@ -76,7 +76,7 @@ def test_a_job_whose_name_leads_out_of_the_sweep_is_refused(tmp_path, name, caps
 
 @given(st.text(max_size=12))
 def test_a_name_is_one_that_makes_a_folder_inside(text):
-    from sppcls.names import is_name
+    from sppcls.path_checks import is_name
 
     assert is_name(text) == (text.isprintable() and text not in ("", ".", "..") and not set("/\\") & set(text))
 

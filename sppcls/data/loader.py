@@ -1,9 +1,6 @@
 """Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
 
 import os
-import signal
-import threading
-import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from sppcls.data.geometry import Size, fitted_size, same_aspect
 from sppcls.data.images import fit_image
 from sppcls.data.plan import Batch, EpochPlan
 from sppcls.data.source import Source
+from sppcls.data.workers import begin_worker, close_workers, end_workers, started
 from sppcls.errors import DataError
 
 ImageBatch = dict[str, Any]
@@ -85,32 +83,6 @@ class BatchDataset(Dataset[ImageBatch]):
         return image if kept is None else kept, (height, width)
 
 
-_OF_THE_LEADER = {
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name) and hasattr(signal, "sigtimedwait")
-}
-
-
-def begin_worker(leader: int, _worker: int) -> None:
-    """Leave signals that reach a whole group of processes to the leader, which needs its workers to save; end with it.
-
-    A SIGTERM of the leader's own ends the worker, as multiprocessing does at exit: it then waits for its children.
-    torch's workers look after their leader too, but take whoever is there as they begin for it: one whose leader was
-    killed a moment before lives for ever.
-    """
-
-    def watch() -> None:
-        while os.getppid() == leader:
-            if not _OF_THE_LEADER:  # macOS cannot tell who sent a signal: torch's handlers stay
-                time.sleep(1)
-            elif (got := signal.sigtimedwait(_OF_THE_LEADER, 1)) and (got.si_signo, got.si_pid) == (15, leader):
-                break
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 class _Share:
     """The batches to hand out, as a sampler: read anew whenever an epoch starts, one by one."""
 
@@ -118,25 +90,6 @@ class _Share:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
-
-
-def _started(loader: "DataLoader[ImageBatch]") -> Iterator[ImageBatch]:
-    """Return the iterator of a loader, whose workers begin with the leader's signals blocked and stay so."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_LEADER)
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_workers(batches: Any) -> None:
-    if hasattr(batches, "_shutdown_workers"):  # not without workers
-        batches._shutdown_workers()
-
-
-def _close(loader: "DataLoader[ImageBatch]") -> None:
-    batches, loader._iterator = loader._iterator, None
-    _end_workers(batches)
 
 
 Batches = Generator[ImageBatch, None, None]
@@ -148,11 +101,11 @@ def batches_of(dataset: BatchDataset, batches: Sequence[Batch], num_workers: int
     options: dict[str, Any] = {"batch_size": None, "generator": torch.Generator()}
     begin = partial(begin_worker, os.getpid())
     loader = DataLoader(dataset, sampler=list(batches), num_workers=num_workers, worker_init_fn=begin, **options)
-    running = _started(loader)
+    running = started(loader)
     try:
         yield from running
     finally:
-        _end_workers(running)
+        end_workers(running)
 
 
 class PlannedLoader:
@@ -202,11 +155,11 @@ class PlannedLoader:
             generator=torch.Generator(),
         )
         # In a cycle of garbage the workers' queues would go first, and each worker be waited for in vain, for 5 s.
-        weakref.finalize(self, _close, self._workers).atexit = False
+        weakref.finalize(self, close_workers, self._workers).atexit = False
 
     def close(self) -> None:
         """End the workers; the next iteration starts new ones."""
-        _close(self._workers)
+        close_workers(self._workers)
 
     @property
     def sampler(self) -> "PlannedLoader":
@@ -229,7 +182,7 @@ class PlannedLoader:
         plan = self.plan(self.epoch, self.done) if self.done else self.plan(self.epoch)
         self._share.batches = plan.of_rank(self.rank)[self.position :]
         weights = plan.weights_of(self.rank)[self.position :]
-        for batch, weight in zip(_started(self._workers), weights, strict=True):
+        for batch, weight in zip(started(self._workers), weights, strict=True):
             batch["weight"] = weight
             self.position += 1
             for index, reason in batch.pop("broken"):

@@ -17,7 +17,7 @@ from sppcls.deploy.graph import OPSET, check_regions, trace, write_onnx
 from sppcls.deploy.parity import prove
 from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
-from sppcls.names import checked_path
+from sppcls.path_checks import checked_path
 from sppcls.signature import Signature
 from sppcls.terminal import show, table
 

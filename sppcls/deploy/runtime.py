@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sppcls.data.resize import fit_array
 from sppcls.errors import ConfigError, SppclsError
-from sppcls.names import checked_path
+from sppcls.path_checks import checked_path
 from sppcls.signature import Signature, read_signature
 
 Images = npt.NDArray[np.uint8]

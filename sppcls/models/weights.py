@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sppcls.errors import ConfigError
 from sppcls.models.pickled import load_plain
-from sppcls.names import checked_path
+from sppcls.path_checks import checked_path
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # all but the first are torch pickles
 

@@ -13,7 +13,7 @@ from typing import Any
 from sppcls.atomic import read_bytes, read_config_values
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.measure.answers import Answers, load_answers
-from sppcls.names import is_name
+from sppcls.path_checks import is_name
 
 MANIFEST = "sweep.json"  # of a sweep
 # Of a run's settings, those that say where and how it ran, or which of several alike it is.
