@@ -312,7 +312,7 @@ def test_fresh_folders_of_one_second_are_all_different(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_sweeps_of_one_folder_at_once_lose_no_job(tmp_path):
-    small = ("data.train_size=20", "data.val_size=10", "data.batch_size=10", "model.width=0.125", "model.levels=[1]")
+    small = ("data.train_size=24", "data.val_size=12", "data.batch_size=12", "model.width=0.125", "model.levels=[1]")
     small += ("schedule.scales=[16,24]", "trainer.max_epochs=1", "metrics.gap_images=0", "metrics.test_scales=[16]")
     sweeps = [
         subprocess.Popen([sys.executable, TRAIN, "-m", *small, f"seed={seeds}", "sweep_dir=s"], cwd=tmp_path)
