@@ -200,8 +200,8 @@ def _parsed(values: dict[str, Any]) -> Spec:
     if name not in variants:
         raise ConfigError(f"sweep.variant={name} is unknown{did_you_mean(name, variants)}")
     # All variants are measured at the scales of what they vary.
-    measured = {"metrics": {"test_scales": list(spec.test_scales), "gap_scales": list(spec.gap_scales)}}
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(values, measured, variants[name]))
+    measured = {"test_scales": list(spec.test_scales), "gap_scales": list(spec.gap_scales), "val_scale": spec.val_scale}
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(values, {"metrics": measured}, variants[name]))
     return parse(merged | {"sweep": merged["sweep"] | {"variants": {}}})
 
 

@@ -148,11 +148,15 @@ class TrainerSpec(_Values):
 class MetricsSpec(_Values):
     """What is measured at the end of a run, and of the generalization gap on the way there (gap.csv).
 
+    ``val_scale`` is where each epoch is validated and where top-1 and the gap of a run are read; null is the largest
+    scale that is trained.
+
     At the end the gap is measured on ``gap_images`` training images (0: not at all). ``gap_every`` is for the curves
     alone: on all ``gap_images`` every so many epochs, 0 is never, and null is after as many validations and on as many
     of the images as a tenth of the training's pixels pays for (`training.overfitting.affordable`).
     """
 
+    val_scale: Scale | None = None
     test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
     gap_images: From0 = 600
     gap_every: From0 | None = None
@@ -211,6 +215,13 @@ class Spec(_Values):
         left_out = dict.fromkeys(beside, True) | how
         values = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def val_scale(self) -> int:
+        """The scale to validate at: the one asked for, else the largest that is trained."""
+        low, high = min(self.schedule.scales), max(self.schedule.scales)
+        largest = high - (high - low) % self.schedule.step if self.schedule.kind == "random" else high
+        return (self.metrics.val_scale if self.model.pool != "fixed" else None) or largest
 
     @property
     def gap_scales(self) -> tuple[int, ...]:

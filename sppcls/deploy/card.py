@@ -72,7 +72,7 @@ def _accuracy(summary: dict[str, Any], loaded: Model) -> str:
     ]
     lines = markdown(("test scale", "top-1", ece_column(summary)), rows)
     gap = summary.get("generalization_gap")
-    said = "" if gap is None else f"\n\nGeneralization gap at {summary['last_scale']}: {gap * 100:+.1f} points."
+    said = "" if gap is None else f"\n\nGeneralization gap at {summary['val_scale']}: {gap * 100:+.1f} points."
     return f"Validation images of the run's last checkpoint:\n\n{lines}{said}"
 
 

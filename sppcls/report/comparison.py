@@ -47,7 +47,7 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     if not finished[baseline]:
         raise ConfigError(f"baseline {baseline!r} has no finished run; run the sweep again or name another --baseline")
     _refuse_twins(finished)
-    scale = _reference(finished[baseline])
+    scale = int(finished[baseline][0].summary["val_scale"])
     costs = [run.summary.get("train_megapixels") for runs in finished.values() for run in runs]
     budget = min((cost for cost in costs if cost is not None), default=None)
     tables = {n: {run.seed: values_of(run, scale, budget) for run in runs} for n, runs in finished.items() if runs}
@@ -56,14 +56,6 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     images = {name: _by_image(finished[name], finished[baseline], scale) for name in others}
     compared = {name: _compared(tables[name], tables[baseline], images[name]) for name in others}
     return Study(scale, baseline, budget, variants, _adjusted(compared))
-
-
-def _reference(runs: Sequence[Run]) -> int:
-    """Return the scale that all runs end at or else, as a random schedule's, the largest that all were measured at."""
-    last = {int(run.summary["last_scale"]) for run in runs}
-    measured = set.intersection(*({int(row["scale"]) for row in run.summary["scales"]} for run in runs))
-    trained = measured & set((runs[0].config.get("schedule") or {}).get("scales", ()))
-    return last.pop() if len(last) == 1 else max(trained or measured or last)
 
 
 def _refuse_twins(by_variant: Mapping[str, Sequence[Run]]) -> None:

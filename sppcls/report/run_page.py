@@ -62,7 +62,7 @@ def write_run_tables(folder: Path) -> None:
 def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the few figures that are read first, each with its name."""
     said = {
-        f"top-1 at scale {summary.get('last_scale')}": percent(summary.get("acc1")),
+        f"top-1 at scale {summary.get('val_scale')}": percent(summary.get("acc1")),
         "generalization gap (points)": points(summary.get("generalization_gap")),
         "scale spread (points)": points(summary.get("scale_spread")).lstrip("+"),
         "scale consistency": percent(summary.get("scale_consistency")),

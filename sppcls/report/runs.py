@@ -42,7 +42,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Return whether there is a summary to report."""
-        whole = isinstance(self.summary.get("scales"), list) and "last_scale" in self.summary
+        whole = isinstance(self.summary.get("scales"), list) and "val_scale" in self.summary
         return self.state == "finished" and whole
 
     @property

@@ -158,7 +158,7 @@ def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def _csv_row(variant: str, run: Run) -> dict[str, Any]:
     row: dict[str, Any] = {"run": run.folder.name, "variant": variant, "seed": run.seed, "state": run.state}
     if run.finished:
-        kept = ("acc1", "generalization_gap", "scale_area", "scale_spread", "scale_consistency", "last_scale")
+        kept = ("acc1", "generalization_gap", "scale_area", "scale_spread", "scale_consistency", "val_scale")
         row |= {key: run.summary.get(key) for key in (*kept, "epochs", "train_megapixels", "parameters")}
         if len(run.summary["scales"]) < 2:  # a network of one size has no spread
             row |= dict.fromkeys(("scale_area", "scale_spread", "scale_consistency"))

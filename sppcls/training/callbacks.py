@@ -16,8 +16,8 @@ from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
 
 COLUMNS = (
-    "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_loss", "val_acc1", "val_acc5",
-    "val_class_acc", "val_ece", "images", "megapixels", "seconds", "images_per_s",
+    "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_scale", "val_loss", "val_acc1",
+    "val_acc5", "val_class_acc", "val_ece", "images", "megapixels", "seconds", "images_per_s",
 )  # fmt: skip
 
 
@@ -60,7 +60,8 @@ class Curves(Callback):
         """Write the row and the line."""
         if not trainer.is_global_zero:
             return
-        seen, plan = fresh_metrics(trainer), trainer.datamodule.plan(trainer.current_epoch)  # type: ignore[attr-defined]
+        data: MultiScaleDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        seen, plan = fresh_metrics(trainer), data.plan(trainer.current_epoch)
         row: dict[str, float] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
@@ -71,6 +72,7 @@ class Curves(Callback):
             "seconds": round(self._seconds, 3),
             "images_per_s": round(plan.images / self._seconds, 1),
         } | {name: seen[name] for name in COLUMNS if name in seen and name != "scale"}
+        row |= {"val_scale": data.val_scale} if "val_acc1" in row else {}
         self._rows.append({name: _short(row[name]) if name in row else "" for name in COLUMNS})
         write_csv(self.path, self._rows)
         log.info(_line(row, trainer.max_epochs or 0))
@@ -81,7 +83,7 @@ class Curves(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the rows so far: what was written after the checkpoint is written again."""
-        self._rows = list(state_dict["rows"])
+        self._rows = [dict.fromkeys(COLUMNS, "") | row for row in state_dict["rows"]]
         self._seconds = state_dict["seconds"]
 
 
@@ -108,7 +110,7 @@ def _line(row: dict[str, float], epochs: int) -> str:
         f"train {row['train_acc1']:6.1%}",
     ]
     if "val_acc1" in row:
-        parts.append(f"val {row['val_acc1']:6.1%}")
+        parts.append(f"val at {row['val_scale']} {row['val_acc1']:6.1%}")
     return "  ".join([*parts, f"{row['images_per_s']:.0f} images/s"])
 
 

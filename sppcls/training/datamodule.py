@@ -29,7 +29,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         train: Training images: a ``Source``, or the path of a folder of class folders, which is then split.
         val: Validation images; those of the folder where ``train`` is a path.
         schedule: The scales, or a ``Schedule``; a plain tuple alternates (a single scale: stays).
-        val_scale: Scale to validate at; the last one that is trained where None.
+        val_scale: Scale to validate at; the largest that is trained where None.
         fit: ``keep`` (no crop, no warp), ``crop`` or ``warp``.
         cache: Keep the pixels of each scale between epochs, in shared memory (``ram``) or a mapped file (``disk``).
         gap_scales: Other scales that the validation images are measured at while it trains: kept as well.
@@ -64,7 +64,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         else:
             self.train, self.val = train, val
         self.schedule = schedule if isinstance(schedule, Schedule) else _schedule_of(schedule, seed)
-        self.val_scale = val_scale
+        self.val_scale = val_scale or self.schedule.choices[-1]
         self.batch_size, self.fit, self.max_aspect, self.seed = batch_size, fit, max_aspect, seed
         self.skipped: dict[str, str] = {}  # files that no loader could read, and why
         self._loader_options = {"num_workers": num_workers, "on_error": on_error, "skipped": self.skipped}
@@ -118,17 +118,10 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """Return the validation batches of this rank, at one scale."""
         if self.val is None:
             return []
-        scale = self.val_scale or self.last_scale
         batches = plan_evaluation(
-            self.val.sizes, scale, batch_size=self.batch_size, fit=self.fit, max_aspect=self.max_aspect
+            self.val.sizes, self.val_scale, batch_size=self.batch_size, fit=self.fit, max_aspect=self.max_aspect
         )
         return self._loader("val", self.val, partial(_every_epoch, batches, self._world()), None)
-
-    @property
-    def last_scale(self) -> int:
-        """The scale that the last epoch is trained at."""
-        epochs = (self.trainer.max_epochs if self.trainer else None) or self.schedule.epochs
-        return self.schedule.scales_of(epochs - 1, 1)[-1]
 
     def largest_batch(self) -> Batch:
         """Return the training batch with the most pixels, at the largest scale."""
@@ -166,7 +159,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
             return {}
         caches = {"train": PixelCache(self.train, self._train_tensors(), self.fit)}
         if self.val is not None:
-            scales = self.val_scale or self.last_scale, *self._gap_scales
+            scales = self.val_scale, *self._gap_scales
             caches["val"] = PixelCache(
                 self.val, own_tensors(self.val.sizes, scales, self.fit, self.max_aspect), self.fit
             )

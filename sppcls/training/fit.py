@@ -91,6 +91,7 @@ def build_data(
         splits.train,
         splits.val,
         schedule=build_schedule(spec),
+        val_scale=spec.val_scale,
         batch_size=spec.data.batch_size,
         fit=spec.data.fit,
         augment=build_augment(spec.augment, spec.seed),
@@ -105,7 +106,8 @@ def build_data(
 
 
 def _check_scales(spec: Spec, network: SppClassifier) -> None:
-    for key, scales in (("schedule.scales", spec.schedule.scales), ("metrics.test_scales", spec.metrics.test_scales)):
+    asked = {"schedule.scales": spec.schedule.scales, "metrics.test_scales": spec.metrics.test_scales}
+    for key, scales in (asked | {"metrics.val_scale": (spec.val_scale,)}).items():
         small = [scale for scale in scales or () if scale < network.smallest]
         if small:
             raise ConfigError(

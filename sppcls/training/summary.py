@@ -61,32 +61,32 @@ def summarize(
     spec: Spec, network: SppClassifier, data: MultiScaleDataModule, folder: Path, trainer: pl.Trainer
 ) -> dict[str, Any]:
     """Measure the trained network and return what summary.json holds; the answers and mistakes go beside it."""
-    last, values = data.last_scale, spec.data
+    own, values = data.val_scale, spec.data
     how = values.model_dump(include={"fit", "batch_size", "num_workers", "max_aspect"})
     options: dict[str, Any] = how | {"device": trainer.strategy.root_device, "bar": True}
     summary: dict[str, Any] = {"acc1": None, "generalization_gap": None, "scales": []}
     if data.val is not None:
         wanted = [scale for scale in spec.test_scales if scale >= network.smallest]
-        scales = {last, *wanted}
+        scales = {own, *wanted}
         result = evaluate_scales(network, data.val, sorted(scales), **options)
         result.answers.save(folder)
-        chosen = (data.val, result.answers, network.classes, last)
+        chosen = (data.val, result.answers, network.classes, own)
         examples = {"worst": worst_mistakes(*chosen), "right": surest_right(*chosen)}
-        write_json(folder / "mistakes.json", {"scale": last, "classes": network.classes} | examples)
-        at_last = next(row for row in result.rows if row.scale == last)
-        # Over the scales that were asked for: the last one of a random schedule is another for each seed.
+        write_json(folder / "mistakes.json", {"scale": own, "classes": network.classes} | examples)
+        at_own = next(row for row in result.rows if row.scale == own)
+        # Over the scales that were asked for: variants of a sweep may be validated at different ones.
         summary |= result.over(wanted or scales).summary()
-        summary |= {"scales": [asdict(row) for row in result.rows], "acc1": at_last.acc1}
+        summary |= {"scales": [asdict(row) for row in result.rows], "acc1": at_own.acc1}
         if spec.metrics.gap_images:
-            part, at = gap_subset(data.train, spec.metrics.gap_images), sorted({*spec.gap_scales, last} & scales)
+            part, at = gap_subset(data.train, spec.metrics.gap_images), sorted({*spec.gap_scales, own} & scales)
             val = {row.scale: row.acc1 for row in result.rows}
             gaps = [gap_row(row, val[row.scale]) for row in evaluate_scales(network, part, at, **options).rows]
-            at_last_scale = gaps[at.index(last)]
-            summary |= {key: at_last_scale[key] for key in ("train_acc1", "generalization_gap")} | {"gaps": gaps}
+            at_own_scale = gaps[at.index(own)]
+            summary |= {key: at_own_scale[key] for key in ("train_acc1", "generalization_gap")} | {"gaps": gaps}
     how = values.model_dump(include={"fit", "batch_size", "max_aspect"})
     costs = scale_costs(data.train.sizes, data.schedule.choices, **how)
     return summary | {
-        "last_scale": last,
+        "val_scale": own,
         "epochs": trainer.current_epoch,
         "train_megapixels": round(sum(data.plan(e).pixels for e in range(trainer.current_epoch)) / 1e6, 3),
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -122,7 +122,7 @@ def closing_lines(summary: dict[str, Any], folder: str) -> list[str]:
     if summary["acc1"] is not None:
         gap = summary["generalization_gap"]
         said = f", generalization gap {gap * 100:+.1f} points" if gap is not None else ""
-        lines.append(f"top-1 {summary['acc1']:.1%} at scale {summary['last_scale']}{said}")
+        lines.append(f"top-1 {summary['acc1']:.1%} at scale {summary['val_scale']}{said}")
     if len(summary["scales"]) > 1:
         spread, consistency = summary["scale_spread"], summary["scale_consistency"]
         lines.append(f"scale spread {spread * 100:.1f} points, scale consistency {consistency:.1%}")
