@@ -5,16 +5,18 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
+from sppcls.process import leave, own_process
+from sppcls.signals import Interrupted, Signals
 from sppcls.spec import Spec, keys, parse
-from sppcls.terminal import OutputClosedError, own_process, say
+from sppcls.terminal import OutputClosedError, say
 from sppcls.training.folder import fresh_folder
-from sppcls.training.signals import Interrupted, Signals
 from sppcls.training.sweep import Job, Sweep, run_job
-from sppcls.training.world import joined_rank, leave
+from sppcls.training.world import joined_rank
 
 
 def conf_folder() -> Path:
@@ -26,7 +28,7 @@ def conf_folder() -> Path:
 def main() -> None:
     """Run the application; ends the process with the contract's exit status."""
     own_process()
-    end: Callable[[int], NoReturn] = leave if joined_rank() is not None else sys.exit  # type: ignore[assignment]
+    end: Callable[[int], NoReturn] = sys.exit if joined_rank() is None else partial(leave, alone=False)
     signals = Signals()
     try:
         with signals:  # a run's own take over from these
@@ -207,7 +209,8 @@ def _parsed(values: dict[str, Any]) -> Spec:
 
 def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
     """Return the spec of the run that goes on, with the values that the overrides stand for."""
-    from sppcls.training.resume import has_checkpoint, resumed_spec
+    from sppcls.generations import has_checkpoint
+    from sppcls.training.resume import resumed_spec
 
     run, parsed = values["resume"], _parsed(values)  # first, as a wrong value is told by its key
     if run == "auto":

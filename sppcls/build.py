@@ -1,15 +1,18 @@
 """Names and numbers of a spec -> objects."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-
-from sppcls.data.augment import Augment
+from sppcls.data.cut import Sizes
+from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.data.sources import Splits, load_splits
 from sppcls.errors import ConfigError
-from sppcls.models.classifier import SppClassifier
 from sppcls.spec import AugmentSpec, DataSpec, ModelSpec, Spec
+
+if TYPE_CHECKING:
+    from sppcls.data.augment import Augment
+    from sppcls.models.classifier import SppClassifier
 
 
 def build_schedule(spec: Spec) -> Schedule:
@@ -18,8 +21,16 @@ def build_schedule(spec: Spec) -> Schedule:
     return Schedule(values.kind, values.scales, values.every, values.step, spec.trainer.max_epochs, spec.seed)
 
 
-def build_augment(spec: AugmentSpec, seed: int) -> Augment:
+def build_planner(spec: Spec, sizes: Sizes) -> Planner:
+    """Return what plans the epochs of a run on images of these sizes."""
+    how = spec.data.model_dump(include={"batch_size", "fit", "max_aspect"})
+    return Planner(sizes, build_schedule(spec), seed=spec.seed, **how)
+
+
+def build_augment(spec: AugmentSpec, seed: int) -> "Augment":
     """Return the per-sample augmentation; mixup and cutmix are the training step's."""
+    from sppcls.data.augment import Augment
+
     return Augment(**spec.model_dump(exclude={"mixup", "cutmix"}), seed=seed)
 
 
@@ -38,12 +49,13 @@ def build_classifier(
     *,
     pretrained: bool = True,
     input_size: tuple[int, int] | None = None,
-) -> SppClassifier:
+) -> "SppClassifier":
     """Return the network; ``pretrained=False`` leaves ``spec.weights`` alone, as a checkpoint brings its own.
 
     ``input_size`` is that of ``pool: fixed``; by default the first scale's square.
     """
     from sppcls.models.backbones import build_trunk
+    from sppcls.models.classifier import SppClassifier
 
     weights = spec.weights if pretrained else None
     network = SppClassifier(
@@ -65,6 +77,8 @@ def build_classifier(
 
 def pick_device(name: str) -> str:
     """Return a device by name, ``auto`` being CUDA where there is one; raises ``ConfigError`` on an absent one."""
+    import torch
+
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         torch.empty(0, device=chosen)

@@ -12,7 +12,9 @@ from typing import NoReturn
 
 from sppcls.errors import SppclsError, did_you_mean
 from sppcls.path_checks import path_fault
-from sppcls.terminal import own_process, say
+from sppcls.process import leave, own_process
+from sppcls.signals import Interrupted, Signals
+from sppcls.terminal import say
 
 BENCHES = ("pool", "loader", "train", "views", "regions", "saves", "plan")
 
@@ -22,11 +24,11 @@ def main(arguments: list[str] | None = None) -> None:
     own_process()
     options = vars(_parser().parse_args(arguments))
     module, _, name = options.pop("run").partition(":")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is taken away
     try:
-        status = getattr(import_module(f"sppcls.{module}"), name)(**options)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with Signals():  # so that what is half written is taken away
+            status = getattr(import_module(f"sppcls.{module}"), name)(**options)
+    except Interrupted as ended:
+        sys.exit(ended.status)
     except BrokenPipeError:
         # What reads the output has seen enough; Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,12 +54,15 @@ def train() -> None:
 
 def _as_program(run: Callable[[], None]) -> None:
     """Run to the end of the process; Ctrl-C during the imports, or once all is done, prints no traceback."""
+    status: object = 0
     try:
         run()
     except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        status = 130
+    except SystemExit as ended:
+        status = ended.code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave(status if isinstance(status, int) else 0)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -22,6 +22,15 @@ class DataError(SppclsError):
     exit_status = 3
 
 
+def missing_extra(what: str, extra: str) -> ConfigError:
+    """Return the error of a package that is not installed, with how to install it.
+
+    >>> str(missing_extra("logger=wandb", "wandb"))
+    "logger=wandb needs an extra: uv run --extra wandb ..., or pip install 'sppcls[wandb]'"
+    """
+    return ConfigError(f"{what} needs an extra: uv run --extra {extra} ..., or pip install 'sppcls[{extra}]'")
+
+
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest allowed word, or the allowed words where none is near.
 

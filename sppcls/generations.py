@@ -18,6 +18,11 @@ CHECKPOINTS = (LAST, PREVIOUS, BEST, SUMS)
 _told: set[Path] = set()
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Return whether a run has saved anything that it could go on from."""
+    return any((run / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
+
+
 class _Hashed:
     """A file to write to that takes the SHA-256 of what passes."""
 

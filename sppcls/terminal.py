@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 if TYPE_CHECKING:
@@ -37,13 +36,6 @@ def close_output() -> NoReturn:
     """Raise ``OutputClosedError``; nothing more is written, or Python would complain when it flushes at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise OutputClosedError
-
-
-def own_process() -> None:
-    """Prepare a process that is ours: plots go into files, and output that is closed (``>&-``) goes nowhere."""
-    os.environ["MPLBACKEND"] = "svg"  # a notebook's, inherited, need not be importable here
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def width() -> int:

@@ -169,6 +169,8 @@ def main():
     if not started:
         import sppcls.report.evaluation
         import sppcls.report.sweep
+        import sppcls.training.fit
+        import sppcls.training.resume
         import sppcls.training.run  # noqa: F401
 
         gc.collect()

@@ -80,6 +80,7 @@ class Program:
         What ``main`` raises passes through the frames that called this: none may catch it or clean up.
         """
         self = cls(shlex.join(map(str, command)))
+        begun, begin = os.pipe()
         pid = os.fork()
         if not pid:
             os.setsid()
@@ -88,8 +89,13 @@ class Program:
             os.chdir(folder)
             os.environ.update(self._environment())
             sys.argv = list(map(str, command))
+            os.write(begin, b"1")
+            os.close(begin)
             main()
             sys.exit()
+        os.close(begin)
+        os.read(begun, 1)  # a signal would be lost in what Python does after a fork
+        os.close(begun)
         self.process = _Fork(pid)
         return self
 

@@ -113,7 +113,7 @@ def test_other_images_are_refused_and_said_and_resumed_when_asked(trained, tmp_p
     assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
     images = sum(len(files) for _, _, files in os.walk(root))
     val = json.loads((folder / "summary.json").read_text())["val_images"]
-    assert rows[2].split(",")[11] == str(images - val)
+    assert rows[2].split(",")[12] == str(images - val)
     # What was resumed is what the next resume compares with.
     assert run(again) == 0
 
@@ -199,7 +199,7 @@ def ranks_on(*roots, folder):
     """Run a rank on each root, as torchrun starts them on two nodes; returns exit statuses and errors."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533", "WORLD_SIZE": str(len(roots)), "LOCAL_WORLD_SIZE": "1"}
     place |= {"PYTHONPATH": str(TRAIN.parent), "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"}
-    program = "import sys; from sppcls.training.world import leave\n" + RANK.replace("sys.exit(", "leave(")
+    program = "import sys; from sppcls.process import leave\n" + RANK.replace("sys.exit(", "leave(")
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program, str(root), str(folder)],

@@ -24,11 +24,11 @@ from sppcls.checkpoint import read_checkpoint
 from sppcls.data.shapes import ShapesSource
 from sppcls.errors import ConfigError, DataError, SppclsError
 from sppcls.generations import is_whole, last_whole, save_whole
-from sppcls.training import checkpoints, fit
+from sppcls.signals import Interrupted, Signals
+from sppcls.training import checkpoints
 from sppcls.training.callbacks import Curves
 from sppcls.training.folder import RunFolder
 from sppcls.training.run import run
-from sppcls.training.signals import Interrupted, Signals
 from tests.processes import run_to_end
 from tests.test_training import spec
 
@@ -405,7 +405,7 @@ def test_no_word_is_lost_where_fit_fails_before_it_trains(tmp_path, monkeypatch,
     def fails(*_, **__):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(fit, "build_splits", fails)
+    monkeypatch.setattr("sppcls.training.precheck.build_splits", fails)
     assert failed(tmp_path, capsys, spec(tmp_path)) == "error: RuntimeError: two"
     assert "two\nlines" in (tmp_path / "run" / "train.log").read_text()
 

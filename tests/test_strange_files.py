@@ -403,7 +403,7 @@ def test_damaged_numbers_and_lengths_are_one_line(tmp_path, content):
 
 def test_without_onnxruntime_one_line_says_what_to_install(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r'needs onnxruntime; run pip install "sppcls\[onnx\]"'):
+    with pytest.raises(ConfigError, match="needs an extra: uv run --extra onnx "):
         open_onnx(exported / "model.onnx")
 
 

@@ -211,18 +211,19 @@ def test_a_damaged_checkpoint_or_summary_is_made_again(train, tmp_path, capsys):
     assert (tmp_path / "s" / "summary.csv").read_text() == whole
 
 
-def test_variants_are_compared_at_the_same_scales_whatever_a_random_schedule_ends_at(train, tmp_path):
+def test_spread_is_over_the_scales_asked_for_and_top1_is_where_it_is_validated(train, tmp_path):
     small = [value for value in SMALL if not value.startswith(("schedule", "metrics.test"))]
     schedule = ["schedule=random", "schedule.scales=[16,40]", "schedule.step=8", "metrics.test_scales=[16,40]"]
+    schedule += ["metrics.val_scale=32"]
     assert train("-m", *schedule, *small, "seed=0,1,2,3", "sweep_dir=s") == 0
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "s").glob("seed*/summary.json")]
-    assert len({summary["last_scale"] for summary in summaries}) > 1
     for summary in summaries:
         by_scale = {row["scale"]: row["acc1"] for row in summary["scales"]}
-        assert by_scale.keys() == {16, 40, summary["last_scale"]}
+        assert by_scale.keys() == {16, 32, 40}
+        assert summary["acc1"] == by_scale[32]
         assert summary["scale_spread"] == abs(by_scale[16] - by_scale[40])
         assert len(summary["agreement"]) == 2
     found = json.loads((tmp_path / "s" / "summary.json").read_text())
-    assert found["scale"] == 40
+    assert found["scale"] == 32
     assert found["variants"]["all runs"]["measures"]["acc1"]["n"] == 4
-    assert found["variants"]["all runs"]["scales"].keys() == {"16", "40"}
+    assert found["variants"]["all runs"]["scales"].keys() == {"16", "32", "40"}

@@ -30,10 +30,10 @@ from sppcls.training import overfitting
 from sppcls.training.callbacks import Curves, LargestShapeFirst
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
 from sppcls.training.folder import read_config
+from sppcls.training.lines import plan_table
 from sppcls.training.optim import parameter_groups
 from sppcls.training.resume import going_on
 from sppcls.training.run import run
-from sppcls.training.summary import plan_table
 from sppcls.training.trainer import build_trainer, plain_trainer, quiet_lightning
 from sppcls.training.world import threads_of_each
 
@@ -293,7 +293,7 @@ def test_settings_train(tmp_path, more):
         ({"model": {"backbone": "resnet81"}}, 2, "did you mean"),
         ({"data": {"name": "folder", "root": "/nowhere/at/all"}}, 3, "/nowhere/at/all"),
         ({"trainer": {"accelerator": "abacus"}}, 2, "abacus"),
-        ({"logger": {"name": "wandb"}}, 2, "pip install 'sppcls[wandb]'"),
+        ({"logger": {"name": "wandb"}}, 2, "uv run --extra wandb ..., or pip install 'sppcls[wandb]'"),
     ],
     ids=["scale", "backbone", "root", "accelerator", "extra"],
 )
@@ -436,7 +436,7 @@ def test_the_gaps_curves_follow_from_counts_alone(tmp_path, schedule, check, gap
     data = MultiScaleDataModule(ShapesSource("train", 2000), ShapesSource("val", 12), schedule=build_schedule(asked))
     of_rank = {"check_val_every_n_epoch": check, "max_epochs": 9, "num_training_batches": 50, "world_size": world}
     curves.on_train_start(SimpleNamespace(datamodule=data, is_global_zero=False, **of_rank), None)
-    image = sum(scale**2 * (1 if scale == data.last_scale else 2) for scale in asked.gap_scales)
+    image = sum(scale**2 * (1 if scale == data.val_scale else 2) for scale in asked.gap_scales)
     assert 0.08 < image * curves.images * len(curves._epochs) * world / trained_pixels(asked) <= 0.1
     last = 9 // check * check
     assert last in curves._epochs <= set(range(check, last + 1, check))
@@ -513,7 +513,7 @@ def test_an_epoch_is_shuffled_once_and_two_before_the_first_batch(tmp_path, monk
     draws = Draws(monkeypatch, 25)
     images = ArraySource(np.zeros((25, 8, 8, 3), np.uint8), [0] * 25, ShapesSource.classes, "grey")
     data = MultiScaleDataModule(images, images, schedule=(16, 24), batch_size=16)
-    plan_table(parse({"trainer": {"max_epochs": 30}}), data)
+    plan_table(parse({"trainer": {"max_epochs": 30}}), data.planner)
     first = AtFirstBatch(draws)
     callbacks = [LargestShapeFirst(), Curves(tmp_path / "metrics.csv"), first]
     plain_trainer(30, "cpu", *callbacks).fit(LitSppClassifier(network()), datamodule=data)
@@ -521,3 +521,18 @@ def test_an_epoch_is_shuffled_once_and_two_before_the_first_batch(tmp_path, monk
     assert megapixels > 0
     assert first.before <= 2
     assert draws.shuffles <= 31
+
+
+@pytest.mark.parametrize("scales", [(32, 24), (24, 32)])
+def test_the_headline_is_at_the_largest_scale_whatever_the_last_epoch_trains(tmp_path, scales):
+    wanted = spec(tmp_path, schedule={"kind": "alternate", "scales": scales}, metrics={"test_scales": [24, 32]})
+    assert run(wanted) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    by_scale = {row["scale"]: row["acc1"] for row in summary["scales"]}
+    gaps = {row["scale"]: row["generalization_gap"] for row in summary["gaps"]}
+    assert (summary["val_scale"], summary["acc1"], summary["generalization_gap"]) == (32, by_scale[32], gaps[32])
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["val_scale"] for row in rows} == {"32"}
+    assert float(rows[-1]["val_acc1"]) == pytest.approx(summary["acc1"], abs=1e-5)
+    assert "val at 32" in (tmp_path / "run" / "train.log").read_text()

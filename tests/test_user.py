@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from test_app import SMALL
 
-from sppcls import cli, terminal
+from sppcls import cli, process, terminal
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 
@@ -187,6 +187,6 @@ def test_train_py_imports_nothing_that_ctrl_c_could_meet_before_it_is_handled():
 
 def test_output_that_was_never_open_goes_nowhere(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
-    terminal.own_process()
+    process.own_process()
     with sys.stdout:
         terminal.show("nothing")

@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sppcls.data.cut import Fit, Sizes, cut_images
-from sppcls.data.decode import quiet, shown
+from sppcls.data.decode import decode_array, quiet, shown
 from sppcls.data.files import scan
-from sppcls.data.images import decode
 from sppcls.data.paths import Groups, class_folders, image_files, part_folders
 from sppcls.data.plan import plan_cut
 from sppcls.data.schedule import Schedule
@@ -168,7 +167,7 @@ def _each(work: Callable[[Path], Hashable], files: Sequence[Path], label: str) -
 
 
 def _decode(file: Path) -> None:
-    decode(file, 1)  # a JPEG at an eighth of its size: every byte is read all the same
+    decode_array(file, 1)  # a JPEG at an eighth of its size: every byte is read all the same
 
 
 def _copies(files: Sequence[Path], places: Mapping[Path, tuple[str, str]]) -> list[Copies]:

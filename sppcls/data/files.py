@@ -7,21 +7,23 @@ from contextlib import nullcontext
 from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from sppcls.atomic import locked
 from sppcls.data.cache_files import cache_dir
 from sppcls.data.decode import quiet, read_size_unguarded, shown
-from sppcls.data.images import decode
 from sppcls.data.names import Names
 from sppcls.data.paths import Groups
 from sppcls.data.size_table import SizeTable
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
 from sppcls.terminal import track
+
+if TYPE_CHECKING:
+    import torch
 
 Skipped = list[tuple[str, str]]
 Rows = npt.NDArray[np.int64]
@@ -44,8 +46,10 @@ class FileSource:
         self.classes = tuple(classes)
         self.sizes = sizes
 
-    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
         """Return image ``index`` as [3, H, W] uint8 RGB; a JPEG may be smaller, down to ``min_short``."""
+        from sppcls.data.images import decode  # and torch, which a check of the files does without
+
         return decode(self.names[index], min_short)
 
 
@@ -61,8 +65,10 @@ class ArraySource:
         self.sizes = np.tile(np.array(images.shape[1:3], np.int64), (len(images), 1))
         self.names: Sequence[str] = [f"{prefix}/{index}" for index in range(len(images))]
 
-    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
         """Return a copy of image ``index`` as [3, H, W] uint8."""
+        import torch
+
         return torch.from_numpy(self.images[index].copy()).permute(2, 0, 1)
 
 
@@ -82,7 +88,7 @@ class Subset:
             names.pick(self.indices) if isinstance(names, Names) else [names[i] for i in self.indices]
         )
 
-    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
         """Return image ``index`` of the subset as the source reads it."""
         return self.source.read(int(self.indices[index]), min_short)
 

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw
 
 from sppcls.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = npt.NDArray[np.float64]
 
@@ -152,8 +155,10 @@ class ShapesSource:
         sides = round(short), min(round(short * stretch), 2 * round(short))
         return (sides if rng.random() < 0.5 else sides[::-1]), scale
 
-    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
         """Return image ``index`` as [3, H, W] uint8 RGB, always at its native size."""
+        import torch
+
         height, width = self.sizes[index].tolist()
         rng = np.random.default_rng((*self._key, index, 1))
         luma = rng.uniform(*LUMA)

@@ -1,11 +1,13 @@
 """What a data set is to the plan and the loader: sizes and targets known beforehand, pixels on demand."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Source(Protocol):
@@ -23,7 +25,7 @@ class Source(Protocol):
     sizes: npt.NDArray[np.int64]
     names: Sequence[str]
 
-    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
         """Return image ``index`` as [3, H, W] uint8 RGB.
 
         ``min_short`` allows a decoder to return a smaller image, of the same content and aspect, whose shorter

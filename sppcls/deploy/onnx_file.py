@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sppcls.errors import ConfigError, SppclsError
+from sppcls.errors import SppclsError, missing_extra
 
 _TEXT_LIMIT = 4 << 20  # of all but weights; DenseNet-121 has 0.5 MB; much more takes minutes to open
 # Fields of the messages of onnx.proto: settings, and messages. External data, subgraphs and functions are none of them.
@@ -43,7 +43,7 @@ def open_onnx(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError:
-        raise ConfigError(f'{path} needs onnxruntime; run pip install "sppcls[onnx]"') from None
+        raise missing_extra(str(path), "onnx") from None
     onnxruntime.set_default_logger_severity(4)  # an error is one line of ours
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.load_model_format", "ONNX")  # or it guesses from the bytes

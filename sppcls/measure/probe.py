@@ -20,7 +20,7 @@ from sppcls.data.files import Subset, read_groups
 from sppcls.data.paths import class_folders, part_folders
 from sppcls.data.source import Source
 from sppcls.data.sources import split_by_class
-from sppcls.errors import ConfigError, DataError
+from sppcls.errors import ConfigError, DataError, missing_extra
 from sppcls.measure.features import Gram, Half, Ints, fingerprint, inner_products, level_features
 from sppcls.measure.scales import Evaluation
 from sppcls.measure.statistics import estimate
@@ -71,7 +71,7 @@ def probe(options: Options) -> dict[str, Any]:
         DataError: No class folders, or a class of too few images.
     """
     if find_spec("sklearn") is None:
-        raise ConfigError('sppcls probe needs scikit-learn; run pip install "sppcls[probe]"')
+        raise missing_extra("sppcls probe", "probe")
     source, skipped = _images(options)
     network = _network(options, source.classes)
     variants = [Variant(*of) for of in itertools.product(options.fit, options.scales, options.levels)]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sppcls.errors import ConfigError, did_you_mean
+from sppcls.errors import ConfigError, did_you_mean, missing_extra
 from sppcls.models.lite import efficientnet_lite0
 from sppcls.models.paper import TABLE, paper_trunk
 from sppcls.models.tiny import tiny
@@ -175,7 +175,7 @@ def _timm(name: str, weights: str | None = None) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise ConfigError(f'model.backbone=timm:{name} needs timm; run pip install "sppcls[timm]"') from error
+        raise missing_extra(f"model.backbone=timm:{name}", "timm") from error
     if not timm.is_model(name):
         raise ConfigError(f"model.backbone=timm:{name} is unknown to timm{did_you_mean(name, timm.list_models())}")
     try:

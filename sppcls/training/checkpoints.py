@@ -12,8 +12,8 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from sppcls.checkpoint import read_checkpoint
 from sppcls.errors import SppclsError
 from sppcls.generations import BEST, LAST, save_whole
+from sppcls.signals import Signals
 from sppcls.training.callbacks import fresh_metrics
-from sppcls.training.signals import Signals
 
 # A save is not begun before this many times as long as the last one took, so that saving costs at most 3 %.
 _SPARE = 32

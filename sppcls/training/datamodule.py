@@ -12,10 +12,11 @@ import torch
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache, Shapes, open_caches, own_tensors
 from sppcls.data.cache_files import cache_dir
-from sppcls.data.cut import Cut, Fit, cut_images, cut_rest
+from sppcls.data.cut import Fit
 from sppcls.data.identity import Identity
 from sppcls.data.loader import BatchDataset, PlannedLoader
-from sppcls.data.plan import Batch, EpochPlan, TrainingPlan, plan_cut, plan_evaluation
+from sppcls.data.plan import Batch, EpochPlan, TrainingPlan, plan_evaluation
+from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Source
 from sppcls.data.sources import load_splits
@@ -73,7 +74,6 @@ class MultiScaleDataModule(pl.LightningDataModule):
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.loaders: dict[str, PlannedLoader] = {}
-        self._cuts: dict[object, Cut] = {}
 
     @cached_property
     def identity(self) -> Identity:
@@ -96,19 +96,15 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """The class names."""
         return self.train.classes
 
+    @cached_property
+    def planner(self) -> Planner:
+        """What plans the epochs."""
+        how = {"batch_size": self.batch_size, "max_aspect": self.max_aspect, "seed": self.seed}
+        return Planner(self.train.sizes, self.schedule, fit=self.fit, **how)  # type: ignore[arg-type]
+
     def plan(self, epoch: int, done: Sequence[tuple[int, int]] = (), world: int | None = None) -> TrainingPlan:
         """Return the plan of a training epoch, or of its rest (`plan_rest`), as every rank and worker sees it."""
-        return plan_cut(self.cut(epoch, tuple(done), world), self.schedule, epoch, self.seed)
-
-    def cut(self, epoch: int = 0, done: tuple[tuple[int, int], ...] = (), world: int | None = None) -> Cut:
-        """Return how the training images are cut into steps: the same in every epoch, but for the rest of one."""
-        how = {"batch_size": self.batch_size, "fit": self.fit, "max_aspect": self.max_aspect}
-        how |= {"world": world or self._world()}
-        key = (*how.values(), done and (epoch, done))
-        if key not in self._cuts:
-            sizes, rest = self.train.sizes, {"seed": self.seed, "epoch": epoch}
-            self._cuts[key] = cut_rest(sizes, done, **rest, **how) if done else cut_images(sizes, **how)  # type: ignore[arg-type]
-        return self._cuts[key]
+        return self.planner.plan(epoch, done, world or self._world())
 
     def train_dataloader(self) -> PlannedLoader:
         """Return the training batches of this rank."""
@@ -125,8 +121,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def largest_batch(self) -> Batch:
         """Return the training batch with the most pixels, at the largest scale."""
-        largest = Schedule("single", (self.schedule.choices[-1],))
-        return plan_cut(self.cut(), largest, 0, self.seed).largest
+        return self.planner.at_largest(self._world()).largest
 
     def _world(self) -> int:
         return self.trainer.world_size if self.trainer else 1

@@ -2,8 +2,6 @@
 
 import re
 
-import torch
-
 from sppcls.errors import SppclsError
 
 
@@ -15,7 +13,7 @@ def one_line(error: BaseException) -> str:
     killed = re.search(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (is killed by|exited)[^.]*", said)
     if killed:
         return f"{killed[0]}; where memory ran out, lower data.num_workers or data.batch_size, then resume="
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in said:
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "not enough memory" in said:
         return f"out of memory: {said[:160]}; lower data.batch_size or the largest of schedule.scales"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

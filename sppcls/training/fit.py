@@ -12,28 +12,28 @@ import pytorch_lightning as pl
 import torch
 
 from sppcls.atomic import write_json, write_text
-from sppcls.build import build_augment, build_classifier, build_schedule, build_splits
+from sppcls.build import build_augment, build_classifier, build_schedule
 from sppcls.checkpoint import checkpoint_path
 from sppcls.data.decode import shown
 from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.classifier import SppClassifier
+from sppcls.signals import Signals
 from sppcls.spec import Spec
 from sppcls.terminal import log, show
 from sppcls.training.datamodule import MultiScaleDataModule
+from sppcls.training.lines import data_lines, plan_table
 from sppcls.training.loss import balanced_weights
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.overfitting import gap_seconds
-from sppcls.training.signals import Signals
-from sppcls.training.summary import data_lines, plan_table, summarize
+from sppcls.training.summary import summarize
 from sppcls.training.trainer import build_trainer
 
 
-def fit(spec: Spec, folder: Path, signals: Signals) -> None:
+def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
     """Train as ``spec`` says and measure the network; rank 0 writes into ``folder``."""
     started = time.monotonic()
     pl.seed_everything(spec.seed, workers=True, verbose=False)
-    splits = build_splits(spec.data)
     network = build_classifier(spec.model, splits.train.classes, spec.schedule.scales, pretrained=spec.resume is None)
     _check_scales(spec, network)
     if spec.trainer.channels_last:
@@ -50,7 +50,7 @@ def fit(spec: Spec, folder: Path, signals: Signals) -> None:
     )
     trainer = build_trainer(spec, folder, signals)
     data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
-    show(*data_lines(data), plan_table(spec, data))
+    show(*data_lines(data), plan_table(spec, data.planner, trainer.world_size))
     if data.caches:  # their room is taken here, before the first epoch
         show(data.cache_line)
     if trainer.is_global_zero:

@@ -121,7 +121,9 @@ class RunFolder:
     def write_status(self, state: str, error: str | None = None, **more: Any) -> None:
         """Write status.json: running, finished, failed or interrupted, and the error."""
         status = {"state": state, "pid": os.getpid(), "started": self._started, "updated": time.time(), **more}
-        write_json(self.path / "status.json", status | environment() | ({"error": error} if error else {}))
+        # A fault that was found before torch was imported is told without it: its import takes seconds.
+        where = environment() if state != "failed" or "torch" in sys.modules else {}
+        write_json(self.path / "status.json", status | where | ({"error": error} if error else {}))
 
 
 class _Screen(logging.StreamHandler[TextIO]):

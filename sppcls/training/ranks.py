@@ -15,13 +15,14 @@ from pathlib import Path
 
 from sppcls.atomic import write_json
 from sppcls.errors import SppclsError
+from sppcls.process import leave
+from sppcls.signals import STATUSES, Interrupted, Signals
 from sppcls.spec import Spec
 from sppcls.terminal import log
 from sppcls.training.failure import one_line
-from sppcls.training.fit import fit
 from sppcls.training.folder import RunFolder, logging_to, read_config
-from sppcls.training.signals import STATUSES, Interrupted, Signals
-from sppcls.training.world import leave, threads_of_each
+from sppcls.training.precheck import precheck
+from sppcls.training.world import threads_of_each
 
 _ERRORS = "SPPCLS_RANK_ERRORS"
 
@@ -34,10 +35,17 @@ class RankError(SppclsError):
         self.exit_status = status
 
 
+def train(spec: Spec, folder: Path, signals: Signals) -> None:
+    """Train as one rank, of which rank 0 writes into the folder."""
+    from sppcls.training.fit import fit
+
+    fit(spec, folder, signals, precheck(spec))
+
+
 def follow(spec: Spec, signals: Signals) -> None:
     """Train as a rank that another process leads: nothing is written and nothing printed."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        fit(spec, Path(spec.run_dir), signals)
+        train(spec, Path(spec.run_dir), signals)
 
 
 def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
@@ -148,7 +156,7 @@ def main() -> None:
     status = 0
     try:
         with Signals() as signals, logging_to(folder) if rank == 0 else contextlib.nullcontext():
-            fit(spec, folder, signals) if rank == 0 else follow(spec, signals)
+            train(spec, folder, signals) if rank == 0 else follow(spec, signals)
         (told / f"{rank}.done").touch()
     except Interrupted as ended:
         status = ended.status
@@ -160,7 +168,7 @@ def main() -> None:
         if not known and rank == 0:
             with (folder / "train.log").open("a") as file:
                 traceback.print_exception(error, file=file)
-    leave(status)
+    leave(status, alone=False)
 
 
 if __name__ == "__main__":

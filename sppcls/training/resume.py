@@ -20,11 +20,6 @@ _MAY_CHANGE = (
 _OF_NO_RUN = ("logger.", "sweep.", "sweep_dir", "run_dir", "resume", "plan_only")
 
 
-def has_checkpoint(run: Path) -> bool:
-    """Return whether a run has saved anything that it could go on from."""
-    return any((run / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
-
-
 def resumed_spec(run: str, given: Mapping[str, Any]) -> Spec:
     """Return the spec of the run in a folder, with values given for dotted keys or whole groups in place of its own."""
     values: dict[str, Any] = read_config(run).model_dump(mode="json") | {"resume_data": "same"}

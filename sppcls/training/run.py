@@ -5,19 +5,18 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from sppcls.build import build_splits
+from sppcls.build import build_planner
 from sppcls.errors import SppclsError
+from sppcls.generations import has_checkpoint
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.report.runs import read_json
+from sppcls.signals import Interrupted, Signals
 from sppcls.spec import Spec
 from sppcls.terminal import OutputClosedError, log, printable, say, show
 from sppcls.training.failure import one_line
-from sppcls.training.fit import build_data, fit
 from sppcls.training.folder import RunFolder
-from sppcls.training.ranks import follow, run_ranks
-from sppcls.training.resume import going_on, has_checkpoint
-from sppcls.training.signals import Interrupted, Signals
-from sppcls.training.summary import closing_lines, data_lines, plan_table, result_table
+from sppcls.training.lines import closing_lines, data_lines, plan_table, result_table
+from sppcls.training.precheck import precheck
 from sppcls.training.world import joined_rank, local_ranks
 
 
@@ -30,13 +29,14 @@ def run(spec: Spec, *, anew: bool = False) -> int:
     try:
         with Signals() as signals:
             if spec.plan_only:
-                data = build_data(spec, build_splits(spec.data))
-                show(*data_lines(data), plan_table(spec, data))
+                _plan(spec)
                 return 0
             if joined_rank():
+                from sppcls.training.ranks import follow
+
                 follow(spec, signals)
                 return 0
-            said = going_on(spec) if spec.resume else None  # before anything is written into the folder
+            said = _going_on(spec) if spec.resume else None  # before anything is written into the folder
             folder = RunFolder(spec.run_dir, resume=said is not None, anew=anew)
             with folder.logging():
                 if said:
@@ -59,14 +59,29 @@ def run(spec: Spec, *, anew: bool = False) -> int:
     return 0
 
 
+def _going_on(spec: Spec) -> str:
+    from sppcls.training.resume import going_on
+
+    return going_on(spec)
+
+
+def _plan(spec: Spec) -> None:
+    splits, world = precheck(spec), local_ranks(spec)
+    show(*data_lines(splits), plan_table(spec, build_planner(spec, splits.train.sizes), world))
+
+
 def _train(spec: Spec, folder: RunFolder, signals: Signals) -> None:
     folder.write_config(spec)
+    splits, count = precheck(spec), local_ranks(spec)
     folder.write_status("running")
-    count = local_ranks(spec)
     if count > 1:
+        from sppcls.training.ranks import run_ranks
+
         run_ranks(folder, count, signals)
     else:
-        fit(spec, folder.path, signals)
+        from sppcls.training.fit import fit
+
+        fit(spec, folder.path, signals, splits)
     folder.write_status("finished")
     try:
         write_run_tables(folder.path)

@@ -1,11 +1,10 @@
-"""What a run says before and after training: the plan, the table, summary.json."""
+"""What a trained network is worth: summary.json, and beside it the answers and the mistakes."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from rich.table import Table
 
 from sppcls.atomic import write_json
 from sppcls.data.doctor import scale_costs
@@ -13,48 +12,8 @@ from sppcls.measure.mistakes import surest_right, worst_mistakes
 from sppcls.measure.result import ScaleRow
 from sppcls.measure.scales import evaluate_scales, gap_subset
 from sppcls.models.classifier import SppClassifier
-from sppcls.report.page import scale_cells
 from sppcls.spec import Spec
-from sppcls.terminal import ece_column, table
 from sppcls.training.datamodule import MultiScaleDataModule
-
-
-def plan_table(spec: Spec, data: MultiScaleDataModule) -> Table:
-    """Return the scale schedule as a table, a row for each stretch of epochs of one scale (24 rows at most)."""
-    first_plan = data.plan(0)
-    title = f"{spec.schedule.kind} schedule, data.fit={spec.data.fit}, {len(data.train.targets)} training images"
-    if first_plan.world > 1:
-        title += f", {first_plan.world} ranks, {first_plan.repeats} images twice an epoch"
-    heads, rows = ["epochs", "scale", "batches", "smallest batch", "shapes", "padding", "megapixels"], []
-    for first, last, scales in _stretches(spec, data)[:24]:
-        plan = data.plan(first)
-        epochs = f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
-        padding = f"{plan.padding(data.train.sizes):.1%}" if spec.data.fit == "keep" else "-"
-        cells = [len(plan.batches), plan.smallest, plan.shapes]
-        rows.append([epochs, scales, *map(str, cells), padding, f"{plan.pixels / 1e6:.0f}"])
-    return table(title, heads, rows)
-
-
-def data_lines(data: MultiScaleDataModule, most: int = 10) -> list[str]:
-    """Return what a run reads: the class names, the first ``most`` of them, and the images of both parts."""
-    classes = data.train.classes
-    more = f" and {len(classes) - most} more" if len(classes) > most else ""
-    parts = {"training": data.train, "validation": data.val}
-    images = ", ".join(f"{len(part.targets):,} {name}" for name, part in parts.items() if part)
-    return [f"{len(classes)} classes: {', '.join(classes[:most])}{more}", f"images: {images}"]
-
-
-def _stretches(spec: Spec, data: MultiScaleDataModule) -> list[tuple[int, int, str]]:
-    stretches: list[tuple[int, int, str]] = []
-    steps = data.plan(0).steps
-    for epoch in range(spec.trainer.max_epochs):
-        drawn = sorted(set(data.schedule.scales_of(epoch, steps)))
-        shown = str(drawn[0]) if len(drawn) == 1 else f"{drawn[0]}..{drawn[-1]}"
-        if stretches and stretches[-1][2] == shown:
-            stretches[-1] = (stretches[-1][0], epoch, shown)
-        else:
-            stretches.append((epoch, epoch, shown))
-    return stretches
 
 
 def summarize(
@@ -104,28 +63,3 @@ def gap_row(on_train: ScaleRow, val_acc1: float) -> dict[str, float]:
     """Return the generalization gap at one scale: training less validation accuracy."""
     gap = on_train.acc1 - val_acc1
     return {"scale": on_train.scale, "train_acc1": on_train.acc1, "generalization_gap": gap}
-
-
-def result_table(summary: dict[str, Any]) -> Table:
-    """Return the short table at the end of a run."""
-    rows = []
-    for row in summary["scales"]:
-        top1, _between, *cells = scale_cells(row)
-        rows.append([f"{row['scale']}{' *' if row['trained'] else ''}", top1, *cells])
-    columns = ["test scale", "top-1", "top-5", "loss", ece_column(summary)]
-    return table("Validation, by test scale (* trained)", columns, rows)
-
-
-def closing_lines(summary: dict[str, Any], folder: str) -> list[str]:
-    """Return the lines below the table: the gap, the spread, the seconds, the folder."""
-    lines = []
-    if summary["acc1"] is not None:
-        gap = summary["generalization_gap"]
-        said = f", generalization gap {gap * 100:+.1f} points" if gap is not None else ""
-        lines.append(f"top-1 {summary['acc1']:.1%} at scale {summary['val_scale']}{said}")
-    if len(summary["scales"]) > 1:
-        spread, consistency = summary["scale_spread"], summary["scale_consistency"]
-        lines.append(f"scale spread {spread * 100:.1f} points, scale consistency {consistency:.1%}")
-    if summary.get("gap_seconds", 0) >= 1:
-        lines.append(f"gap curves: {summary['gap_seconds']:.0f} of {summary['seconds']:.0f} s (metrics.gap_every)")
-    return [*lines, f"{summary['seconds']:.0f} s, {summary['parameters']:,} parameters", f"run folder: {folder}"]

@@ -12,14 +12,13 @@ from statistics import fmean
 from typing import Any
 
 from sppcls.atomic import locked, write_json
-from sppcls.checkpoint import read_checkpoint
 from sppcls.errors import ConfigError, SppclsError
+from sppcls.generations import has_checkpoint
 from sppcls.report.runs import MANIFEST, Run, chosen_baseline, is_run, read_json, read_manifest, read_run, variants
+from sppcls.signals import Interrupted
 from sppcls.spec import Spec
 from sppcls.terminal import show, table
 from sppcls.training.folder import is_held
-from sppcls.training.resume import has_checkpoint
-from sppcls.training.signals import Interrupted
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,8 @@ def run_job(spec: Spec) -> int:
 def _has_checkpoint(run: Path) -> bool:
     if not has_checkpoint(run):
         return False
+    from sppcls.checkpoint import read_checkpoint
+
     try:
         read_checkpoint(run)
     except SppclsError as error:

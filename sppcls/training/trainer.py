@@ -12,13 +12,13 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback as Callback
 from pytorch_lightning.callbacks import WeightAveraging
 
-from sppcls.errors import ConfigError
+from sppcls.errors import ConfigError, missing_extra
+from sppcls.signals import Signals
 from sppcls.spec import LoggerSpec, Spec
 from sppcls.training.callbacks import Curves, LargestShapeFirst, ScaleBar
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
 from sppcls.training.ema import ramped_average
 from sppcls.training.overfitting import GapCurves
-from sppcls.training.signals import Signals
 
 
 def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None) -> pl.Trainer:
@@ -110,7 +110,7 @@ def _logger(spec: LoggerSpec, folder: Path) -> Any:
         server = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
         return loggers.MLFlowLogger(experiment_name=spec.project, run_name=folder.name, tracking_uri=server)
     except ImportError:
-        raise ConfigError(f"logger={spec.name} needs an extra: pip install 'sppcls[{spec.name}]'") from None
+        raise missing_extra(f"logger={spec.name}", spec.name) from None
 
 
 def quiet_lightning() -> None:

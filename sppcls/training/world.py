@@ -1,10 +1,7 @@
 """How many processes a run has, who starts them, and how one of several ends."""
 
-import atexit
 import os
 import re
-import sys
-from typing import NoReturn
 
 from sppcls.errors import ConfigError
 from sppcls.spec import Spec
@@ -38,25 +35,11 @@ def local_ranks(spec: Spec) -> int:
         raise ConfigError(
             f"trainer.num_nodes={spec.trainer.num_nodes}: torchrun or srun has to start a process a device on each node"
         )
-    import torch
+    devices = str(spec.trainer.devices)
+    if devices in ("auto", "-1") and spec.trainer.accelerator != "cpu":
+        import torch
 
-    devices, cuda = str(spec.trainer.devices), torch.cuda.device_count()
-    on_cpu = spec.trainer.accelerator == "cpu" or not cuda
-    if devices in ("auto", "-1"):
-        return 1 if on_cpu else cuda
+        return torch.cuda.device_count() or 1
     if "," in devices:
         return len([part for part in devices.split(",") if part])
     return int(devices) if devices.isdigit() else 1  # what is no number Lightning refuses
-
-
-def leave(status: int) -> NoReturn:
-    """End a process that is one of several.
-
-    The interpreter's own end would destroy threads of a collective that may still wait for a rank that has failed,
-    and then aborts or waits with it.
-    """
-    if not status:
-        atexit._run_exitfuncs()  # loggers send what they hold
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
