@@ -168,6 +168,8 @@ def _one_line(error: Exception) -> str:
 
     text = re.split(" See http| Config search path", " ".join(str(error).split()))[0]
     if isinstance(error, OverrideParseException):
+        if "missing EQUAL" in text:
+            return f"{error.override!r} is no setting: settings are written key=value; --help lists them"
         return f"cannot read the override {error.override!r}: {text}"
     if option := unknown_option(text):
         return option

@@ -84,8 +84,8 @@ def _scales(text: str) -> tuple[int, ...]:
         scales = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed: whole numbers and commas, as 64,96,128") from None
-    if min(scales) < 1 or max(scales) > 8192:
-        raise argparse.ArgumentTypeError(f"got {text!r}, a scale is 1 to 8192 pixels")
+    if min(scales) < 8 or max(scales) > 8192:
+        raise argparse.ArgumentTypeError(f"got {text!r}, a scale is 8 to 8192 pixels")
     return scales
 
 
@@ -169,7 +169,7 @@ def _predict(verb: _Parser) -> None:
     add("model", type=_path, metavar="MODEL", help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2")
     add("images", type=_path, metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on stdin")
     scale = verb.add_mutually_exclusive_group()
-    scale.add_argument("--scale", type=_at_least(1, 8192), help="shorter side in pixels (the largest trained)")
+    scale.add_argument("--scale", type=_at_least(8, 8192), help="shorter side in pixels (the largest trained)")
     scale.add_argument("--fuse", type=_scales, metavar="SCALES", help="average the probabilities of these scales")
     add("--top", type=_at_least(1), default=5, metavar="N", help="how many classes to name (5)")
     kind = verb.add_mutually_exclusive_group()

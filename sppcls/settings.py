@@ -206,6 +206,8 @@ class TrainerSpec(Values):
     """Compile the network for training."""
     channels_last: bool = True
     """Memory format; the faster one on most devices."""
+    patience: Count | None = None
+    """Validations without a better val_acc1 after which the run stops; null is never."""
     check_val_every: Count = 1
     """Epochs between validations."""
     checkpoint_every_steps: Count | None = None

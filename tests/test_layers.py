@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "checkpoint": {"build", "spec", "models", "signature", "generations"},
     "generations": set(),
     "measure": {"ops", "build", "spec", "models", "data", "checkpoint", "signature"},
-    "training": {"build", "spec", "models", "data", "checkpoint", "generations", "measure", "report"},
+    "training": {"build", "signature", "spec", "models", "data", "checkpoint", "generations", "measure", "report"},
     "report": {"measure", "data", "build"},
     "deploy": {"checkpoint", "build", "signature", "models", "data"},
     "bench": {"ops", "models", "data", "build", "spec", "training", "measure", "generations"},
