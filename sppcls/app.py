@@ -170,7 +170,10 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         if "missing EQUAL" in text:
             return f"{error.override!r} is no setting: settings are written key=value; --help lists them"
-        return f"cannot read the override {error.override!r}: {text}"
+        quotes = (
+            "; a value with = or spaces needs quotes of its own: 'key=\"value\"'" if "mismatched input" in text else ""
+        )
+        return f"cannot read the override {error.override!r}: {text}{quotes}"
     if option := unknown_option(text):
         return option
     unknown = re.match(r"Could not override '([^']+)'", text)

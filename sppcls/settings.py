@@ -159,8 +159,8 @@ class ScheduleSpec(Values):
 class OptimSpec(Values):
     """The optimiser, its rate over time and the loss."""
 
-    name: Literal["sgd", "adamw"] = "adamw"
-    """The optimiser."""
+    name: str = "adamw"
+    """The optimiser: adamw, sgd, or one that another package adds."""
     lr: Annotated[float, Field(gt=0)] = 4e-3
     """Learning rate of the head."""
     backbone_lr: AtLeast0 = 1.0
@@ -206,6 +206,8 @@ class TrainerSpec(Values):
     """Compile the network for training."""
     channels_last: bool = True
     """Memory format; the faster one on most devices."""
+    callbacks: tuple[str, ...] = ()
+    """Callbacks of Lightning that other packages add, by name."""
     patience: Count | None = None
     """Validations without a better val_acc1 after which the run stops; null is never."""
     check_val_every: Count = 1

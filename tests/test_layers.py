@@ -36,8 +36,9 @@ MAY_IMPORT = {
     "path_checks": set(),
     "process": set(),
     "signals": set(),
+    "plugins": set(),
 }
-EVERYONES = {"errors", "atomic", "terminal", "path_checks", "process", "signals"}
+EVERYONES = {"errors", "atomic", "terminal", "path_checks", "process", "signals", "plugins"}
 ONLY_IN = {
     "pytorch_lightning": {"training"},
     "lightning_fabric": {"training"},

@@ -551,3 +551,24 @@ def test_levels_and_scales_far_from_what_is_trained_are_warned_of(tmp_path):
     said = (tmp_path / "run" / "train.log").read_text()
     assert "64 bins a side of a map that has" in said
     assert "scale 200 is more than 4 times the largest trained" in said
+
+
+def test_another_package_adds_an_optimiser_and_a_callback(tmp_path, monkeypatch):
+    seen = []
+
+    class Seeing(pl.Callback):
+        def on_train_end(self, trainer, *_):
+            seen.append(type(trainer.optimizers[0]).__name__)
+
+    points = {
+        "sppcls.optimizers": ("radam", lambda groups, values: torch.optim.RAdam(groups, lr=values.lr)),
+        "sppcls.callbacks": ("seeing", lambda values: Seeing() if values.seed == 0 else None),
+    }
+
+    def entry_points(group):
+        name, made = points[group]
+        return [SimpleNamespace(name=name, load=lambda: made)]
+
+    monkeypatch.setattr("sppcls.plugins.entry_points", entry_points)
+    assert run(spec(tmp_path, optim={"name": "radam"}, trainer={"callbacks": ["seeing"]})) == 0
+    assert seen == ["RAdam"]

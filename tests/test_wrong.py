@@ -132,6 +132,8 @@ WRONG = [
     ("train metrics.test_scales=[2]", 2, "metrics.test_scales.0=2"),
     ("train trainer.max_epochs=0", 2, "trainer.max_epochs=0"),
     ("train trainer.patience=0", 2, "trainer.patience=0"),
+    ("train optim.name=adamm", 2, "optim.name=adamm is unknown; did you mean 'adamw'?"),
+    ("train trainer.callbacks=[mine]", 2, "trainer.callbacks=mine is unknown; allowed: none is installed"),
 ]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sppcls.models.classifier import SppClassifier
+from sppcls.plugins import plugin
 from sppcls.spec import OptimSpec
 
 
@@ -28,11 +29,17 @@ def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, 
 
 
 def build_optimizer(network: SppClassifier, spec: OptimSpec) -> torch.optim.Optimizer:
-    """Return SGD (nesterov where there is momentum) or AdamW over the trainable parameters."""
+    """Return SGD (nesterov where there is momentum), AdamW, or what another package has under the name.
+
+    Such an optimiser is a callable ``(groups, spec) -> Optimizer`` in the entry point group ``sppcls.optimizers``.
+    """
     groups = parameter_groups(network, spec)
     if spec.name == "sgd":
         return torch.optim.SGD(groups, momentum=spec.momentum, nesterov=spec.momentum > 0)
-    return torch.optim.AdamW(groups, betas=(spec.momentum, 0.999))
+    if spec.name == "adamw":
+        return torch.optim.AdamW(groups, betas=(spec.momentum, 0.999))
+    optimizer: torch.optim.Optimizer = plugin("optimizers", spec.name, "optim.name", ("adamw", "sgd"))(groups, spec)
+    return optimizer
 
 
 def rate_factor(progress: float, warmup: float, spec: OptimSpec) -> float:

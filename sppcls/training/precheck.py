@@ -6,6 +6,7 @@ from pathlib import Path
 from sppcls.build import build_splits
 from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, missing_extra
+from sppcls.plugins import plugin
 from sppcls.spec import Spec
 
 _MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -19,6 +20,10 @@ def precheck(spec: Spec) -> Splits:
         DataError: The images are missing or cannot be read.
     """
     _check_extras(spec)
+    for name in spec.trainer.callbacks:
+        plugin("callbacks", name, "trainer.callbacks")
+    if spec.optim.name not in ("adamw", "sgd"):
+        plugin("optimizers", spec.optim.name, "optim.name", ("adamw", "sgd"))
     weights = spec.model.weights
     if weights not in (None, "pretrained") and not Path(weights).is_file() and not spec.resume:
         raise ConfigError(f"model.weights={weights}: no such file; name a .safetensors or .pth file, or pretrained")

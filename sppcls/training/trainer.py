@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback as Callback
 from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 
 from sppcls.errors import ConfigError, missing_extra
+from sppcls.plugins import plugin
 from sppcls.signals import Signals
 from sppcls.spec import LoggerSpec, Spec
 from sppcls.training.callbacks import Curves, LargestShapeFirst, ScaleBar
@@ -35,6 +36,7 @@ def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None) -> p
     callbacks += [ScaleBar(leave=False)] if bar else []
     if spec.metrics.gap_every != 0 and spec.metrics.gap_images:
         callbacks.append(_gap_curves(spec, folder))
+    callbacks += [plugin("callbacks", name, "trainer.callbacks")(spec) for name in values.callbacks]
     if values.patience:
         callbacks.append(
             EarlyStopping("val_acc1", mode="max", patience=values.patience, check_on_train_epoch_end=False)
