@@ -100,14 +100,21 @@ def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[Fil
     """
     names = Names(chain.from_iterable(groups.values()))
     targets = np.repeat(np.arange(len(groups)), [len(files) for files in groups.values()])
-    kept, sizes, skipped = _scan(names, on_error, size_cache(root))
-    source = FileSource(names.pick(kept), targets[kept], tuple(groups), sizes)
+    source, skipped = read_files(names, targets, tuple(groups), root, on_error)
     counts = np.bincount(source.targets, minlength=len(groups))
     bare = [name for name, count in zip(groups, counts, strict=True) if count == 0]
     if bare or not groups:
         where = f"class {', '.join(bare[:5])}" if bare else "a class folder"
         raise DataError(f"{shown(root)}: no readable image in {where}; add some or remove it")
     return source, skipped
+
+
+def read_files(
+    names: Names, targets: npt.NDArray[np.int64], classes: Sequence[str], root: Path, on_error: str = "fail"
+) -> tuple[FileSource, Skipped]:
+    """Scan files and return them as a source, with the files that were skipped; raises what `scan` does."""
+    kept, sizes, skipped = _scan(names, on_error, size_cache(root))
+    return FileSource(names.pick(kept), targets[kept], classes, sizes), skipped
 
 
 def scan(paths: Sequence[Path], on_error: str = "fail", cache: Path | None = None) -> tuple[list[Path], Rows, Skipped]:

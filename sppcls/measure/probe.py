@@ -19,7 +19,7 @@ from sppcls.data.cut import Fit
 from sppcls.data.files import Subset, read_groups
 from sppcls.data.paths import class_folders, part_folders
 from sppcls.data.source import Source
-from sppcls.data.sources import split_by_class
+from sppcls.data.split import split_by_class
 from sppcls.errors import ConfigError, DataError, missing_extra
 from sppcls.measure.features import Gram, Half, Ints, fingerprint, inner_products, level_features
 from sppcls.measure.scales import Evaluation
