@@ -19,7 +19,7 @@ from sppcls.data.names import Names
 from sppcls.data.paths import Groups
 from sppcls.data.size_table import SizeTable
 from sppcls.data.source import Source
-from sppcls.errors import ConfigError, DataError, did_you_mean
+from sppcls.errors import ConfigError, DataError, counted, did_you_mean
 from sppcls.terminal import track
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _scan(names: Names, on_error: str, cache: Path | None) -> tuple[Rows, Rows, 
                 table.keep(found)
     skipped = [(names[index], why[index]) for index in sorted(why)]
     if skipped and on_error == "fail":
-        more = f" ({len(skipped) - 1} more such files)" if len(skipped) > 1 else ""
+        more = f" ({counted(len(skipped) - 1, 'more such file')})" if len(skipped) > 1 else ""
         path, reason = skipped[0]
         raise DataError(f"{shown(path)}: {reason}{more}; data.on_error=skip leaves such files out")
     kept = np.flatnonzero(found[:, 2] > 0)

@@ -7,7 +7,7 @@ import numpy as np
 
 from sppcls.data.files import Subset
 from sppcls.data.source import Source
-from sppcls.errors import DataError
+from sppcls.errors import DataError, counted
 
 VAL_FRACTION = 0.2
 
@@ -24,7 +24,7 @@ def split_by_class(
     if min(_shares(n, n_train, n_val, val_fraction)) < 1:
         key, other = ("val_per_class", "training") if n_train is None else ("train_per_class", "validation")
         why = f"data.{key}={n_train or n_val} leaves none for {other}; it can be at most {n - 1}"
-        raise DataError(f"class {name!r} has {n} image{'s' * (n > 1)}: {why if n > 1 else 'a split needs 2'}")
+        raise DataError(f"class {name!r} has {counted(n, 'image')}: {why if n > 1 else 'a split needs 2'}")
     train, val = [], []
     for order in orders:
         first, last = _shares(len(order), n_train, n_val, val_fraction)
@@ -49,7 +49,9 @@ def pick_per_class(source: Source, seed: int, count: int | None, strict: bool = 
     orders = _orders(source, seed)
     n, name = min((len(order), name) for order, name in zip(orders, source.classes, strict=True))
     if strict and n < count:
-        raise DataError(f"class {name!r} has {n} training images: data.train_per_class={count} can be at most {n}")
+        raise DataError(
+            f"class {name!r} has {counted(n, 'training image')}: data.train_per_class={count} can be at most {n}"
+        )
     return Subset(source, sorted(i for order in orders for i in order[:count]))
 
 
