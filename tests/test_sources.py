@@ -328,7 +328,7 @@ def test_train_alone_is_split(tmp_path: Path) -> None:
         (("train", "tset"), r"tset holds images beside .*; did you mean 'test'\?"),
         (
             ("train", "holdout"),
-            r"holdout holds .*; allowed: test, val, valid, validation \(data\.root=.*train reads train/",
+            r"holdout holds .*; allowed: test, val, valid, validation \(data\.val_dir=holdout validates on it, data",
         ),
         (("trian", "val"), r"data: val/ and trian/ hold folders of the same names, .* there is no train/; name"),
         (("Train", "Val"), r"Train/ and Val/ hold folders of the same names"),

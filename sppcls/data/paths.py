@@ -40,7 +40,8 @@ def part_folders(root: Path) -> list[Path]:
             if path not in (train, test) and _has_images(path):
                 meant = did_you_mean(path.name, (*_VAL, "test"))
                 where = f"{shown(path)} holds images beside train/, and no part has that name{meant}"
-                raise DataError(f"{where} (data.root={shown(train)} reads train/ alone)")
+                use = f"data.val_dir={shown(path.name)} validates on it, data.train_dir=train leaves it out"
+                raise DataError(f"{where} ({use})")
         return [train]
     _refuse_parts_without_train(folders)
     return [root]
