@@ -115,9 +115,9 @@ class ModelSpec(Values):
     norm: Literal["batch", "lrn", "group"] | None = None
     """Normalisation of the trunks that have a choice."""
     weights: PathText | None = None
-    """Null, pretrained, or a .safetensors or .pth file."""
+    """Weights to start from: null, pretrained, or a .safetensors or .pth file."""
     freeze: Literal["none", "backbone"] = "none"
-    """Backbone: train the head alone."""
+    """What is not trained; backbone trains the head alone."""
     pool: Literal["spp", "gap", "fixed"] = "spp"
     """Pyramid, global average, or the paper's baseline of one fixed size."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=32)] = (4, 2, 1)
@@ -143,6 +143,13 @@ class ScheduleSpec(Values):
     """How often schedule=random draws a scale."""
     step: Count = 8
     """Pixels between the scales that schedule=random draws from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_scale_is_single(cls, values: Any) -> Any:
+        scales = values.get("scales") if isinstance(values, dict) else None
+        alone = isinstance(scales, list | tuple) and len(scales) == 1
+        return values | {"kind": "single"} if alone and values.get("kind", "alternate") == "alternate" else values
 
     @model_validator(mode="after")
     def _enough_scales(self) -> "ScheduleSpec":
@@ -179,7 +186,7 @@ class OptimSpec(Values):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the target that goes to all classes."""
     class_weights: Literal["none", "balanced"] = "none"
-    """Balanced: every class weighs the same in the loss."""
+    """Weights in the loss; balanced gives every class the same."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the weights' moving average; 0 is none."""
 
@@ -190,7 +197,7 @@ class TrainerSpec(Values):
     max_epochs: Count = 7
     """Epochs."""
     accelerator: str = "auto"
-    """Cpu, gpu, or what Lightning finds."""
+    """Where it runs: cpu, gpu, or auto, what Lightning finds."""
     devices: int | str = 1
     """Processes of this machine, one a device."""
     num_nodes: Count = 1
@@ -198,13 +205,15 @@ class TrainerSpec(Values):
     strategy: str = "auto"
     """Lightning's name, as ddp or fsdp."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
-    """Of the training's arithmetic."""
+    """Precision of the training's arithmetic."""
     deterministic: bool = False
     """Refuse operations that are not deterministic."""
     compile: bool = False
     """Compile the network for training."""
     channels_last: bool = True
-    """Memory format."""
+    """Memory format; the faster one on most devices."""
+    patience: Count | None = None
+    """Validations without a better val_acc1 after which the run stops; null is never."""
     check_val_every: Count = 1
     """Epochs between validations."""
     checkpoint_every_steps: Count | None = None
@@ -231,7 +240,7 @@ class MetricsSpec(Values):
     gap_images: From0 = 600
     """Training images that the gap is measured on; 0 is no gap at all."""
     gap_every: From0 | None = None
-    """Gap.csv every so many epochs; null is for a tenth of the training's pixels, 0 never."""
+    """Epochs between rows of gap.csv; null is a tenth of the training's pixels, 0 never."""
     gap_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
     """Scales of the gap; null is the schedule's."""
 

@@ -1,5 +1,6 @@
 """The validated values of a run: names and numbers only, checked once, at the edge."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,18 @@ from sppcls.settings import (
     TrainerSpec as TrainerSpec,
 )
 
+# What other trainers call it.
+_ELSEWHERE = {
+    "epochs": "trainer.max_epochs", "epoch": "trainer.max_epochs", "batch": "data.batch_size", "b": "data.batch_size",
+    "workers": "data.num_workers", "j": "data.num_workers", "data": "data.root", "data_dir": "data.root",
+    "data_path": "data.root", "arch": "model.backbone", "a": "model.backbone", "model": "model.backbone",
+    "backbone": "model.backbone", "pretrained": "model.weights", "wd": "optim.weight_decay", "opt": "optim",
+    "optimizer": "optim", "imgsz": "schedule.scales", "img_size": "schedule.scales", "size": "schedule.scales",
+    "input_size": "schedule.scales", "device": "trainer.accelerator", "gpus": "trainer.devices", "amp":
+    "trainer.precision", "output": "run_dir", "out": "run_dir", "output_dir": "run_dir", "name": "run_dir",
+    "learning_rate": "optim.lr", "workers_per_gpu": "data.num_workers", "model_ema_decay": "optim.ema",
+}  # fmt: skip
+
 
 class Spec(Values):
     """Everything that makes a run what it is."""
@@ -55,13 +68,13 @@ class Spec(Values):
     logger: LoggerSpec = LoggerSpec()
     sweep: SweepSpec = SweepSpec()
     seed: Seed = 0
-    """Of weights, order, augmentation."""
+    """Seed of weights, order and augmentation."""
     run_dir: Annotated[PathText, Field(min_length=1)] = "runs/run"
     """The run's folder; by default runs/ and the time."""
     sweep_dir: PathText | None = None
     """The folder of a sweep."""
     resume_data: Literal["same", "changed"] = "same"
-    """changed: resume on images that are not those of the checkpoint."""
+    """Whether to resume on images that are not those of the checkpoint."""
     resume: Annotated[PathText, Field(min_length=1)] | None = None
     """The run folder to go on with, or auto."""
     plan_only: bool = False
@@ -121,6 +134,25 @@ def keys(model: type[BaseModel] = Spec, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def meant_by(name: str) -> str | None:
+    """Return the key that a bare name stands for, or None.
+
+    >>> meant_by("lr"), meant_by("epochs"), meant_by("batchsize"), meant_by("qqq")
+    ('optim.lr', 'trainer.max_epochs', 'data.batch_size', None)
+    """
+    last = {key.rpartition(".")[2]: key for key in reversed(list(keys()))}
+    if found := last.get(name) or _ELSEWHERE.get(name):
+        return found
+    near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
+    return last[near[0]] if near else None
+
+
+def unknown_key(key: str) -> str:
+    """Return what to say of a key that there is not."""
+    meant = None if "." in key else meant_by(key)
+    return f"unknown key {key}{f'; did you mean {meant!r}?' if meant else did_you_mean(key, keys())}"
+
+
 def parse_model(values: Any) -> ModelSpec:
     """Return a validated network alone; raises ``ConfigError`` naming the first key that is wrong."""
     try:
@@ -148,9 +180,11 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
     first = error.errors()[0]
     key = prefix + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{did_you_mean(key, keys())}"
+        return unknown_key(key)
     if first["loc"][-1:] in (("int",), ("str",)):  # of the kinds that a value may be, pydantic names one
         key = key.rpartition(".")[0]
+    if first["type"] == "tuple_type":
+        return f"{key}={first['input']!r:.100}: a list is needed; write {key}=[{first['input']}]"
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {said}" if key else said
