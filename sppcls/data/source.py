@@ -1,6 +1,6 @@
 """What a data set is to the plan and the loader: sizes and targets known beforehand, pixels on demand.
 
-Of these there are `FileSource` (files), `ArraySource` (images of one size in memory) and `Subset` in `sppcls.data.files`,
+There are `FileSource` (files), `ArraySource` (images of one size in memory) and `Subset` in `sppcls.data.files`,
 `DatasetSource` (any map-style data set) in `sppcls.data.datasets`, and any class of yours with these attributes.
 """
 
