@@ -16,8 +16,10 @@ from torchvision.datasets import ImageFolder
 
 from sppcls import MultiScaleDataModule
 from sppcls.build import build_planner, build_splits
+from sppcls.data.cache import PixelCache, own_tensors
 from sppcls.data.datasets import DatasetSource, from_datasets
 from sppcls.data.files import FileSource
+from sppcls.data.files import Subset as OurSubset
 from sppcls.data.identity import Identity
 from sppcls.data.images import decode
 from sppcls.data.sources import load_splits
@@ -229,6 +231,18 @@ def test_an_image_that_changes_its_size_is_an_error() -> None:
     items[1] = (photo(10, 10), 1)
     with pytest.raises(DataError, match="train/1: 20 x 30 pixels at first, 10 x 10 now; a data set may not crop"):
         source.read(1)
+
+
+def test_data_sets_of_equal_names_and_sizes_share_no_pixels_on_disk() -> None:
+    one, same, other = (
+        DatasetSource([(np.full((20, 30, 3), value, np.uint8), i % 2) for i in range(4)]) for value in (1, 1, 2)
+    )
+    for part in (lambda source: source, lambda source: OurSubset(source, [0, 1])):
+        names = [
+            PixelCache(part(source), own_tensors(part(source).sizes, (16,), "keep", 4.0)).file_name()
+            for source in (one, same, other)
+        ]
+        assert names[0] == names[1] != names[2]
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Map-style data sets, torchvision's or your own, as sources."""
 
+import hashlib
 import operator
 import os
 from collections.abc import Sequence
@@ -45,7 +46,9 @@ class DatasetSource:
         self.names: Sequence[str] = Names(f"{name}/{index}" for index in range(len(data)))
         items = (self._item(index) for index in range(len(data)))
         found = track(items, "Reading image sizes", len(data)) if len(data) > _WORTH_A_BAR else items
-        rows = np.array([(label, *pixels.shape[:2]) for pixels, label in found], np.int64)
+        seen = hashlib.blake2b(digest_size=16)
+        rows = np.array([_row(pixels, label, seen) for pixels, label in found], np.int64)
+        self.digest = seen.digest()  # the names say nothing of the pixels, which a cache on disk has to know apart
         self.targets, self.sizes = rows[:, 0], rows[:, 1:]
         given = classes or getattr(data, "classes", None)
         self.classes = tuple(map(str, given or range(min(int(self.targets.max()) + 1, _MOST_CLASSES))))
@@ -169,6 +172,11 @@ def _pixels(image: Any) -> Pixels:
         raise ValueError
     array = array[..., None] if array.ndim == 2 else array
     return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))  # a ValueError unless of 1 or 3 channels
+
+
+def _row(pixels: Pixels, label: int, seen: hashlib.blake2b) -> tuple[int, int, int]:
+    seen.update(pixels.tobytes())
+    return label, pixels.shape[0], pixels.shape[1]
 
 
 def _kind(value: Any) -> str:

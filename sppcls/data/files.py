@@ -83,6 +83,7 @@ class Subset:
         if classes is not None:
             self.targets = np.array([self.classes.index(source.classes[t]) for t in self.targets], np.int64)
         self.sizes = source.sizes[self.indices]
+        self.digest: bytes = getattr(source, "digest", b"")
         names = source.names
         self.names: Sequence[str] = (
             names.pick(self.indices) if isinstance(names, Names) else [names[i] for i in self.indices]
