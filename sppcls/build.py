@@ -36,10 +36,8 @@ def build_augment(spec: AugmentSpec, seed: int) -> "Augment":
 
 def build_splits(spec: DataSpec) -> Splits:
     """Return the training, validation and test sources."""
-    chosen = spec.model_dump(
-        include={"train_per_class", "val_per_class", "train_size", "val_size", "test_size", "on_error", "download"}
-    )
-    return load_splits(spec.name, spec.root, seed=spec.split_seed, classes=spec.classes, **chosen)
+    loading = {"name", "fit", "batch_size", "num_workers", "cache", "split_seed", "max_aspect"}
+    return load_splits(spec.name, seed=spec.split_seed, **spec.model_dump(exclude=loading))
 
 
 def build_classifier(

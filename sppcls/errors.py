@@ -31,6 +31,15 @@ def missing_extra(what: str, extra: str) -> ConfigError:
     return ConfigError(f"{what} needs an extra: uv run --extra {extra} ..., or pip install 'sppcls[{extra}]'")
 
 
+def counted(number: int, what: str) -> str:
+    """Return a count with its noun.
+
+    >>> counted(1, "file"), counted(1200, "file")
+    ('1 file', '1,200 files')
+    """
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest allowed word, or the allowed words where none is near.
 

@@ -58,11 +58,15 @@ class DataSpec(Values):
     """Which images, and how they meet a scale."""
 
     name: Literal[
-        "shapes", "folder", "caltech101", "cifar10", "flowers102", "food101", "oxford_iiit_pet", "imagenet"
+        "shapes", "folder", "table", "caltech101", "cifar10", "flowers102", "food101", "oxford_iiit_pet", "imagenet"
     ] = "shapes"
     """The data set; set by data=name."""
     root: PathText | None = None
-    """The folder of the data set."""
+    """The folder of the data set; of data=table, a CSV or Parquet file of path, label and perhaps split."""
+    train_dir: PathText | None = None
+    """Training folder of data=folder, relative to data.root or absolute; null is train, or the root itself."""
+    val_dir: PathText | None = None
+    """Validation folder of data=folder; where only train_dir is given, that is split."""
     fit: Literal["keep", "crop", "warp"] = "keep"
     """How an image meets a scale: aspect kept, or crop or warp, which exist to be compared against."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
@@ -83,6 +87,8 @@ class DataSpec(Values):
     """Training images a class; null is all, or 80 % of a set that has to be split."""
     val_per_class: Count | None = None
     """Validation images a class, at most."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each class for validation in a set that has to be split; null is 0.2."""
     train_size: Drawn = 4000
     """Training images of data=shapes."""
     val_size: Drawn = 600

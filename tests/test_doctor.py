@@ -183,7 +183,7 @@ def test_wrong_inputs(tmp_path: Path) -> None:
     for name in ("missing", "loose/x.png"):
         with pytest.raises(DataError, match=rf"{name} is no folder; give the one that holds train/ and val/"):
             examine(tmp_path / name, [16])
-    for name, why in {"empty": "0 broken.* 0 loose", "loose": "0 broken.* 1 loose", "broken": "1 broken"}.items():
+    for name, why in {"empty": "0 broken.* 0 loose", "loose": "0 broken.* 1 loose", "broken": "1 broken file,"}.items():
         with pytest.raises(DataError, match=rf"{name}: no image in a class folder \({why}.*; put images there"):
             examine(tmp_path / name, [16])
     for scale in (0, -3):
@@ -281,7 +281,7 @@ def test_names_of_any_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         pytest.skip("this file system takes UTF-8 alone")
     (root / "c").mkdir()
     (root / "c" / os.fsdecode(b"\xfe\n\x1b.jpg")).touch()
-    assert run_data(str(root), [16], out=str(root / "page.html")) == 0
+    assert run_data(str(root), [16], out=str(root / "page.html")) == 3
     said = capsys.readouterr().out
     page = (root / "page.html").read_text()
     assert "c/\N{REPLACEMENT CHARACTER}\\n\\x1b.jpg" in said
@@ -309,6 +309,20 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (tmp_path / "page.html").is_file()
     assert run_data(str(tmp_path / "set"), []) == 0
     assert "page:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("content", "decode"), [(b"", False), (None, True)], ids=["no header", "truncated"])
+def test_a_broken_file_is_exit_status_3_after_all_was_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, decode: bool
+) -> None:
+    put_classes(tmp_path / "set", {"ant": 3, "bee": 3})
+    bad = cut(put(tmp_path / "set" / "ant" / "bad.jpg", 300, 400))
+    if content is not None:
+        bad.write_bytes(content)
+    page = tmp_path / "page.html"
+    assert run_data(str(tmp_path / "set"), [16], decode=decode, out=str(page)) == 3
+    assert "ant/bad.jpg" in capsys.readouterr().out
+    assert "ant/bad.jpg" in page.read_text()
 
 
 def test_a_page_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from sppcls.data.files import ArraySource, FileSource, Subset, read_groups, scan
 from sppcls.data.names import Names
 from sppcls.data.paths import class_folders, image_files
 from sppcls.data.source import Source
-from sppcls.data.sources import load_splits, split_by_class
+from sppcls.data.sources import load_splits
+from sppcls.data.split import split_by_class
 from sppcls.errors import ConfigError, DataError
 
 
@@ -327,7 +328,7 @@ def test_train_alone_is_split(tmp_path: Path) -> None:
         (("train", "tset"), r"tset holds images beside .*; did you mean 'test'\?"),
         (
             ("train", "holdout"),
-            r"holdout holds .*; allowed: test, val, valid, validation \(data\.root=.*train reads train/",
+            r"holdout holds .*; allowed: test, val, valid, validation \(data\.val_dir=holdout validates on it, data",
         ),
         (("trian", "val"), r"data: val/ and trian/ hold folders of the same names, .* there is no train/; name"),
         (("Train", "Val"), r"Train/ and Val/ hold folders of the same names"),
@@ -446,7 +447,7 @@ def empty_val_class(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (nothing, {}, "data: no class folders; at least 2 folders of images are needed, one a class"),
+        (nothing, {}, "data: no class folders; at least 2 folders of images, one a class, are needed"),
         (loose_files, {}, "no class folders"),
         (file_for_a_folder, {}, "no such folder"),
         (lambda root: put_classes(root, {"a": 3}), {}, "only one class, 'a'"),

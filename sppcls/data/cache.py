@@ -107,6 +107,7 @@ class PixelCache:
         """Return a name that changes with whatever the kept pixels depend on."""
         versions = f"2 {version('torch')} {version('pillow')} {self.shorts}"
         digest = hashlib.sha256(versions.encode() + self._shapes.tobytes() + self._sizes.tobytes())
+        digest.update(getattr(self.source, "digest", b""))  # of pixels that are in no files
         for name in self.source.names:
             changed = 0
             with suppress(OSError):  # a name that is no file, or a file that is gone

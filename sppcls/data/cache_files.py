@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from sppcls.data.decode import shown
+from sppcls.errors import counted
 from sppcls.terminal import show, table
 
 HEADER = 4096  # bytes before the pixels: what the file is, and which images it is of
@@ -107,7 +108,7 @@ def run_cache(clear: bool = False, days: float = 0) -> int:
 
 
 def _counted(files: Sequence[CacheFile]) -> str:
-    return f"{len(files)} file{'s' * (len(files) != 1)}, {megabytes(sum(file.size for file in files))} MB"
+    return f"{counted(len(files), 'file')}, {megabytes(sum(file.size for file in files))} MB"
 
 
 def _row(file: CacheFile, in_use: bool) -> list[str]:

@@ -18,7 +18,7 @@ from sppcls.data.files import scan
 from sppcls.data.paths import Groups, class_folders, image_files, part_folders
 from sppcls.data.plan import plan_cut
 from sppcls.data.schedule import Schedule
-from sppcls.errors import ConfigError, DataError
+from sppcls.errors import ConfigError, DataError, counted
 from sppcls.terminal import track
 
 Counts = dict[str, tuple[int | None, ...]]  # class -> its images in each part, None where it has no such folder
@@ -106,7 +106,7 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
     loose = [file for top in tops for file in image_files(top) if file.parent == top]
     whole, sizes, broken = _readable(list(places), decode_all)
     if not whole:
-        found = f"{len(broken)} broken files, and {len(loose)} loose ones beside the class folders"
+        found = f"{counted(len(broken), 'broken file')}, and {len(loose)} loose ones beside the class folders"
         raise DataError(f"{shown(folder)}: no image in a class folder ({found}); put images there, a folder a class")
     classes = _class_counts(parts, Counter(places[file] for file in whole))
     filled = [row[0] for row in classes.values() if row[0]]

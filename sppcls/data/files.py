@@ -19,7 +19,7 @@ from sppcls.data.names import Names
 from sppcls.data.paths import Groups
 from sppcls.data.size_table import SizeTable
 from sppcls.data.source import Source
-from sppcls.errors import ConfigError, DataError, did_you_mean
+from sppcls.errors import ConfigError, DataError, counted, did_you_mean
 from sppcls.terminal import track
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Subset:
         if classes is not None:
             self.targets = np.array([self.classes.index(source.classes[t]) for t in self.targets], np.int64)
         self.sizes = source.sizes[self.indices]
+        self.digest: bytes = getattr(source, "digest", b"")
         names = source.names
         self.names: Sequence[str] = (
             names.pick(self.indices) if isinstance(names, Names) else [names[i] for i in self.indices]
@@ -100,14 +101,21 @@ def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[Fil
     """
     names = Names(chain.from_iterable(groups.values()))
     targets = np.repeat(np.arange(len(groups)), [len(files) for files in groups.values()])
-    kept, sizes, skipped = _scan(names, on_error, size_cache(root))
-    source = FileSource(names.pick(kept), targets[kept], tuple(groups), sizes)
+    source, skipped = read_files(names, targets, tuple(groups), root, on_error)
     counts = np.bincount(source.targets, minlength=len(groups))
     bare = [name for name, count in zip(groups, counts, strict=True) if count == 0]
     if bare or not groups:
         where = f"class {', '.join(bare[:5])}" if bare else "a class folder"
         raise DataError(f"{shown(root)}: no readable image in {where}; add some or remove it")
     return source, skipped
+
+
+def read_files(
+    names: Names, targets: npt.NDArray[np.int64], classes: Sequence[str], root: Path, on_error: str = "fail"
+) -> tuple[FileSource, Skipped]:
+    """Scan files and return them as a source, with the files that were skipped; raises what `scan` does."""
+    kept, sizes, skipped = _scan(names, on_error, size_cache(root))
+    return FileSource(names.pick(kept), targets[kept], classes, sizes), skipped
 
 
 def scan(paths: Sequence[Path], on_error: str = "fail", cache: Path | None = None) -> tuple[list[Path], Rows, Skipped]:
@@ -143,7 +151,7 @@ def _scan(names: Names, on_error: str, cache: Path | None) -> tuple[Rows, Rows, 
                 table.keep(found)
     skipped = [(names[index], why[index]) for index in sorted(why)]
     if skipped and on_error == "fail":
-        more = f" ({len(skipped) - 1} more such files)" if len(skipped) > 1 else ""
+        more = f" ({counted(len(skipped) - 1, 'more such file')})" if len(skipped) > 1 else ""
         path, reason = skipped[0]
         raise DataError(f"{shown(path)}: {reason}{more}; data.on_error=skip leaves such files out")
     kept = np.flatnonzero(found[:, 2] > 0)

@@ -21,6 +21,14 @@ from sppcls.data.workers import begin_worker, close_workers, end_workers, starte
 from sppcls.errors import DataError
 
 ImageBatch = dict[str, Any]
+"""What a loader yields: a dict of one batch.
+
+images: [B, 3, H, W] uint8 RGB with channels-last strides, padded on the right or at the bottom.
+targets: [B] int64, positions in the source's ``classes``; -1 where an image could not be read.
+indices: [B] int64, the images' places in the source.
+scale: The length in pixels that the schedule set for the images' shorter sides.
+weight: Of each of the images in the loss, a float (`EpochPlan.weights_of`); `batches_of` gives none.
+"""
 IGNORED = -1
 
 
@@ -28,8 +36,7 @@ IGNORED = -1
 class BatchDataset(Dataset[ImageBatch]):
     """Turns a ``Batch`` of the plan into tensors; the batch carries all that changes from epoch to epoch.
 
-    Returns a dict: ``images`` [B, 3, H, W] uint8 with channels-last strides, ``targets`` [B] int64 (-1 where the
-    image could not be read), ``indices`` [B] int64, ``scale``, ``broken``: (index, reason) of the unreadable ones.
+    Returns an ``ImageBatch``, with ``broken``, (index, reason) of the unreadable images, in place of ``weight``.
     """
 
     source: Source

@@ -40,10 +40,27 @@ def part_folders(root: Path) -> list[Path]:
             if path not in (train, test) and _has_images(path):
                 meant = did_you_mean(path.name, (*_VAL, "test"))
                 where = f"{shown(path)} holds images beside train/, and no part has that name{meant}"
-                raise DataError(f"{where} (data.root={shown(train)} reads train/ alone)")
+                use = f"data.val_dir={shown(path.name)} validates on it, data.train_dir=train leaves it out"
+                raise DataError(f"{where} ({use})")
         return [train]
     _refuse_parts_without_train(folders)
     return [root]
+
+
+def named_folders(root: Path, train: str | Path | None, val: str | Path | None) -> list[Path]:
+    """Return the folders of the training and the validation images, given relative to ``root`` or absolute.
+
+    Raises ``DataError`` where there is no such folder, or one lies in the other and so would be a class of it.
+    """
+    given = {"train_dir": train or "train"} | ({"val_dir": val} if val else {})
+    folders = [Path(os.path.normpath(root / Path(folder).expanduser())) for folder in given.values()]
+    for key, folder in zip(given, folders, strict=True):
+        if not folder.is_dir():
+            near = did_you_mean(folder.name, [path.name for path in _folders(root)])
+            raise DataError(f"data.{key}={given[key]}: no such folder, {shown(folder)}{near}")
+    if val and (folders[0].is_relative_to(folders[1]) or folders[1].is_relative_to(folders[0])):
+        raise DataError(f"data.val_dir={val}: {shown(folders[1])} and {shown(folders[0])} overlap; name two folders")
+    return folders
 
 
 def _refuse_parts_without_train(folders: dict[str, Path]) -> None:

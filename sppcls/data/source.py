@@ -1,4 +1,8 @@
-"""What a data set is to the plan and the loader: sizes and targets known beforehand, pixels on demand."""
+"""What a data set is to the plan and the loader: sizes and targets known beforehand, pixels on demand.
+
+There are `FileSource` (files), `ArraySource` (images of one size in memory) and `Subset` in `sppcls.data.files`,
+`DatasetSource` (any map-style data set) in `sppcls.data.datasets`, and any class of yours with these attributes.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol

@@ -1,8 +1,7 @@
 """Data sets by name: what is under a root, split into training, validation and test sources."""
 
-import hashlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +10,10 @@ import numpy as np
 
 from sppcls.data.decode import shown
 from sppcls.data.files import ArraySource, Skipped, Subset, read_groups
-from sppcls.data.paths import Groups, class_folders, part_folders
+from sppcls.data.paths import Groups, class_folders, named_folders, part_folders
 from sppcls.data.source import Source
+from sppcls.data.split import pick_per_class, split_by_class
+from sppcls.data.table import table_parts
 from sppcls.errors import ConfigError, DataError, did_you_mean
 
 
@@ -43,7 +44,11 @@ _LIBRARY = {
     "oxford_iiit_pet": _Library("OxfordIIITPet", "split", ("trainval", "test"), "oxford-iiit-pet/"),
     "imagenet": _Library("ImageNet", "split", ("train", "val"), "train/ and val/, or the three archives,"),
 }
-DATA_SETS = ("shapes", "folder", *_LIBRARY)
+_WHAT = {
+    "folder": "the folder that holds train/ and val/, or a folder a class",
+    "table": "a CSV or Parquet file with the columns path, label and, if there are parts, split",
+}
+DATA_SETS = ("shapes", "folder", "table", *_LIBRARY)
 
 
 def load_splits(
@@ -53,6 +58,9 @@ def load_splits(
     seed: int = 0,
     train_per_class: int | None = None,
     val_per_class: int | None = None,
+    val_fraction: float | None = None,
+    train_dir: str | Path | None = None,
+    val_dir: str | Path | None = None,
     classes: Sequence[str] | None = None,
     on_error: str = "fail",
     download: bool = False,
@@ -64,13 +72,16 @@ def load_splits(
 
     A folder holds train/ and val/ (or validation/, or test/), or else a folder a class, which are then split: an
     image's place follows from the seed and from its own class's files. A set without a validation part uses its
-    test part.
+    test part. A table is a CSV or Parquet file of path, label and perhaps split (train, val or test).
 
     Args:
-        root: The set's folder; ``shapes`` needs none.
+        root: The set's folder, or the table; ``shapes`` needs none.
         seed: Of the split, of the images that the counts pick, and of ``shapes``.
         train_per_class: Training images a class; by default all, or 80 % of a set that has to be split.
         val_per_class: Validation images a class, or what is left where there are fewer.
+        val_fraction: Share of each class for validation, above 0 and below 1, of a set that has to be split; 0.2.
+        train_dir, val_dir: The parts of a ``folder`` by other names, relative to ``root`` or absolute; without a
+            ``val_dir``, ``train_dir`` is split, and without a ``train_dir`` it is ``train``.
         on_error: ``fail`` or ``skip``, at files that are no readable image.
         train_size, val_size, test_size: Images of ``shapes``; a ``test_size`` of 0 gives no test source.
 
@@ -83,8 +94,15 @@ def load_splits(
     for key, count in (("train_per_class", train_per_class), ("val_per_class", val_per_class)):
         if count is not None and count < 1:
             raise ConfigError(f"data.{key}: got {count}, it must be 1 or more")
+    _check_fraction(val_fraction, {"val_dir": val_dir, "val_per_class": val_per_class})
+    root = _root(name, root, train_dir, val_dir)
     folder = Path() if name == "shapes" else _existing(name, root, download)
-    parts = _shapes(seed, train_size, val_size, test_size) if name == "shapes" else _parts(name, folder, download)
+    if name == "shapes":
+        parts = _shapes(seed, train_size, val_size, test_size)
+    elif train_dir or val_dir:
+        parts = [class_folders(part) for part in named_folders(folder, train_dir, val_dir)]
+    else:
+        parts = _parts(name, folder, download)
     if classes is not None:
         parts = [_keep(part, classes) for part in parts]
     _check_classes(parts, folder)
@@ -94,59 +112,34 @@ def load_splits(
     train, *held_out = [source for source, _ in read]
     skipped = [file for _, left_out in read for file in left_out]
     if not held_out:
-        return Splits(*split_by_class(train, seed, train_per_class, val_per_class), skipped=skipped)
-    train, val = _pick(train, seed, train_per_class, strict=True), _pick(held_out[0], seed, val_per_class)
+        pair = split_by_class(train, seed, train_per_class, val_per_class, val_fraction)
+        return Splits(*pair, skipped=skipped)
+    if val_fraction is not None:
+        raise ConfigError(f"data.val_fraction={val_fraction}: data={name} has validation images already; leave it out")
+    train = pick_per_class(train, seed, train_per_class, strict=True)
+    val = pick_per_class(held_out[0], seed, val_per_class)
     return Splits(train, val, held_out[1] if len(held_out) > 1 else None, skipped)
 
 
-def split_by_class(source: Source, seed: int, n_train: int | None, n_val: int | None) -> tuple[Source, Source]:
-    """Split each class in two, 80 % and 20 % where no count is given; see `load_splits`.
-
-    Raises ``DataError`` naming the smallest class where nothing of it would be left for one of the two.
-    """
-    orders = _orders(source, seed)
-    n, name = min((len(order), name) for order, name in zip(orders, source.classes, strict=True))
-    if min(_shares(n, n_train, n_val)) < 1:
-        key, other = ("val_per_class", "training") if n_train is None else ("train_per_class", "validation")
-        why = f"data.{key}={n_train or n_val} leaves none for {other}; it can be at most {n - 1}"
-        raise DataError(f"class {name!r} has {n} image{'s' * (n > 1)}: {why if n > 1 else 'a split needs 2'}")
-    train, val = [], []
-    for order in orders:
-        first, last = _shares(len(order), n_train, n_val)
-        train += order[:first]
-        val += order[len(order) - last :]  # from the end: another train_per_class leaves the validation set as it is
-    return Subset(source, sorted(train)), Subset(source, sorted(val))
+def _check_fraction(fraction: float | None, others: Mapping[str, object]) -> None:
+    if fraction is None:
+        return
+    if not 0 < fraction < 1:
+        raise ConfigError(f"data.val_fraction: got {fraction}, it must be above 0 and below 1")
+    if beside := [key for key, value in others.items() if value is not None]:
+        raise ConfigError(f"data.val_fraction={fraction} and data.{beside[0]} exclude each other; give one")
 
 
-def _shares(n: int, train: int | None, val: int | None) -> tuple[int, int]:
-    if train is None:
-        val = max(1, round(n / 5)) if val is None else val
-        return n - val, val
-    return train, n - train if val is None else min(val, n - train)
-
-
-def _pick(source: Source, seed: int, count: int | None, strict: bool = False) -> Source:
-    if count is None:
-        return source
-    orders = _orders(source, seed)
-    n, name = min((len(order), name) for order, name in zip(orders, source.classes, strict=True))
-    if strict and n < count:
-        raise DataError(f"class {name!r} has {n} training images: data.train_per_class={count} can be at most {n}")
-    return Subset(source, sorted(i for order in orders for i in order[:count]))
-
-
-def _orders(source: Source, seed: int) -> list[list[int]]:
-    """Return each class's indices, ordered by a hash of the seed and the end of an image's name.
-
-    So where the folder lies, other classes, and files that come or go leave the order of the rest as it is.
-    """
-
-    def rank(index: int) -> bytes:
-        name = "/".join(Path(source.names[index]).parts[-2:])
-        return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
-
-    targets = range(len(source.classes))
-    return [sorted(np.flatnonzero(source.targets == target).tolist(), key=rank) for target in targets]
+def _root(
+    name: str, root: str | Path | None, train_dir: str | Path | None, val_dir: str | Path | None
+) -> str | Path | None:
+    """Return the root, which absolute folders of the parts do without."""
+    for key, folder in (("train_dir", train_dir), ("val_dir", val_dir)):
+        if folder is not None and name != "folder":
+            raise ConfigError(f"data.{key}={folder}: data={name} has no such key; use data=folder")
+        if folder is not None and root is None and not (train_dir and Path(folder).expanduser().is_absolute()):
+            raise ConfigError(f"data.{key}={folder} needs data.root, or data.train_dir and absolute paths")
+    return train_dir if root is None else root
 
 
 def _shapes(seed: int, train_size: int, val_size: int, test_size: int) -> list[Groups | Source]:
@@ -157,17 +150,19 @@ def _shapes(seed: int, train_size: int, val_size: int, test_size: int) -> list[G
 
 
 def _existing(name: str, root: str | Path | None, download: bool) -> Path:
-    what = _LIBRARY[name].files if name in _LIBRARY else "train/ and val/, or a folder a class"
+    what = _WHAT.get(name) or f"the folder that holds {_LIBRARY[name].files}"
     if root is None:
-        raise DataError(f"data={name} needs data.root: the folder that holds {what}")
-    folder = Path(root).expanduser().absolute()
-    if not folder.is_dir() and not (download and name in _LIBRARY):
-        raise DataError(f"data.root={root}: no such folder; it is where {what} should be")
-    return folder
+        raise DataError(f"data={name} needs data.root: {what}")
+    place = Path(root).expanduser().absolute()
+    if not (place.is_file() if name == "table" else place.is_dir()) and not (download and name in _LIBRARY):
+        raise DataError(f"data.root={root}: no such {'file' if name == 'table' else 'folder'}; it is {what}")
+    return place
 
 
 def _parts(name: str, root: Path, download: bool) -> list[Groups | Source]:
     """Return the parts of a set in the order train, val, test: one part is still to be split."""
+    if name == "table":
+        return [*table_parts(root)]
     if name == "caltech101":
         return [class_folders(_caltech101(root, download))]
     if name == "imagenet" and not all((root / part).is_dir() for part in ("train", "val")):
@@ -231,7 +226,8 @@ def _check_classes(parts: Sequence[Groups | Source], root: Path) -> None:
     train = _classes(parts[0])
     if len(train) < 2:
         found = f"only one class, {train[0]!r}" if train else "no class folders"
-        raise DataError(f"{shown(root)}: {found}; at least 2 folders of images are needed, one a class")
+        needed = "2 labels" if root.is_file() else "2 folders of images, one a class,"
+        raise DataError(f"{shown(root)}: {found}; at least {needed} are needed")
     for part, where in zip(parts, ("training", "validation", "test"), strict=False):
         missing, extra = sorted({*train} - {*_classes(part)}), sorted({*_classes(part)} - {*train})
         if missing or extra:

@@ -113,7 +113,7 @@ def _sources(network: SppClassifier, spec: Spec, options: Options) -> tuple[Sour
     if options.data and options.split is None:
         source = _folder(Path(options.data), network.classes)
         return source, cache(lambda: build_splits(spec.data.model_copy(update={"download": False})).train)
-    if own.name == "folder" and not own.root:
+    if own.name == "folder" and not own.root and not own.train_dir:
         raise ConfigError("this model does not say where its images are; use --data DIR, a folder of class folders")
     splits = build_splits(own)
     source = getattr(splits, options.split or "val")

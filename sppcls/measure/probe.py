@@ -19,8 +19,8 @@ from sppcls.data.cut import Fit
 from sppcls.data.files import Subset, read_groups
 from sppcls.data.paths import class_folders, part_folders
 from sppcls.data.source import Source
-from sppcls.data.sources import split_by_class
-from sppcls.errors import ConfigError, DataError, missing_extra
+from sppcls.data.split import split_by_class
+from sppcls.errors import ConfigError, DataError, counted, missing_extra
 from sppcls.measure.features import Gram, Half, Ints, fingerprint, inner_products, level_features
 from sppcls.measure.scales import Evaluation
 from sppcls.measure.statistics import estimate
@@ -204,7 +204,7 @@ def _check_counts(source: Source, train: int) -> None:
     counts = np.bincount(source.targets, minlength=len(source.classes))
     least = int(counts.argmin())
     if counts[least] <= train:
-        what = f"class {source.classes[least]!r} has {counts[least]} images that can be read"
+        what = f"class {source.classes[least]!r} has {counted(int(counts[least]), 'image')} that can be read"
         raise DataError(f"{what}; --train-per-class {train} needs at least {train + 1}, one of them to test")
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from sppcls.data.decode import shown
 from sppcls.data.doctor import DataFacts, Histogram, examine
-from sppcls.errors import ConfigError
+from sppcls.errors import ConfigError, DataError
 from sppcls.report.page import percent, write_page
 from sppcls.report.plots import histogram
 from sppcls.terminal import show, table
@@ -16,14 +16,17 @@ Sheet = tuple[list[str], list[list[str]]]  # columns and rows of a table
 
 
 def run_data(directory: str, scales: Sequence[int], decode: bool = False, out: str | Path | None = None) -> int:
-    """Do `examine`, print what was found, write it to the page ``out`` if given, and return the exit status 0."""
+    """Do `examine`, print what was found, write it to the page ``out`` if given, and return the exit status.
+
+    It is 3 where a file is broken, and 0 otherwise.
+    """
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
         raise ConfigError(f"--out {plain(out)}: no place for a page; give FILE.html in a folder that exists")
     facts = examine(directory, scales, decode_all=decode)
     show(*data_tables(facts), *remarks(facts))
     if out is not None:
         show(f"page: {plain(write_data_page(facts, Path(out)))}")
-    return 0
+    return DataError.exit_status if facts.broken else 0
 
 
 def data_tables(facts: DataFacts) -> list[Table]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,6 +13,7 @@ from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache, Shapes, open_caches, own_tensors
 from sppcls.data.cache_files import cache_dir
 from sppcls.data.cut import Fit
+from sppcls.data.datasets import from_datasets
 from sppcls.data.identity import Identity
 from sppcls.data.loader import BatchDataset, PlannedLoader
 from sppcls.data.plan import Batch, EpochPlan, TrainingPlan, plan_evaluation
@@ -20,15 +21,20 @@ from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Source
 from sppcls.data.sources import load_splits
-from sppcls.errors import DataError
+from sppcls.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
 
 
 class MultiScaleDataModule(pl.LightningDataModule):
     """Batches of one (H, W) each, at a scale that the schedule sets, without crop or warp.
 
     Args:
-        train: Training images: a ``Source``, or the path of a folder of class folders, which is then split.
-        val: Validation images; those of the folder where ``train`` is a path.
+        train: Training images: a ``Source``; a map-style data set of (image, label), such as ``ImageFolder``, without a
+            transform (`sppcls.data.datasets.from_datasets`); or the path of a folder of class folders, which is split
+            where there is no ``val``.
+        val: Validation images, as ``train``.
         schedule: The scales, or a ``Schedule``; a plain tuple alternates (a single scale: stays).
         val_scale: Scale to validate at; the largest that is trained where None.
         fit: ``keep`` (no crop, no warp), ``crop`` or ``warp``.
@@ -39,8 +45,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: Source | str | Path,
-        val: Source | None = None,
+        train: "Source | Dataset[Any] | str | Path",
+        val: "Source | Dataset[Any] | str | Path | None" = None,
         *,
         schedule: Schedule | tuple[int, ...] = (96, 128),
         val_scale: int | None = None,
@@ -58,12 +64,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-        self.val: Source | None
-        if isinstance(train, str | Path):
-            splits = load_splits("folder", str(train), seed=seed, on_error=on_error)
-            self.train, self.val = splits.train, splits.val
-        else:
-            self.train, self.val = train, val
+        self.train, self.val = _sources(train, val, seed, on_error)
         self.schedule = schedule if isinstance(schedule, Schedule) else _schedule_of(schedule, seed)
         self.val_scale = val_scale or self.schedule.choices[-1]
         self.batch_size, self.fit, self.max_aspect, self.seed = batch_size, fit, max_aspect, seed
@@ -171,6 +172,18 @@ class MultiScaleDataModule(pl.LightningDataModule):
                     box = tensors[scale][inside].max(0)
                     tensors.setdefault(int(box.min()), np.where(inside[:, None], box, 0))
         return tensors
+
+
+def _sources(train: Any, val: Any, seed: int, on_error: str) -> tuple[Source, Source | None]:
+    if not isinstance(train, str | Path):
+        return from_datasets(train, val, on_error)
+    if val is not None and not isinstance(val, str | Path):
+        raise ConfigError(f"train is a path and val a {type(val).__name__}; give two paths, or two data sets")
+    if val is None:
+        splits = load_splits("folder", train, seed=seed, on_error=on_error)
+    else:
+        splits = load_splits("folder", ".", train_dir=train, val_dir=val, on_error=on_error)
+    return splits.train, splits.val
 
 
 def _schedule_of(scales: tuple[int, ...], seed: int) -> Schedule:

@@ -16,7 +16,7 @@ from sppcls.build import build_augment, build_classifier, build_schedule
 from sppcls.checkpoint import checkpoint_path
 from sppcls.data.decode import shown
 from sppcls.data.sources import Splits
-from sppcls.errors import ConfigError, SppclsError
+from sppcls.errors import ConfigError, SppclsError, counted
 from sppcls.models.classifier import SppClassifier
 from sppcls.signals import Signals
 from sppcls.signature import far_scales
@@ -67,7 +67,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
         return
     if skipped:
         write_text(folder / "skipped.txt", "".join(f"{shown(path)}\t{why}\n" for path, why in skipped.items()))
-        log.warning("%d files cannot be read and are left out: see skipped.txt", len(skipped))
+        log.warning("unreadable, left out, listed in skipped.txt: %s", counted(len(skipped), "file"))
     summary = summarize(spec, network, data, folder, trainer)
     seconds = {"seconds": round(time.monotonic() - started, 1), "gap_seconds": round(gap_seconds(folder), 1)}
     write_json(folder / "summary.json", summary | seconds)

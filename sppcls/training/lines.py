@@ -35,8 +35,9 @@ def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
         plan = planner.plan(first, world=world)
         epochs = f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
         padding = f"{plan.padding(planner.sizes):.1%}" if spec.data.fit == "keep" else "-"
+        million = plan.pixels / 1e6
         cells = [len(plan.batches), plan.smallest, plan.shapes]
-        rows.append([epochs, scales, *map(str, cells), padding, f"{plan.pixels / 1e6:.0f}"])
+        rows.append([epochs, scales, *map(str, cells), padding, f"{million:.2g}" if million < 10 else f"{million:.0f}"])
     return table(title, heads, rows)
 
 

@@ -15,7 +15,7 @@ from sppcls.training.world import local_ranks, threads_of_each
 _MAY_CHANGE = (
     *(f"trainer.{name}" for name in ("max_epochs", "accelerator", "devices", "num_nodes", "strategy")),
     *("trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes"),
-    *("data.num_workers", "data.cache", "data.root"),
+    *("data.num_workers", "data.cache", "data.root", "data.train_dir", "data.val_dir"),
 )
 _OF_NO_RUN = ("logger.", "sweep.", "sweep_dir", "run_dir", "resume", "plan_only")
 

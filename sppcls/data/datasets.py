@@ -1,0 +1,185 @@
+"""Map-style data sets, torchvision's or your own, as sources."""
+
+import hashlib
+import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sppcls.data.decode import Pixels, image_array
+from sppcls.data.files import read_files
+from sppcls.data.identity import class_difference
+from sppcls.data.names import Names
+from sppcls.data.source import Source
+from sppcls.errors import ConfigError, DataError
+from sppcls.terminal import track
+
+_ALLOWED = "a Source, a map-style data set of (image, label), or the path of a folder of class folders"
+_IMAGES = "a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W], [1, H, W] or [H, W]"
+_FOLDER = "torchvision.datasets.folder"
+_MOST_CLASSES = 100_000
+_WORTH_A_BAR = 3000
+
+
+class DatasetSource:
+    """A data set of (image, label) as a source; its sizes and labels are found in one pass over all items.
+
+    An image is a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W], [1, H, W] or [H, W]; a
+    label is an integer from 0. Item i must have the same size each time that it is read.
+
+    Args:
+        data: The data set, with ``__len__`` and ``__getitem__``.
+        classes: Class names; by default ``data.classes``, or else the labels themselves: "0", "1", ...
+        name: What messages call it; the images' names are ``name/0``, ``name/1``, ...
+
+    Raises:
+        DataError: An item that cannot be read, or is something else, and which.
+    """
+
+    def __init__(self, data: Any, classes: Sequence[str] | None = None, name: str = "data") -> None:
+        self.data, self._name = data, name
+        self.names: Sequence[str] = Names(f"{name}/{index}" for index in range(len(data)))
+        items = (self._item(index) for index in range(len(data)))
+        found = track(items, "Reading image sizes", len(data)) if len(data) > _WORTH_A_BAR else items
+        seen = hashlib.blake2b(digest_size=16)
+        rows = np.array([_row(pixels, label, seen) for pixels, label in found], np.int64)
+        self.digest = seen.digest()  # the names say nothing of the pixels, which a cache on disk has to know apart
+        self.targets, self.sizes = rows[:, 0], rows[:, 1:]
+        given = classes or getattr(data, "classes", None)
+        self.classes = tuple(map(str, given or range(min(int(self.targets.max()) + 1, _MOST_CLASSES))))
+        _check_labels(self.targets, self.classes, name)
+
+    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+        """Return image ``index`` as [3, H, W] uint8 RGB."""
+        pixels, _ = self._item(index)
+        if pixels.shape[:2] != tuple(self.sizes[index]):
+            was, now = ("{} x {}".format(*size) for size in (self.sizes[index], pixels.shape))
+            raise DataError(f"{self.names[index]}: {was} pixels at first, {now} now; a data set may not crop or resize")
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _item(self, index: int) -> tuple[Pixels, int]:
+        where = f"item {index} of {self._name}"
+        try:
+            item = self.data[index]
+        except Exception as error:  # the data set is the caller's: it may raise anything
+            raise DataError(f"{where}: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+        if not isinstance(item, Sequence) or len(item) != 2:
+            raise DataError(f"{where} is {_kind(item)}; allowed: (image, label)")
+        try:
+            return _pixels(item[0]), operator.index(item[1])
+        except ValueError:
+            raise DataError(f"{where} has {_kind(item[0])} for an image; allowed: {_IMAGES}") from None
+        except TypeError:
+            raise DataError(f"{where} has {_kind(item[1])} for a label; allowed: an integer from 0") from None
+
+
+def from_datasets(train: Any, val: Any = None, on_error: str = "fail") -> tuple[Source, Source | None]:
+    """Return the sources of training and validation images; a ``Source`` stays as it is.
+
+    Of torchvision's ``ImageFolder`` (and ``Subset`` of one) only the list of files is taken: sizes come from their
+    headers, nothing is decoded. Any other data set becomes a `DatasetSource`. One with a ``transform`` is refused, as
+    what it would do cannot be known: images are resized and augmented here. Class names are the data set's
+    ``classes``; without these they are the training labels.
+
+    Args:
+        on_error: ``fail`` or ``skip``, at files of an ``ImageFolder`` that are no readable image.
+
+    Raises:
+        ConfigError: Something else than a source or a map-style data set, a transform, or two lists of classes.
+        DataError: An item that cannot be read, or is no image with a label.
+    """
+    first = _as_source(train, "train", None, on_error)
+    if val is None:
+        return first, None
+    unnamed = isinstance(first, DatasetSource) and _named(val) is None
+    second = _as_source(val, "val", first.classes if unnamed else None, on_error)
+    if differ := class_difference(tuple(second.classes), tuple(first.classes)):
+        raise ConfigError(f"val: its classes are not those of train ({differ}); give both the same, in one order")
+    return first, second
+
+
+def _as_source(data: Any, name: str, classes: Sequence[str] | None, on_error: str) -> Source:
+    if all(hasattr(data, part) for part in ("classes", "targets", "sizes", "names", "read")):
+        return data  # type: ignore[no-any-return]
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, (str, dict, np.ndarray)):
+        raise ConfigError(f"{name} is {_kind(data)}; allowed: {_ALLOWED}")
+    if len(data) == 0:
+        raise ConfigError(f"{name} has no images; allowed: {_ALLOWED}")
+    _check_transforms(data, name)
+    files = _files(data)
+    if files is None:
+        return DatasetSource(data, classes or _named(data), name)
+    names = Names(os.path.abspath(path) for path, _ in files)  # noqa: PTH100 - a Path each would take minutes
+    targets = np.array([label for _, label in files], np.int64)
+    return read_files(names, targets, _named(data) or (), Path(_base(data).root), on_error)[0]
+
+
+def _check_transforms(data: Any, name: str) -> None:
+    for key in ("transform", "transforms", "target_transform"):
+        if getattr(data, key, None) is not None:
+            why = "images are resized here, and augmented by augment=Augment(...)"
+            raise ConfigError(f"{name} has a {key}; make the data set without one: {why}")
+    inner = [data.dataset] if hasattr(data, "dataset") else getattr(data, "datasets", ())
+    for part in inner:  # of Subset, or of ConcatDataset
+        _check_transforms(part, name)
+
+
+def _files(data: Any) -> list[tuple[str, int]] | None:
+    """Return the (path, label) of an ImageFolder or of a subset of one that read their files as torchvision does."""
+    if hasattr(data, "dataset") and hasattr(data, "indices"):
+        files = _files(data.dataset)
+        return None if files is None else [files[int(index)] for index in data.indices]
+    reads = getattr(type(data), "__getitem__", None), getattr(data, "loader", None)
+    plain = all(getattr(function, "__module__", "") == _FOLDER for function in reads)
+    return list(data.samples) if plain else None
+
+
+def _base(data: Any) -> Any:
+    while hasattr(data, "dataset"):
+        data = data.dataset
+    return data
+
+
+def _named(data: Any) -> tuple[str, ...] | None:
+    names = getattr(data, "classes", None) or getattr(_base(data), "classes", None)
+    return tuple(map(str, names)) if names else None
+
+
+def _check_labels(targets: Any, classes: Sequence[str], name: str) -> None:
+    for wrong in (int(targets.min()), int(targets.max())):
+        if not 0 <= wrong < len(classes):
+            item, most = int((targets == wrong).argmax()), len(classes) - 1
+            raise DataError(
+                f"item {item} of {name} has the label {wrong}; allowed: 0 to {most}, of {len(classes)} classes"
+            )
+
+
+def _pixels(image: Any) -> Pixels:
+    """Return an image as [H, W, 3] uint8 of its own memory; raises ``ValueError`` where it is none."""
+    if isinstance(image, Image.Image):
+        return image_array(image)
+    if isinstance(image, torch.Tensor):
+        array = image.detach().cpu().numpy()
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    else:
+        array = image
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
+        raise ValueError
+    array = array[..., None] if array.ndim == 2 else array
+    return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))  # a ValueError unless of 1 or 3 channels
+
+
+def _row(pixels: Pixels, label: int, seen: hashlib.blake2b) -> tuple[int, int, int]:
+    seen.update(pixels.tobytes())
+    return label, pixels.shape[0], pixels.shape[1]
+
+
+def _kind(value: Any) -> str:
+    said = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return f"a {said}" if shape is None else f"a {said} of {dtype} and shape {list(shape)}"
