@@ -232,7 +232,7 @@ def test_wrong_inputs_are_one_line(probe, photos, tmp_path):
         (photos, ["--levels", "3,0"], 2, "allowed: gap, or grid sizes"),
         (photos, ["--levels", "3/"], 2, "allowed: gap, or grid sizes"),
         (photos, ["--scales", "64,x"], 2, "whole numbers and commas"),
-        (photos, ["--backbone", "zf5", "--scales", "64/3"], 2, "--scales 3 is too small for zf5"),
+        (photos, ["--backbone", "zf5", "--scales", "64/8"], 2, "--scales 8 is too small for zf5"),
         (photos, ["--fit", "keep/stretch"], 2, "allowed: keep, crop, warp"),
         (photos, ["--splits", "0"], 2, "--splits"),
         (photos, ["--C", "nan"], 2, "from 1e-6 to 1000"),
