@@ -60,7 +60,8 @@ def by_hand(model, path, scale):
 @pytest.mark.parametrize("name", ["a.ckpt", *(f"a-export/{name}" for name in FORMATS), "a-export"])
 def test_every_kind_of_file_says_what_a_slow_loop_says(folder, capsys, name):
     status, out, error = run(capsys, folder / name, folder / "images", "--json", "--top", 3, "--batch-size", 2)
-    assert (status, error) == (0, "")
+    assert (status, error.count("\n")) == (0, 1)
+    assert error.startswith(f"model: {folder / 'a'}")
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["path"] for row in rows] == [str(path) for path in expand([str(folder / "images")])]
     assert len(rows) == len(SIZES)
@@ -102,10 +103,9 @@ def test_a_bad_image_is_reported_and_the_rest_go_on(folder, capsys, tmp_path):
     assert [row["path"] for row in rows] == [str(path) for path in good]
     assert set(rows[0]) == {"path", "label", "probability", "label2", "probability2"}
     lines = error.splitlines()
-    assert [name in line for name, line in zip(("empty.jpg", "torn.png", "none.jpg"), lines, strict=False)] == [
-        True
-    ] * 3
-    assert lines[3] == "3 of 5 images could not be read"
+    named = ("model: ", "empty.jpg", "torn.png", "none.jpg")
+    assert all(name in line for name, line in zip(named, lines, strict=False))
+    assert lines[4] == "3 of 5 images could not be read"
     wanted = by_hand(folder / "a.ckpt", good[1], 40).softmax(0).max()
     assert float(rows[1]["probability"]) == pytest.approx(float(wanted), abs=1e-5)
 
@@ -141,7 +141,7 @@ def test_onnx_needs_onnxruntime_pillow_and_numpy_alone(folder, tmp_path):
     own = "flatbuffers,google,packaging"
     package = str(Path(cli.__file__).parents[1])
     done = run_to_end([sys.executable, "-c", BLOCKED, own, *command], tmp_path, PYTHONPATH=package)
-    assert done.err == ""
+    assert done.err == f"model: {folder}/a-export/model.onnx\n"
     assert len(done.out.splitlines()) == len(SIZES)
 
 

@@ -29,12 +29,12 @@ def run_predict(**options: Any) -> int:
         raise ConfigError(f"--boxes and --grid take one image, got {len(paths)}")
     if (given.draw or given.scales) and not (given.boxes or given.grid):
         raise ConfigError("--draw and --scales are of regions; add --boxes FILE or --grid N")
-    model = open_model(given.model, given.device)
+    model = open_model(given.model, given.device, given.checkpoint)
     scales = checked_scales(model.signature, given.fuse or (given.scale and (given.scale,)))
     answers: Iterable[tuple[Path, Floats | DataError]] = predict(model, paths, scales, given.batch_size)
     if not sys.stdout.isatty():
         answers = track(answers, "predicting", len(paths))
-    broken = 0
+    broken, told = 0, False
     write = _writer(given)
     for path, said in answers:
         if isinstance(said, DataError):
@@ -46,6 +46,9 @@ def run_predict(**options: Any) -> int:
         row: dict[str, Any] = {"path": named, "label": found[0]["label"], "top": found}
         if given.boxes or given.grid:
             row["regions"] = list(_regions(given, model, path))
+        if not told:  # not sooner: an error is the only line on standard error
+            told = True
+            say(f"model: {model.source}")
         write(row)
     if broken:
         say(f"{broken} of {len(paths)} images could not be read")

@@ -34,6 +34,7 @@ class SppClassifier(nn.Module):
     Attributes:
         levels: the grid sizes in use: (1,) for ``gap``, (6,) for ``fixed``.
         mean, std, smallest: of the trunk: what images are normalised with, in units of 0..1, and their smallest side.
+        fit, max_aspect: how an image meets a scale, for `predict`: as it was trained, where it was loaded.
         frozen: whether `freeze_trunk` was called.
 
     Raises:
@@ -71,6 +72,7 @@ class SppClassifier(nn.Module):
         net = build_trunk(trunk) if isinstance(trunk, str) else trunk
         self.trunk = net if isinstance(net, Trunk) else Trunk(net)
         self.mean, self.std, self.smallest = self.trunk.mean, self.trunk.std, self.trunk.smallest
+        self.fit, self.max_aspect = "warp" if pool == "fixed" else "keep", 4.0
         lengths = [self.trunk.channels * n * n for n in self.levels]
         self.head = _HEADS[head](lengths, len(self.classes), hidden, dropout)
         self._recipe = {"head": head, "hidden": tuple(hidden), "dropout": dropout}
