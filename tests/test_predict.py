@@ -19,6 +19,7 @@ from sppcls.data.plan import plan_evaluation
 from sppcls.deploy.predict import expand, predict
 from sppcls.deploy.regions import _moved, _scale_of_each, distinct, grid
 from sppcls.deploy.runtime import open_model
+from sppcls.errors import ConfigError, DataError
 from tests.processes import Program, run_to_end
 
 SIZES = [(60, 80), (80, 60), (64, 64), (61, 79), (30, 200), (300, 401), (60, 81)]
@@ -78,6 +79,65 @@ def test_logits_are_equal_from_the_file_on_disk_in_every_format(folder):
     for name in FORMATS:
         said = np.stack([row for _, row in predict(open_model(folder / "a-export" / name), paths, (40,))])
         assert np.abs(np.log(said) - wanted).max() < 1e-4
+
+
+def test_python_says_what_the_verb_says(folder, capsys):
+    network, images = load_model(folder / "a.ckpt"), folder / "images"
+    network.train()
+
+    def near(got, wanted):
+        assert (got["path"], got["label"]) == (wanted["path"], wanted["label"])
+        assert [a["label"] for a in got["top"]] == [a["label"] for a in wanted["top"]]
+        for mine, other in zip(got["top"], wanted["top"], strict=True):
+            assert mine["probability"] == pytest.approx(other["probability"], abs=1e-6)
+
+    for options, arguments in ((), {}), (("--scale", 56, "--top", 2), {"scale": 56, "top": 2}):
+        rows = [json.loads(line) for line in run(capsys, folder / "a.ckpt", images, "--json", *options)[1].splitlines()]
+        for got, wanted in zip(network.predict(images, **arguments), rows, strict=True):
+            near(got, wanted)
+        by_path = {row["path"]: row for row in rows}
+        near(network.predict(str(images / "0.jpg"), **arguments), by_path[str(images / "0.jpg")])
+        png = by_path[str(images / "6.png")]  # what is open in memory is not decoded at a fraction of its size
+        with Image.open(images / "6.png") as image:
+            for one in (image, np.asarray(image)):
+                near(network.predict(one, **arguments), png | {"path": None})
+            first, second = network.predict([image, images / "2.jpg"], **arguments)
+        near(first, png | {"path": None})
+        near(second, by_path[str(images / "2.jpg")])
+        (only,) = network.predict(str(images / "2.*"), **arguments)
+        near(only, by_path[str(images / "2.jpg")])
+    assert network.training
+    turned = Image.fromarray(np.arange(60 * 80 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 80, 3))
+    turned.getexif()[0x0112] = 6
+    near(network.predict(turned), network.predict(turned.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_python_predicts_as_the_network_was_trained(tmp_path, save_model):
+    network = load_model(save_model(tmp_path / "a.ckpt"))
+    network.fit, image = "warp", np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    with torch.no_grad():
+        pixels = fit_image(torch.from_numpy(image).permute(2, 0, 1), (40, 40), "warp")
+        wanted = network(network.normalize(pixels[None]))[0].softmax(0)
+    assert network.predict(image)["top"][0]["probability"] == pytest.approx(float(wanted.max()), abs=1e-6)
+
+
+def test_what_is_no_image_is_refused_by_python(folder, tmp_path):
+    network = load_model(folder / "a.ckpt")
+    wrong = [3, np.zeros((4, 5, 3)), np.zeros((2, 4, 5, 3), np.uint8), np.zeros((0, 5, 3), np.uint8), torch.zeros(3, 4)]
+    for image in wrong:
+        with pytest.raises(TypeError, match="expected a file, a folder, a Pillow image"):
+            network.predict(image)
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8")
+    for image, said in (
+        (tmp_path / "torn.jpg", "torn.jpg"),
+        (tmp_path / "none.jpg", "No such file"),
+        ("no*", "no image"),
+    ):
+        with pytest.raises(DataError, match=said):
+            network.predict([folder / "images" / "0.jpg", image])
+    with pytest.raises(ConfigError, match="too small"):
+        network.predict(folder / "images", scale=0)
+    assert network.predict([]) == []
 
 
 def test_fused_scales_are_the_mean_of_probabilities(folder, capsys):

@@ -73,11 +73,16 @@ def decode_array(path: str | os.PathLike[str], min_short: int | None = None) -> 
         if min_short is not None:
             n = reduction(min(image.size), min_short)
             image.draft(None, (image.width // n, image.height // n))  # only JPEG files do anything here
-        orientation = _orientation(image)
-        rgb = _to_rgb(image)
-        if orientation in _TURNS:
-            rgb = rgb.transpose(_TURNS[orientation])
-        return np.array(rgb)
+        return pixels_of(image)
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    """Return an open image as [H, W, 3] uint8 RGB, turned as its EXIF data say; see `decode_array`."""
+    orientation = _orientation(image)
+    rgb = _to_rgb(image)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+    return np.array(rgb)
 
 
 def quiet() -> AbstractContextManager[object]:

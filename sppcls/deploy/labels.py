@@ -1,7 +1,6 @@
 """What ``sppcls predict`` prints: a line an image, as text, JSON or CSV."""
 
 import csv
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from typing import Any
 
 from sppcls.atomic import csv_cell, to_json
 from sppcls.data.decode import read_size
-from sppcls.deploy.predict import checked_scales, expand, predict, top
+from sppcls.deploy.predict import answer, checked_scales, expand, predict, top
 from sppcls.deploy.regions import classify, distinct, draw, grid, read_boxes
 from sppcls.deploy.runtime import Floats, Runtime, open_model
 from sppcls.errors import ConfigError, DataError
@@ -41,9 +40,7 @@ def run_predict(**options: Any) -> int:
             broken += 1
             say(f"error: {said}")
             continue
-        found = top(said, model.signature.classes, given.top)
-        named = os.fsencode(path).decode("utf-8", "replace")
-        row: dict[str, Any] = {"path": named, "label": found[0]["label"], "top": found}
+        row = answer(path, said, model.signature.classes, given.top)
         if given.boxes or given.grid:
             row["regions"] = list(_regions(given, model, path))
         if not told:  # not sooner: an error is the only line on standard error

@@ -1,6 +1,7 @@
 """The classifier: a trunk, a pooling that takes maps of any size, and a head."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Literal, Self
 
 import torch
@@ -133,6 +134,27 @@ class SppClassifier(nn.Module):
             raise ValueError(f"pool='fixed' takes images of {fixed} pixels (H x W) only, got {height}x{width}")
         features: Tensor = self.trunk(images)
         return features
+
+    def predict(self, images: Any, scale: int | None = None, top: int = 5) -> Any:
+        """Return the likeliest classes of images, with the preprocessing and in the form of ``sppcls predict --json``.
+
+        Args:
+            images: A file, a Pillow image or an array [H, W, 3] uint8 RGB; or a folder, a pattern as ``*.jpg``, or a
+                list of any of these.
+            scale: Shorter side in pixels; the largest trained without it.
+            top: How many classes to name.
+
+        Returns:
+            ``{"path", "label", "top": [{"label", "probability"}, ...]}``, or a list of these where several images may
+            be meant; the path of what is no file is None.
+
+        Raises:
+            ConfigError: A scale that it cannot take.
+            DataError: An image that cannot be read.
+            TypeError: Images that are none of the above.
+        """
+        # A front door, as the package's own names are: models know nothing of files, and import no Pillow.
+        return import_module("sppcls.deploy.python").labels(self, images, scale, top)
 
     def freeze_trunk(self) -> None:
         """Train the head alone: no gradients for the trunk, and its batch-norm stays in eval mode after `train`."""
