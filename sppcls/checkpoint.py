@@ -124,9 +124,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         loaded = load_plain(file)
     except pickle.UnpicklingError as error:
         raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({_line(error)})") from None
-    except Exception as error:
+    except Exception:
         # A damaged archive fails in whichever class its damage meets first: struct, zip, pickle, key, run-time.
-        raise SppclsError(f"{file} is damaged or no checkpoint ({type(error).__name__})") from None
+        raise SppclsError(f"{file} is not a checkpoint, or a damaged one; use a run folder, .ckpt or export") from None
     if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
         raise SppclsError(f"{file} is no checkpoint: it has no 'state_dict' entry")
     _refuse_faults(loaded["state_dict"], file)
@@ -173,8 +173,8 @@ def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
         with safetensors.safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get(KEY)
         return json.loads(text) if text else None, load_file(file)
-    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
-        raise SppclsError(f"{file} is damaged or no safetensors file ({type(error).__name__})") from None
+    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
+        raise SppclsError(f"{file} is not a safetensors file, or a damaged one; export it again") from None
 
 
 def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model:

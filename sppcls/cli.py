@@ -183,10 +183,20 @@ def _predict(verb: _Parser) -> None:
     kind.add_argument("--json", action="store_true", help="a JSON object a line")
     kind.add_argument("--csv", action="store_true", help="a table with a heading")
     boxes = verb.add_mutually_exclusive_group()
-    boxes.add_argument("--boxes", type=_path, metavar="FILE", help="regions of one image, x1 y1 x2 y2: .json or .csv")
+    boxes.add_argument(
+        "--boxes",
+        type=_path,
+        metavar="FILE",
+        help="regions, x1 y1 x2 y2: .json or .csv; of many images path,x1,y1,x2,y2",
+    )
     boxes.add_argument("--grid", type=_at_least(1, 64), metavar="N", help="propose squares, N to the shorter side")
     add("--scales", type=_scales, help="scales to take regions from, as 480,576,688,864")
-    add("--draw", type=_path, metavar="FILE", help="draw the regions, as a .png or .jpg")
+    add(
+        "--draw",
+        type=_path,
+        metavar="FILE",
+        help="draw labels and regions, as a .png or .jpg; of many images into a folder",
+    )
     add("--batch-size", type=_at_least(1), default=32)
     add("--device", default="auto", help="auto, cpu, cuda ...")
 

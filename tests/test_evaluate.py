@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -207,6 +208,28 @@ def test_a_graph_is_measured_as_its_checkpoint_is(exported, evaluate, tmp_path):
         status, _, said = evaluate(graph, *photos, *option)
         assert (status, "is a graph" in said.err) == (2, True)
     assert "does not say where its images are" in evaluate(graph)[2].err
+
+
+def test_a_report_of_single_trainings_is_that_of_the_latest(model, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for name in ("2026-01-02_10-00-00", "2026-01-10_09-00-00"):
+        shutil.copytree(model, runs / name)
+        (runs / name / "report.html").unlink(missing_ok=True)
+    for folder, names in ((runs, ["2026-01-10_09-00-00/report.html"]), (tmp_path / "jobs", ["report.html"])):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["report", str(folder)])
+        said = capsys.readouterr()
+        assert (end.value.code, said.err) == (0, "")
+        assert sorted(str(path.relative_to(folder)) for path in folder.rglob("report.html")) == names
+        assert ("single trainings; this is the latest" in said.out) == (folder == runs)
+        if folder == runs:
+            assert f"holds 2 single trainings; this is the latest, {runs}/2026-01-10_09-00-00" in said.out
+            (runs / "2026-01-10_09-00-00" / "report.html").unlink()
+            runs.rename(tmp_path / "jobs")
+            for number, job in enumerate(sorted((tmp_path / "jobs").iterdir())):
+                job = job.rename(job.with_name(f"job-{number}"))  # put together by hand: to be compared
+                config = (job / "config.yaml").read_text()
+                (job / "config.yaml").write_text(re.sub(r"^seed: \d+", f"seed: {number}", config, flags=re.M))
 
 
 def test_views_fusion_recalibration_and_object_sizes(model, evaluate):

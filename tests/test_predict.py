@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from sppcls import cli, load_model
 from sppcls.data.images import decode, fit_image
 from sppcls.data.plan import plan_evaluation
 from sppcls.deploy.predict import expand, predict
-from sppcls.deploy.regions import _moved, _scale_of_each, distinct, grid
+from sppcls.deploy.regions import _moved, _scale_of_each, apart, distinct, grid
 from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, DataError
 from tests.processes import Program, run_to_end
@@ -203,6 +205,10 @@ def test_onnx_needs_onnxruntime_pillow_and_numpy_alone(folder, tmp_path):
     done = run_to_end([sys.executable, "-c", BLOCKED, own, *command], tmp_path, PYTHONPATH=package)
     assert done.err == f"model: {folder}/a-export/model.onnx\n"
     assert len(done.out.splitlines()) == len(SIZES)
+    for name in ("a-export/model.safetensors", "a-export/model.pt2", "a.ckpt"):
+        command[1] = str(folder / name)
+        done = run_to_end([sys.executable, "-c", BLOCKED, own, *command], tmp_path, 2, PYTHONPATH=package)
+        assert done.err == f"error: {command[1]}: this format needs torch, which is not installed; use an .onnx file\n"
 
 
 def boxes_file(tmp_path, rows, name="boxes.json"):
@@ -319,25 +325,62 @@ def test_regions_are_drawn_onto_the_image(folder, capsys, tmp_path):
         assert len(drawn.convert("RGB").getcolors(10**6)) > 20
 
 
+def test_boxes_of_many_images_and_drawings_of_each(folder, capsys, tmp_path):
+    images = [folder / "images" / "0.jpg", folder / "images" / "6.png"]
+    rows = [["path", "x1", "y1", "x2", "y2"], [images[1], 0, 0, 81, 60], [images[1], 5, 5, 40, 40]]
+    table, out = boxes_file(tmp_path, rows, "many.csv"), tmp_path / "drawn"
+    status, said, _ = run(capsys, folder / "a.ckpt", *images, "--boxes", table, "--json", "--draw", out)
+    assert status == 0
+    none, two = (json.loads(line)["regions"] for line in said.splitlines())
+    alone = boxes_file(tmp_path, rows[2:] and [row[1:] for row in rows[1:]], "one.csv")
+    one = json.loads(run(capsys, folder / "a.ckpt", images[1], "--boxes", alone, "--json")[1])["regions"]
+    assert (none, two) == ([], one)
+    assert {path.name for path in out.iterdir()} == {"0.jpg.png", "6.png.png"}
+    status, _, error = run(capsys, folder / "a.ckpt", images[0], "--boxes", table)
+    assert (status, error.count("\n"), "is none of the images" in error) == (3, 1, True)
+
+
+def test_the_label_of_a_whole_image_is_drawn(folder, capsys, tmp_path):
+    image, out = folder / "images" / "0.jpg", tmp_path / "x.png"
+    assert run(capsys, folder / "a.ckpt", image, "--draw", out)[0] == 0
+    with Image.open(out) as drawn, Image.open(image) as plain:
+        changed = np.asarray(drawn.convert("RGB")) != np.asarray(plain.resize(drawn.size))
+    places = np.argwhere(changed.any(2))
+    assert len(places) > 100
+    assert places.max(0)[0] < drawn.height // 10  # at the top, and nothing else
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-50, 400)] * 2, st.integers(1, 120), st.integers(1, 20)), max_size=8))
+def test_labels_lie_inside_and_do_not_cover_one_another(wanted):
+    places = apart(wanted, (300, 400))
+    boxes = [(x, y, x + w, y + h) for (x, y), (_, _, w, h) in zip(places, wanted, strict=True)]
+    for number, a in enumerate(boxes):
+        assert 0 <= a[0] < a[2] <= 300
+        assert 0 <= a[1] < a[3] <= 400
+        for b in boxes[:number]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["a.ckpt", "images", "--boxes", "x.json"], 2, "take one image, got 7"),
-        (["a.ckpt", "images/0.jpg", "--draw", "x.png"], 2, "--draw and --scales are of regions"),
+        (["a.ckpt", "images", "--boxes", "x.json"], 2, "is of one image, got 7; add a heading path,x1,y1,x2,y2"),
+        (["a.ckpt", "images", "--draw", "x.png"], 2, "7 images need a folder"),
         (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "none/x.png"], 2, "--draw none/x.png"),
         (["a.ckpt", "images/0.jpg", "--boxes", "none.json"], 3, "--boxes none.json: No such file"),
         (["a.ckpt", "images/0.jpg", "--boxes", "a.ckpt"], 3, "--boxes a.ckpt"),
         (["a-export/model.onnx", "images/0.jpg", "--grid", "4"], 2, "or an ONNX file made with --regions"),
         (["a.ckpt", "no*such"], 3, "no image in no*such"),
         (["a.ckpt", ""], 2, "an image is named ''"),
-        (["a.ckpt", "images", "--scales", "64"], 2, "--draw and --scales are of regions"),
+        (["a.ckpt", "images", "--scales", "64"], 2, "--scales are of regions"),
         (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "images/0.jpg"], 2, "name another file than the image"),
         (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "x.txt"], 2, "ends in .png"),
         (["a.ckpt", "images/0.jpg", "--grid", "100000"], 2, "64 at most"),
         (["a.ckpt", "images/0.jpg", "--scale", "1000000"], 2, "8192 at most"),
         (["none", "images"], 2, "no model at none"),
         (["images", "images"], 2, "images has no checkpoints/last.ckpt"),
-        (["images/0.jpg", "images"], 1, "images/0.jpg is damaged or no checkpoint"),
+        (["images/0.jpg", "images"], 1, "images/0.jpg is not a checkpoint, or a damaged one"),
         (["a.ckpt", "images", "--scale", "0"], 2, "at least 1"),
         (["a.ckpt", "images", "--scale", "9", "--fuse", "8,9"], 2, "not allowed with"),
         (["a.ckpt", "images", "--json", "--csv"], 2, "not allowed with"),

@@ -69,12 +69,21 @@ def open_model(path: str | Path, device: str = "cpu", checkpoint: str | None = N
         SppclsError: The file is damaged, foreign, or refused because it could do more than compute.
     """
     file = graph_file(checked_path(path, "model"))
+    if file is None or file.suffix != ".onnx":
+        _check_torch(path)
     if file is None or checkpoint:
         return _of_file(path, device, checkpoint)
     if device not in ("auto", "cpu"):
         raise ConfigError(f"--device {device}: {file.name} runs on the CPU here; use a run, checkpoint or safetensors")
     opened = _of_onnx(file) if file.suffix == ".onnx" else _of_pt2(file)
     return replace(opened, source=str(file))
+
+
+def _check_torch(path: str | Path) -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise ConfigError(f"{path}: this format needs torch, which is not installed; use an .onnx file") from None
 
 
 def graph_file(path: Path) -> Path | None:
@@ -125,13 +134,9 @@ def _of_pt2(file: Path) -> Runtime:
 
 
 def _of_file(path: str | Path, device: str, checkpoint: str | None) -> Runtime:
-    try:
-        from sppcls.build import pick_device
-        from sppcls.checkpoint import load
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{path}: this format needs {error.name}, which is not installed; install it, or use an .onnx file"
-        ) from None
+    from sppcls.build import pick_device
+    from sppcls.checkpoint import load
+
     loaded = load(path, checkpoint)
     network = loaded.network.to(pick_device(device))
     return replace(of_network(network, loaded.signature), source=str(loaded))
