@@ -381,7 +381,7 @@ def test_labels_lie_inside_and_do_not_cover_one_another(wanted):
         (["none", "images"], 2, "no model at none"),
         (["images", "images"], 2, "images has no checkpoints/last.ckpt"),
         (["images/0.jpg", "images"], 1, "images/0.jpg is not a checkpoint, or a damaged one"),
-        (["a.ckpt", "images", "--scale", "0"], 2, "at least 1"),
+        (["a.ckpt", "images", "--scale", "0"], 2, "at least 8"),
         (["a.ckpt", "images", "--scale", "9", "--fuse", "8,9"], 2, "not allowed with"),
         (["a.ckpt", "images", "--json", "--csv"], 2, "not allowed with"),
         (["a.ckpt", "images", "--device", "tpu"], 2, "--device tpu"),
