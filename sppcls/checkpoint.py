@@ -4,7 +4,7 @@ import json
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sppcls.errors import ConfigError, SppclsError
-from sppcls.generations import last_whole
+from sppcls.generations import BEST, is_whole, last_whole
 from sppcls.models.classifier import SppClassifier
 from sppcls.models.pickled import load_plain
 from sppcls.models.weights import fault_of
@@ -34,22 +34,31 @@ class Model:
     Attributes:
         spec: What `train.py` trained it by; None for networks that were trained otherwise.
         metrics: Of the epoch that it was saved at, by name.
+        file: Where it was read.
+        epoch: The epoch that it was saved at, from 1; None where its file does not say.
     """
 
     network: SppClassifier
     signature: Signature
     spec: Spec | None
     metrics: dict[str, float]
+    file: Path
+    epoch: int | None = None
+
+    def __str__(self) -> str:
+        """Return in one line which weights these are."""
+        epoch = f"epoch {self.epoch}, " if self.epoch else ""
+        return f"{self.file}, {epoch}all {len(self.network.state_dict())} tensors fit"
 
 
-def signature_of(network: SppClassifier, fit: str | None = None, max_aspect: float = 4.0) -> Signature:
-    """Return how to use a network; ``fit`` is how its images met a scale, ``keep`` (``fixed``: ``warp``) if unknown."""
+def signature_of(network: SppClassifier, fit: str | None = None, max_aspect: float | None = None) -> Signature:
+    """Return how to use a network; ``fit`` and ``max_aspect`` are the network's own where they are not given."""
     return Signature(
         classes=network.classes,
         scales=network.scales,
         pool=network.pool,
-        fit=fit or ("warp" if network.pool == "fixed" else "keep"),
-        max_aspect=max_aspect,
+        fit=fit or network.fit,
+        max_aspect=max_aspect or network.max_aspect,
         mean=network.mean,
         std=network.std,
         smallest=network.smallest,
@@ -74,13 +83,20 @@ def describe(
     }
 
 
-def checkpoint_path(path: str | Path) -> Path:
-    """Return the file of weights that a run folder, an exported folder or a file name means; a run means its last."""
+def checkpoint_path(path: str | Path, which: str | None = None) -> Path:
+    """Return the file of weights that a run folder, an exported folder or a file name means.
+
+    ``which`` is ``last`` or ``best`` of a run, which means its last without it.
+    """
     given = checked_path(path, "model")
-    if given.is_file():
-        return given
     if not given.exists():
         raise ConfigError(f"no model at {given}; name a run folder, a .ckpt file or an exported folder")
+    if which and not (given / "checkpoints").is_dir():
+        raise ConfigError(f"--checkpoint {which} is for a run folder, and {given} is none; leave it out")
+    if given.is_file():
+        return given
+    if which == "best":
+        return _best(given / "checkpoints" / BEST)
     found = last_whole(given / "checkpoints")
     if found is None and (given / WEIGHTS).is_file():
         return given / WEIGHTS
@@ -93,6 +109,14 @@ def checkpoint_path(path: str | Path) -> Path:
     return found
 
 
+def _best(file: Path) -> Path:
+    if not file.is_file():
+        raise ConfigError(f"there is no {file}; use --checkpoint last")
+    if not is_whole(file):
+        raise SppclsError(f"{file} is damaged: it is not as it was saved; use --checkpoint last")
+    return file
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint's tensors and plain values, running no code that came with it; any Lightning checkpoint."""
     file = checkpoint_path(path)
@@ -100,9 +124,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         loaded = load_plain(file)
     except pickle.UnpicklingError as error:
         raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({_line(error)})") from None
-    except Exception as error:
+    except Exception:
         # A damaged archive fails in whichever class its damage meets first: struct, zip, pickle, key, run-time.
-        raise SppclsError(f"{file} is damaged or no checkpoint ({type(error).__name__})") from None
+        raise SppclsError(f"{file} is not a checkpoint, or a damaged one; use a run folder, .ckpt or export") from None
     if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
         raise SppclsError(f"{file} is no checkpoint: it has no 'state_dict' entry")
     _refuse_faults(loaded["state_dict"], file)
@@ -119,14 +143,16 @@ def load_model(path: str | Path) -> SppClassifier:
     return load(path).network
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, which: str | None = None) -> Model:
     """Load a model; the network is rebuilt from names, and its weights are read with ``weights_only=True``.
+
+    ``which`` is as in `checkpoint_path`.
 
     Raises:
         ConfigError: There is nothing at ``path``.
         SppclsError: The file is no model of this package, or its weights contradict its description.
     """
-    file = checkpoint_path(path)
+    file, epoch = checkpoint_path(path, which), None
     if file.suffix == ".safetensors":
         described, weights = _read_safetensors(file)
         _refuse_faults(weights, file)
@@ -134,9 +160,9 @@ def load(path: str | Path) -> Model:
         raise ConfigError(f"{file} is a graph, which `sppcls predict` runs; a network comes from a run or {WEIGHTS}")
     else:
         loaded = read_checkpoint(file)
-        described, weights = loaded.get(KEY), loaded["state_dict"]
+        described, weights, epoch = loaded.get(KEY), loaded["state_dict"], loaded.get("epoch")
         weights = {k.removeprefix(_PREFIX): v for k, v in weights.items() if str(k).startswith(_PREFIX)}
-    return _rebuilt(described, weights, file)
+    return replace(_rebuilt(described, weights, file), epoch=epoch + 1 if isinstance(epoch, int) else None)
 
 
 def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -147,8 +173,8 @@ def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
         with safetensors.safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get(KEY)
         return json.loads(text) if text else None, load_file(file)
-    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
-        raise SppclsError(f"{file} is damaged or no safetensors file ({type(error).__name__})") from None
+    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
+        raise SppclsError(f"{file} is not a safetensors file, or a damaged one; export it again") from None
 
 
 def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model:
@@ -169,10 +195,10 @@ def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model
         raise SppclsError(f"{file}: weights and description contradict each other: {_line(error)}") from None
     if known is None:
         known = signature_of(network, *((spec.data.fit, spec.data.max_aspect) if spec else ()))
-    network.mean, network.std = known.mean, known.std
+    network.mean, network.std, network.fit, network.max_aspect = known.mean, known.std, known.fit, known.max_aspect
     metrics = described.get("metrics")
     numbers = {str(k): v for k, v in metrics.items() if isinstance(v, float)} if isinstance(metrics, dict) else {}
-    return Model(network.eval(), known, spec, numbers)
+    return Model(network.eval(), known, spec, numbers, file)
 
 
 def _line(error: Exception) -> str:

@@ -147,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _evaluate(verb: _Parser) -> None:
     add = verb.add_argument
-    add("model", type=_path, metavar="MODEL", help="a run folder or a checkpoint")
+    add("model", type=_path, metavar="MODEL", help="a run folder, a checkpoint or any export")
+    _which(verb)
     add("--scales", type=_scales, help="test scales, as 64,96,128 (those of the run)")
     add("--data", type=_path, metavar="DIR", help="class folders; with --split, the run's data set moved there")
     add("--split", choices=("val", "test", "train"), help="which part of the run's data set (val)")
@@ -157,6 +158,8 @@ def _evaluate(verb: _Parser) -> None:
     add("--places", type=int, choices=range(2, 17), metavar="N", default=3, help="crops along each axis (3)")
     add("--fuse", type=_scales, metavar="SCALES", help="average whole-image predictions over these scales")
     add("--recalibrate-bn", action="store_true", help="batch-norm statistics of each test scale")
+    add("--classes", action="store_true", help="show precision, recall and F1 of each class")
+    add("--answers", type=_path, metavar="FILE.csv", help="write each image's path, class, answer and probability")
     add("--object-scale", action="store_true", help="accuracy by the object's true size (data=shapes)")
     add("--batch-size", type=_at_least(1), default=32)
     add("--num-workers", type=_at_least(0), default=0)
@@ -164,9 +167,14 @@ def _evaluate(verb: _Parser) -> None:
     add("--out", type=_path, metavar="DIR", help="where evaluation.json, .csv and .svg go (the run folder)")
 
 
+def _which(verb: _Parser) -> None:
+    verb.add_argument("--checkpoint", choices=("last", "best"), help="which of a run's (last)")
+
+
 def _predict(verb: _Parser) -> None:
     add = verb.add_argument
     add("model", type=_path, metavar="MODEL", help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2")
+    _which(verb)
     add("images", type=_path, metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on stdin")
     scale = verb.add_mutually_exclusive_group()
     scale.add_argument("--scale", type=_at_least(8, 8192), help="shorter side in pixels (the largest trained)")
@@ -176,10 +184,20 @@ def _predict(verb: _Parser) -> None:
     kind.add_argument("--json", action="store_true", help="a JSON object a line")
     kind.add_argument("--csv", action="store_true", help="a table with a heading")
     boxes = verb.add_mutually_exclusive_group()
-    boxes.add_argument("--boxes", type=_path, metavar="FILE", help="regions of one image, x1 y1 x2 y2: .json or .csv")
+    boxes.add_argument(
+        "--boxes",
+        type=_path,
+        metavar="FILE",
+        help="regions, x1 y1 x2 y2: .json or .csv; of many images path,x1,y1,x2,y2",
+    )
     boxes.add_argument("--grid", type=_at_least(1, 64), metavar="N", help="propose squares, N to the shorter side")
     add("--scales", type=_scales, help="scales to take regions from, as 480,576,688,864")
-    add("--draw", type=_path, metavar="FILE", help="draw the regions, as a .png or .jpg")
+    add(
+        "--draw",
+        type=_path,
+        metavar="FILE",
+        help="draw labels and regions, as a .png or .jpg; of many images into a folder",
+    )
     add("--batch-size", type=_at_least(1), default=32)
     add("--device", default="auto", help="auto, cpu, cuda ...")
 
@@ -187,6 +205,7 @@ def _predict(verb: _Parser) -> None:
 def _export(verb: _Parser) -> None:
     add = verb.add_argument
     add("model", type=_path, metavar="MODEL", help="a run folder, a checkpoint or a safetensors export")
+    _which(verb)
     add(
         "--format",
         required=True,

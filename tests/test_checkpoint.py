@@ -168,5 +168,5 @@ def test_what_is_no_model_says_what_would_be(tmp_path):
     with pytest.raises(ConfigError, match="`sppcls predict` runs"):
         load_model(tmp_path / "a.onnx")
     (tmp_path / "a.safetensors").write_bytes(b"x" * 50)
-    with pytest.raises(SppclsError, match="damaged or no safetensors"):
+    with pytest.raises(SppclsError, match="is not a safetensors file"):
         load_model(tmp_path / "a.safetensors")

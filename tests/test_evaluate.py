@@ -1,6 +1,10 @@
 """``sppcls evaluate``: equal to an obvious loop over files, on splits and folders, and its wrong inputs."""
 
+import csv
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +104,134 @@ def test_the_runs_own_validation_gives_its_summary_again(model, evaluate, tmp_pa
     assert "scale spread" in said.out
 
 
+def files(folder):
+    return {path.name for path in folder.iterdir() if path.name.startswith("evaluation")}
+
+
+def test_evaluations_say_what_they_are_of_and_replace_no_other(model, photos, tmp_path, capsys):
+    run_folder = shutil.copytree(model, tmp_path / "r")
+    twin = shutil.copytree(photos, tmp_path / "twin" / photos.name)
+    other = next(path for path in twin.rglob("*.png"))
+    other.unlink()
+
+    def evaluated(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["evaluate", str(run_folder), "--scales", "24", "--device", "cpu", *map(str, arguments)])
+        assert end.value.code == 0
+        return capsys.readouterr()
+
+    said = evaluated()
+    assert "val of shapes, last.ckpt of epoch 2" in said.out
+    tensors = len(load_model(run_folder).state_dict())
+    assert said.err == f"model: {run_folder}/checkpoints/last.ckpt, epoch 2, all {tensors} tensors fit\n"
+    own = (run_folder / "evaluation.json").read_bytes()
+    said = evaluated("--data", photos, "--checkpoint", "best")
+    assert f"{photos}, best.ckpt of epoch " in said.out
+    assert "val of" not in said.out
+    assert (run_folder / "evaluation.json").read_bytes() == own
+    evaluated("--data", twin, "--checkpoint", "best")
+    evaluated("--data", twin, "--checkpoint", "best", "--fit", "warp")
+    evaluated("--split", "test")
+    stems = ["evaluation", f"evaluation-best-{photos.name}", f"evaluation-best-{photos.name}-2"]
+    stems += [f"evaluation-best-{photos.name}-warp", "evaluation-test"]
+    ends = (".json", ".csv", ".svg", "-classes.csv")
+    assert files(run_folder) == {stem + end for stem in stems for end in ends}
+    images = [json.loads((run_folder / f"{stem}.json").read_text())["scales"][0]["images"] for stem in stems[1:3]]
+    assert images[0] == images[1] + 1
+    before = files(run_folder)
+    evaluated("--data", twin, "--checkpoint", "best")  # the same again replaces its own
+    assert files(run_folder) == before
+
+
+def test_the_best_checkpoint_is_the_one_named(model, photos, capsys, tmp_path):
+    image, said = str(next(photos.rglob("*.png"))), []
+    for chosen in (["predict", str(model), image, "--checkpoint", "best"], ["predict", str(model), image]):
+        with pytest.raises(SystemExit):
+            cli.main(chosen)
+        said.append(capsys.readouterr().err)
+    assert [line.count("\n") for line in said] == [1, 1]
+    assert "checkpoints/best.ckpt, epoch" in said[0]
+    assert "checkpoints/last.ckpt, epoch 2" in said[1]
+    run_folder = shutil.copytree(model, tmp_path / "r")
+    (run_folder / "checkpoints" / "best.ckpt").write_bytes(b"PK")
+    for name, text in ((run_folder, "best.ckpt is damaged"), (run_folder / "checkpoints/last.ckpt", "is for a run")):
+        with pytest.raises(SystemExit):
+            cli.main(["export", str(name), "--format", "safetensors", "--checkpoint", "best"])
+        error = capsys.readouterr().err
+        assert text in error
+        assert error.count("\n") == 1
+
+
+def test_classes_confusion_and_answers_are_those_of_a_count_by_hand(model, photos, evaluate, tmp_path):
+    table = tmp_path / "answers.csv"
+    status, found, said = evaluate(model, "--data", photos, "--scales", "24,32", "--answers", table, "--classes")
+    assert status == 0
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["path"] for row in rows] == [str(path) for path in sorted(photos.rglob("*.png")) for _ in range(2)]
+    assert {row["scale"] for row in rows} == {"24", "32"}
+    assert all(row["class"] == Path(row["path"]).parent.name and 0 < float(row["probability"]) <= 1 for row in rows)
+    at = [row for row in rows if row["scale"] == "32"]
+    assert sum(row["class"] == row["predicted"] for row in at) / len(at) == found["scales"][1]["acc1"]
+    names = load_model(model).classes
+    assert found["class_scale"] == 32
+    for k, (name, row) in enumerate(zip(names, found["per_class"], strict=True)):
+        both = sum(a["class"] == a["predicted"] == name for a in at)
+        images, answered = (sum(a[column] == name for a in at) for column in ("class", "predicted"))
+        assert (row["class"], row["images"]) == (name, images)
+        wanted = [(both, answered), (both, images), (2 * both, images + answered)]
+        for value, (part, whole) in zip((row["precision"], row["recall"], row["f1"]), wanted, strict=True):
+            assert value == (pytest.approx(part / whole, abs=1e-6) if whole else None)
+        counts = [sum((a["class"], a["predicted"]) == (name, other) for a in at) for other in names]
+        assert found["confusion"]["counts"][k] == counts
+    assert "lowest F1:" in said.out
+    assert "Classes at scale 32" in said.out
+    assert len((tmp_path / "out" / "evaluation-classes.csv").read_text().splitlines()) == len(names) + 1
+
+
+def test_a_graph_is_measured_as_its_checkpoint_is(exported, evaluate, tmp_path):
+    rng, of_graph, graph = np.random.default_rng(0), [], exported / "model.onnx"
+    for number in range(24):
+        image = tmp_path / "photos" / ("cat", "dog", "emu")[number % 3] / f"{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        coarse.resize((50 + number // 3, 60)).save(image)
+    photos = ["--data", tmp_path / "photos"]
+    for name in (exported.parent / "a.ckpt", graph, exported / "model.pt2"):
+        status, found, said = evaluate(name, *photos, "--scales", "24,40,41", "--fuse", "24,40", "--batch-size", "5")
+        assert (status, said.err.count("\n")) == (0, 1), said.err
+        of_graph.append([*found["scales"], found["fused"]])
+    for row, *others in zip(*of_graph, strict=True):
+        for other in others:
+            assert (other["acc1"], other["acc5"], other["trained"]) == (row["acc1"], row["acc5"], row["trained"])
+            assert [other["loss"], other["ece"]] == pytest.approx([row["loss"], row["ece"]], abs=1e-4)
+    for option in (["--recalibrate-bn"], ["--views", "multi"]):
+        status, _, said = evaluate(graph, *photos, *option)
+        assert (status, "is a graph" in said.err) == (2, True)
+    assert "does not say where its images are" in evaluate(graph)[2].err
+
+
+def test_a_report_of_single_trainings_is_that_of_the_latest(model, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for name in ("2026-01-02_10-00-00", "2026-01-10_09-00-00"):
+        shutil.copytree(model, runs / name)
+        (runs / name / "report.html").unlink(missing_ok=True)
+    for folder, names in ((runs, ["2026-01-10_09-00-00/report.html"]), (tmp_path / "jobs", ["report.html"])):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["report", str(folder)])
+        said = capsys.readouterr()
+        assert (end.value.code, said.err) == (0, "")
+        assert sorted(str(path.relative_to(folder)) for path in folder.rglob("report.html")) == names
+        assert ("single trainings; this is the latest" in said.out) == (folder == runs)
+        if folder == runs:
+            assert f"holds 2 single trainings; this is the latest, {runs}/2026-01-10_09-00-00" in said.out
+            (runs / "2026-01-10_09-00-00" / "report.html").unlink()
+            runs.rename(tmp_path / "jobs")
+            for number, job in enumerate(sorted((tmp_path / "jobs").iterdir())):
+                job = job.rename(job.with_name(f"job-{number}"))  # put together by hand: to be compared
+                config = (job / "config.yaml").read_text()
+                (job / "config.yaml").write_text(re.sub(r"^seed: \d+", f"seed: {number}", config, flags=re.M))
+
+
 def test_views_fusion_recalibration_and_object_sizes(model, evaluate):
     options = ["--scales", "32,40", "--split", "test", "--object-scale", "--recalibrate-bn"]
     status, found, _ = evaluate(model / "checkpoints" / "best.ckpt", *options, "--views", "multi")
@@ -130,8 +262,8 @@ def test_wrong_inputs_are_one_line(model, photos, evaluate, tmp_path):
         ([torn], 1, "damaged"),
         ([foreign], 1, "no model of this package"),
         ([model, "--scales", "64,x"], 2, "whole numbers and commas"),
-        ([model, "--scales", "0"], 2, "a scale is 1 to 8192 pixels"),
-        ([model, "--fuse", "-3"], 2, "a scale is 1 to 8192"),
+        ([model, "--scales", "0"], 2, "a scale is 8 to 8192 pixels"),
+        ([model, "--fuse", "-3"], 2, "a scale is 8 to 8192"),
         ([model, "--data", strange], 3, "the model has no class 'zebra'"),
         ([model, "--data", tmp_path / "nowhere"], 3, "no such folder"),
         ([model, "--data", unfinished], 3, "no image in class folders"),

@@ -1,12 +1,16 @@
 """Exports prove themselves: parity at sizes that were not traced, and nothing left where it fails."""
 
+import ast
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from sppcls import cli, load_model
@@ -16,6 +20,7 @@ from sppcls.deploy import graph, parity
 from sppcls.deploy.runtime import open_model, softmax
 from sppcls.ops import pyramid
 from sppcls.spec import ModelSpec
+from tests.readme import blocks
 
 CLASSES = ("cat", "dog", "emu")
 
@@ -72,6 +77,40 @@ def test_class_names_and_preprocessing_travel_in_each_file(exported, model):
     assert "cat, dog, emu" in card
     assert "val_acc1: 0.25" in card
     assert torch.equal(load_model(exported).head.levels[0][2][0].weight, network.head.levels[0][2][0].weight)
+
+
+def test_the_lines_of_the_readme_say_without_this_package_what_the_checkpoint_says(exported, model, tmp_path):
+    (lines,) = (block for block in blocks("python") if any("onnxruntime" in line for line in block))
+    (tmp_path / "lines.py").write_text("\n".join(lines))
+    (tmp_path / "model").symlink_to(exported)
+    rng, network, files = np.random.default_rng(0), load_model(model), []
+    for number, (width, height) in enumerate([(400, 301), (60, 60), (50, 222), (90, 500), (133, 100), (81, 60)]):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((width, height))
+        files.append(str(tmp_path / f"{number}.{'png' if number % 2 else 'jpg'}"))
+        coarse.save(files[-1])
+    program = "import sys\nlines = open('lines.py').read()\nfor sys.argv[1] in sys.argv[1:]: exec(lines)\n"
+    program += "assert not {'torch', 'sppcls'} & sys.modules.keys()\n"
+    done = subprocess.run([sys.executable, "-c", program, *files], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for file, line in zip(files, done.stdout.splitlines(), strict=True):
+        wanted = {row["label"]: row["probability"] for row in network.predict(file)["top"]}
+        assert ast.literal_eval(line) == pytest.approx(wanted, abs=0.02)
+
+
+@pytest.mark.parametrize(("fit", "given"), [("keep", "normalized"), ("crop", "uint8"), ("warp", "float")])
+def test_metadata_of_onnx_say_the_whole_preprocessing(exported, fit, given):
+    signature = replace(open_model(exported).signature, fit=fit, input=given)
+    told = graph.instructions(signature)
+    words = {"keep": "fill up", "crop": "Cut out", "warp": "Resize the image to 40 x 40"}
+    assert words[fit] in told["preprocessing"]
+    assert ("Divide by 255" in told["preprocessing"]) == (given != "uint8")
+    assert all(word in told["preprocessing"] for word in ("RGB", "EXIF", "antialiasing", "bilinear"))
+    assert json.loads(told["classes"]) == list(CLASSES)
+    assert json.loads(told["scale"]) == 40
+    assert tuple(json.loads(told["mean"])) == signature.mean
+    made = onnx.load(exported / "model.onnx", load_external_data=False)
+    kept = {entry.key: entry.value for entry in made.metadata_props}
+    assert graph.instructions(open_model(exported).signature).items() <= kept.items()
 
 
 def test_onnx_is_one_valid_file_with_free_axes_and_no_paths(exported):

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "build": {"models", "data", "spec"},
     "checkpoint": {"build", "spec", "models", "signature", "generations"},
     "generations": set(),
-    "measure": {"ops", "build", "spec", "models", "data", "checkpoint", "signature"},
+    "measure": {"ops", "build", "spec", "models", "data", "checkpoint", "signature", "deploy"},
     "training": {"build", "signature", "spec", "models", "data", "checkpoint", "generations", "measure", "report"},
     "report": {"measure", "data", "build"},
     "deploy": {"checkpoint", "build", "signature", "models", "data"},

@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from sppcls import cli, load_model
 from sppcls.data.images import decode, fit_image
 from sppcls.data.plan import plan_evaluation
 from sppcls.deploy.predict import expand, predict
-from sppcls.deploy.regions import _moved, _scale_of_each, distinct, grid
+from sppcls.deploy.regions import _moved, _scale_of_each, apart, distinct, grid
 from sppcls.deploy.runtime import open_model
+from sppcls.errors import ConfigError, DataError
 from tests.processes import Program, run_to_end
 
 SIZES = [(60, 80), (80, 60), (64, 64), (61, 79), (30, 200), (300, 401), (60, 81)]
@@ -60,7 +63,8 @@ def by_hand(model, path, scale):
 @pytest.mark.parametrize("name", ["a.ckpt", *(f"a-export/{name}" for name in FORMATS), "a-export"])
 def test_every_kind_of_file_says_what_a_slow_loop_says(folder, capsys, name):
     status, out, error = run(capsys, folder / name, folder / "images", "--json", "--top", 3, "--batch-size", 2)
-    assert (status, error) == (0, "")
+    assert (status, error.count("\n")) == (0, 1)
+    assert error.startswith(f"model: {folder / 'a'}")
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["path"] for row in rows] == [str(path) for path in expand([str(folder / "images")])]
     assert len(rows) == len(SIZES)
@@ -77,6 +81,65 @@ def test_logits_are_equal_from_the_file_on_disk_in_every_format(folder):
     for name in FORMATS:
         said = np.stack([row for _, row in predict(open_model(folder / "a-export" / name), paths, (40,))])
         assert np.abs(np.log(said) - wanted).max() < 1e-4
+
+
+def test_python_says_what_the_verb_says(folder, capsys):
+    network, images = load_model(folder / "a.ckpt"), folder / "images"
+    network.train()
+
+    def near(got, wanted):
+        assert (got["path"], got["label"]) == (wanted["path"], wanted["label"])
+        assert [a["label"] for a in got["top"]] == [a["label"] for a in wanted["top"]]
+        for mine, other in zip(got["top"], wanted["top"], strict=True):
+            assert mine["probability"] == pytest.approx(other["probability"], abs=1e-6)
+
+    for options, arguments in ((), {}), (("--scale", 56, "--top", 2), {"scale": 56, "top": 2}):
+        rows = [json.loads(line) for line in run(capsys, folder / "a.ckpt", images, "--json", *options)[1].splitlines()]
+        for got, wanted in zip(network.predict(images, **arguments), rows, strict=True):
+            near(got, wanted)
+        by_path = {row["path"]: row for row in rows}
+        near(network.predict(str(images / "0.jpg"), **arguments), by_path[str(images / "0.jpg")])
+        png = by_path[str(images / "6.png")]  # what is open in memory is not decoded at a fraction of its size
+        with Image.open(images / "6.png") as image:
+            for one in (image, np.asarray(image)):
+                near(network.predict(one, **arguments), png | {"path": None})
+            first, second = network.predict([image, images / "2.jpg"], **arguments)
+        near(first, png | {"path": None})
+        near(second, by_path[str(images / "2.jpg")])
+        (only,) = network.predict(str(images / "2.*"), **arguments)
+        near(only, by_path[str(images / "2.jpg")])
+    assert network.training
+    turned = Image.fromarray(np.arange(60 * 80 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 80, 3))
+    turned.getexif()[0x0112] = 6
+    near(network.predict(turned), network.predict(turned.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_python_predicts_as_the_network_was_trained(tmp_path, save_model):
+    network = load_model(save_model(tmp_path / "a.ckpt"))
+    network.fit, image = "warp", np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    with torch.no_grad():
+        pixels = fit_image(torch.from_numpy(image).permute(2, 0, 1), (40, 40), "warp")
+        wanted = network(network.normalize(pixels[None]))[0].softmax(0)
+    assert network.predict(image)["top"][0]["probability"] == pytest.approx(float(wanted.max()), abs=1e-6)
+
+
+def test_what_is_no_image_is_refused_by_python(folder, tmp_path):
+    network = load_model(folder / "a.ckpt")
+    wrong = [3, np.zeros((4, 5, 3)), np.zeros((2, 4, 5, 3), np.uint8), np.zeros((0, 5, 3), np.uint8), torch.zeros(3, 4)]
+    for image in wrong:
+        with pytest.raises(TypeError, match="expected a file, a folder, a Pillow image"):
+            network.predict(image)
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8")
+    for image, said in (
+        (tmp_path / "torn.jpg", "torn.jpg"),
+        (tmp_path / "none.jpg", "No such file"),
+        ("no*", "no image"),
+    ):
+        with pytest.raises(DataError, match=said):
+            network.predict([folder / "images" / "0.jpg", image])
+    with pytest.raises(ConfigError, match="too small"):
+        network.predict(folder / "images", scale=0)
+    assert network.predict([]) == []
 
 
 def test_fused_scales_are_the_mean_of_probabilities(folder, capsys):
@@ -102,10 +165,9 @@ def test_a_bad_image_is_reported_and_the_rest_go_on(folder, capsys, tmp_path):
     assert [row["path"] for row in rows] == [str(path) for path in good]
     assert set(rows[0]) == {"path", "label", "probability", "label2", "probability2"}
     lines = error.splitlines()
-    assert [name in line for name, line in zip(("empty.jpg", "torn.png", "none.jpg"), lines, strict=False)] == [
-        True
-    ] * 3
-    assert lines[3] == "3 of 5 images could not be read"
+    named = ("model: ", "empty.jpg", "torn.png", "none.jpg")
+    assert all(name in line for name, line in zip(named, lines, strict=False))
+    assert lines[4] == "3 of 5 images could not be read"
     wanted = by_hand(folder / "a.ckpt", good[1], 40).softmax(0).max()
     assert float(rows[1]["probability"]) == pytest.approx(float(wanted), abs=1e-5)
 
@@ -141,8 +203,12 @@ def test_onnx_needs_onnxruntime_pillow_and_numpy_alone(folder, tmp_path):
     own = "flatbuffers,google,packaging"
     package = str(Path(cli.__file__).parents[1])
     done = run_to_end([sys.executable, "-c", BLOCKED, own, *command], tmp_path, PYTHONPATH=package)
-    assert done.err == ""
+    assert done.err == f"model: {folder}/a-export/model.onnx\n"
     assert len(done.out.splitlines()) == len(SIZES)
+    for name in ("a-export/model.safetensors", "a-export/model.pt2", "a.ckpt"):
+        command[1] = str(folder / name)
+        done = run_to_end([sys.executable, "-c", BLOCKED, own, *command], tmp_path, 2, PYTHONPATH=package)
+        assert done.err == f"error: {command[1]}: this format needs torch, which is not installed; use an .onnx file\n"
 
 
 def boxes_file(tmp_path, rows, name="boxes.json"):
@@ -259,26 +325,63 @@ def test_regions_are_drawn_onto_the_image(folder, capsys, tmp_path):
         assert len(drawn.convert("RGB").getcolors(10**6)) > 20
 
 
+def test_boxes_of_many_images_and_drawings_of_each(folder, capsys, tmp_path):
+    images = [folder / "images" / "0.jpg", folder / "images" / "6.png"]
+    rows = [["path", "x1", "y1", "x2", "y2"], [images[1], 0, 0, 81, 60], [images[1], 5, 5, 40, 40]]
+    table, out = boxes_file(tmp_path, rows, "many.csv"), tmp_path / "drawn"
+    status, said, _ = run(capsys, folder / "a.ckpt", *images, "--boxes", table, "--json", "--draw", out)
+    assert status == 0
+    none, two = (json.loads(line)["regions"] for line in said.splitlines())
+    alone = boxes_file(tmp_path, rows[2:] and [row[1:] for row in rows[1:]], "one.csv")
+    one = json.loads(run(capsys, folder / "a.ckpt", images[1], "--boxes", alone, "--json")[1])["regions"]
+    assert (none, two) == ([], one)
+    assert {path.name for path in out.iterdir()} == {"0.jpg.png", "6.png.png"}
+    status, _, error = run(capsys, folder / "a.ckpt", images[0], "--boxes", table)
+    assert (status, error.count("\n"), "is none of the images" in error) == (3, 1, True)
+
+
+def test_the_label_of_a_whole_image_is_drawn(folder, capsys, tmp_path):
+    image, out = folder / "images" / "0.jpg", tmp_path / "x.png"
+    assert run(capsys, folder / "a.ckpt", image, "--draw", out)[0] == 0
+    with Image.open(out) as drawn, Image.open(image) as plain:
+        changed = np.asarray(drawn.convert("RGB")) != np.asarray(plain.resize(drawn.size))
+    places = np.argwhere(changed.any(2))
+    assert len(places) > 100
+    assert places.max(0)[0] < drawn.height // 10  # at the top, and nothing else
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-50, 400)] * 2, st.integers(1, 120), st.integers(1, 20)), max_size=8))
+def test_labels_lie_inside_and_do_not_cover_one_another(wanted):
+    places = apart(wanted, (300, 400))
+    boxes = [(x, y, x + w, y + h) for (x, y), (_, _, w, h) in zip(places, wanted, strict=True)]
+    for number, a in enumerate(boxes):
+        assert 0 <= a[0] < a[2] <= 300
+        assert 0 <= a[1] < a[3] <= 400
+        for b in boxes[:number]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["a.ckpt", "images", "--boxes", "x.json"], 2, "take one image, got 7"),
-        (["a.ckpt", "images/0.jpg", "--draw", "x.png"], 2, "--draw and --scales are of regions"),
+        (["a.ckpt", "images", "--boxes", "x.json"], 2, "is of one image, got 7; add a heading path,x1,y1,x2,y2"),
+        (["a.ckpt", "images", "--draw", "x.png"], 2, "7 images need a folder"),
         (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "none/x.png"], 2, "--draw none/x.png"),
         (["a.ckpt", "images/0.jpg", "--boxes", "none.json"], 3, "--boxes none.json: No such file"),
         (["a.ckpt", "images/0.jpg", "--boxes", "a.ckpt"], 3, "--boxes a.ckpt"),
         (["a-export/model.onnx", "images/0.jpg", "--grid", "4"], 2, "or an ONNX file made with --regions"),
         (["a.ckpt", "no*such"], 3, "no image in no*such"),
         (["a.ckpt", ""], 2, "an image is named ''"),
-        (["a.ckpt", "images", "--scales", "64"], 2, "--draw and --scales are of regions"),
+        (["a.ckpt", "images", "--scales", "64"], 2, "--scales are of regions"),
         (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "images/0.jpg"], 2, "name another file than the image"),
         (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "x.txt"], 2, "ends in .png"),
         (["a.ckpt", "images/0.jpg", "--grid", "100000"], 2, "64 at most"),
         (["a.ckpt", "images/0.jpg", "--scale", "1000000"], 2, "8192 at most"),
         (["none", "images"], 2, "no model at none"),
         (["images", "images"], 2, "images has no checkpoints/last.ckpt"),
-        (["images/0.jpg", "images"], 1, "images/0.jpg is damaged or no checkpoint"),
-        (["a.ckpt", "images", "--scale", "0"], 2, "at least 1"),
+        (["images/0.jpg", "images"], 1, "images/0.jpg is not a checkpoint, or a damaged one"),
+        (["a.ckpt", "images", "--scale", "0"], 2, "at least 8"),
         (["a.ckpt", "images", "--scale", "9", "--fuse", "8,9"], 2, "not allowed with"),
         (["a.ckpt", "images", "--json", "--csv"], 2, "not allowed with"),
         (["a.ckpt", "images", "--device", "tpu"], 2, "--device tpu"),

@@ -316,6 +316,12 @@ def add_node(operator, domain="", **attributes):
 BRANCH = helper.make_graph([helper.make_node("Identity", ["images"], ["y"])], "b", [], [])
 SECRET = helper.make_tensor("t", TensorProto.FLOAT, [1], [1.0])
 external(SECRET, "secret")
+
+
+def _described(model):
+    return next(entry for entry in model.metadata_props if entry.key == "sppcls")
+
+
 STRANGE = {
     "file": (lambda model: external(model.graph.initializer[0], "secret"), "external data"),
     "absolute": (lambda model: external(model.graph.initializer[0], "/etc/hostname"), "external data"),
@@ -335,9 +341,9 @@ STRANGE = {
     "text": (lambda model: setattr(model, "doc_string", "x" * (5 << 20)), "more than 4 MB besides weights"),
     "many": (lambda model: model.graph.node.extend([helper.make_node("Relu", [""], [""])] * 10**5), "more than 4 MB"),
     "foreign": (lambda model: model.ClearField("metadata_props"), "does not say how to use it"),
-    "no JSON": (lambda model: setattr(model.metadata_props[0], "value", "{"), "JSONDecodeError"),
-    "list": (lambda model: setattr(model.metadata_props[0], "value", "[]"), "damaged"),
-    "deep JSON": (lambda model: setattr(model.metadata_props[0], "value", "[" * 10**6), "RecursionError"),
+    "no JSON": (lambda model: setattr(_described(model), "value", "{"), "JSONDecodeError"),
+    "list": (lambda model: setattr(_described(model), "value", "[]"), "damaged"),
+    "deep JSON": (lambda model: setattr(_described(model), "value", "[" * 10**6), "RecursionError"),
     "shape": (lambda model: model.graph.initializer[0].dims.append(1 << 28), "damaged"),
     "input": (lambda model: setattr(model.graph.input[0], "name", "x"), "damaged"),
     "no graph": (lambda model: model.ClearField("graph"), "damaged"),

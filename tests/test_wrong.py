@@ -4,6 +4,7 @@
 """
 
 import json
+import pickle
 import sys
 
 import pytest
@@ -27,6 +28,8 @@ def place(tmp_path_factory, save_model):
     (folder / "empty").mkdir()
     (folder / "text.jpg").write_text("text")
     (folder / "empty.ckpt").touch()
+    (folder / "pickle.ckpt").write_bytes(pickle.dumps({"a": 1}))
+    (folder / "words.ckpt").write_text("weights\n")
     (folder / "turned.json").write_text(json.dumps([[30, 30, 10, 10]]))
     (folder / "three.json").write_text(json.dumps([[0, 0, 10]]))
     return folder
@@ -37,8 +40,8 @@ WRONG = [
     ("evalaute a.ckpt", 2, "VERB 'evalaute' is unknown; did you mean 'evaluate'? sppcls --help"),
     ("evaluate", 2, "required: MODEL"),
     ("evaluate nowhere", 2, "no model at nowhere; name a run folder"),
-    ("evaluate empty.ckpt", 1, "empty.ckpt is damaged"),
-    ("evaluate text.jpg", 1, "text.jpg is damaged"),
+    ("evaluate empty.ckpt", 1, "empty.ckpt is not a checkpoint"),
+    ("evaluate text.jpg", 1, "text.jpg is not a checkpoint"),
     ("evaluate empty", 2, "it is no run or export"),
     ("evaluate a.ckpt", 2, "use --data DIR, a folder of class folders"),
     ("evaluate a.ckpt --scales 64,", 2, "as 64,96,128"),
@@ -55,10 +58,13 @@ WRONG = [
     ("evaluate a.ckpt --data photos --out text.jpg", 2, "--out text.jpg"),
     ("evaluate a.ckpt --data photos --object-scale", 2, "data=shapes only"),
     ("predict a.ckpt", 2, "required: IMAGE"),
+    ("predict pickle.ckpt loose", 1, "pickle.ckpt is not a checkpoint"),
+    ("predict words.ckpt loose", 1, "words.ckpt is not a checkpoint"),
+    ("predict a.ckpt none.jpg", 3, "none.jpg: No such file or directory; check its name"),
     ("predict a.ckpt empty", 3, "no image in empty"),
     ("predict a.ckpt loose --top 0", 2, "--top: got '0'"),
     ("predict a.ckpt loose --json --csv", 2, "not allowed with"),
-    ("predict a.ckpt loose --draw a.png", 2, "add --boxes FILE or --grid N"),
+    ("predict a.ckpt loose --scales 48", 2, "add --boxes FILE or --grid N"),
     ("predict a.ckpt loose/1.png --boxes turned.json", 3, "box 0 is 30 30 10 10"),
     ("predict a.ckpt loose/1.png --boxes three.json", 3, "not four numbers"),
     ("predict a.ckpt loose/1.png --boxes nowhere.json", 3, "nowhere.json: No such file"),

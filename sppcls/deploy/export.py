@@ -19,7 +19,7 @@ from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.path_checks import checked_path
 from sppcls.signature import Signature
-from sppcls.terminal import show, table
+from sppcls.terminal import say, show, table
 
 FILES = {"safetensors": WEIGHTS, "onnx": "model.onnx", "pt2": "model.pt2"}
 OWN = (*FILES.values(), "config.json", "README.md", "parity.json")
@@ -35,6 +35,7 @@ def export(
     half: bool = False,
     regions: bool = False,
     force: bool = False,
+    checkpoint: str | None = None,
 ) -> Path:
     """Write a model in each format into a folder, prove each file, and return the folder.
 
@@ -53,7 +54,7 @@ def export(
     beside = source / "export" if source.is_dir() else source.with_name(f"{source.stem}-export")
     folder = beside if out is None else checked_path(out, "--out")
     _check_free(folder, force)
-    loaded = load(model)
+    loaded = load(model, checkpoint)
     signature = replace(loaded.signature, half=half)
     if signature.pixels > PIXELS:
         raise ConfigError(f"{model}: one image has {signature.pixels:,} pixels, more than the {PIXELS:,} of a proof")
@@ -67,6 +68,7 @@ def export(
         if "safetensors" in formats:
             write_json(stage / "config.json", _config(loaded, signature))
             write_text(stage / "README.md", model_card(loaded, Path(model), proofs))
+    say(f"model: {loaded}")
     show(table("Against the checkpoint", *proof_table(proofs)), f"written: {folder}")
     return folder
 

@@ -1,5 +1,7 @@
 """A network as a graph of tensor operators that takes any batch and any size."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from sppcls.atomic import to_json
 from sppcls.checkpoint import KEY
+from sppcls.data.cut import BUCKETS_PER_OCTAVE, EDGE
 from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier
 from sppcls.signature import Signature
@@ -122,7 +125,7 @@ def traced_size(signature: Signature) -> tuple[int, int]:
 
 
 def write_onnx(program: ExportedProgram, signature: Signature, description: dict[str, Any], path: Path) -> None:
-    """Write one ONNX file, opset 20, with the description as JSON in its metadata."""
+    """Write one ONNX file, opset 20, with the description as JSON and `instructions` in its metadata."""
     made = torch.onnx.export(
         program,
         dynamo=True,
@@ -137,5 +140,42 @@ def write_onnx(program: ExportedProgram, signature: Signature, description: dict
     for node in made.model.graph:
         node.metadata_props.clear()  # source lines and paths of this machine
     made.model.metadata_props.clear()
-    made.model.metadata_props[KEY] = to_json(description)
+    made.model.metadata_props.update({KEY: to_json(description), **instructions(signature)})
     made.save(str(path), external_data=False)
+
+
+_SIZES = {
+    "keep": "One of H and W is {scale}; the other is {scale} too for a square image, else round({scale} * {edge} * "
+    "2 ** (k / {octave})), k = ceil({octave} * log2(longer side / shorter side / {edge})), at least 1 and at most "
+    "{most}. Resize by one factor so that the image just fits into H x W; fill up on the right or at the bottom with "
+    "the colour pad.",
+    "crop": "Cut out the largest centred part of the aspect of {size}, and resize it to {size}.",
+    "warp": "Resize the image to {size}, each side by its own factor.",
+}
+_VALUES = {
+    "normalized": "Divide by 255, subtract mean, divide by std.",
+    "float": "Divide by 255.",
+    "uint8": "Leave the values as they are, 0 to 255.",
+}
+
+
+def instructions(signature: Signature) -> dict[str, str]:
+    """Return how to use a graph without this package: texts, and values in JSON, by name."""
+    height, width = signature.input_size or (signature.scale,) * 2
+    most = math.ceil(BUCKETS_PER_OCTAVE * math.log2(signature.max_aspect))
+    names = {"scale": signature.scale, "size": f"{height} x {width} (H x W)", "most": most}
+    sized = _SIZES[signature.fit].format(edge=EDGE, octave=BUCKETS_PER_OCTAVE, **names)
+    steps = [
+        "Decode to 8-bit RGB, turned as the EXIF orientation says, transparent parts on white.",
+        f"{sized} The resize is bilinear with antialiasing, as Pillow's BILINEAR.",
+        _VALUES[signature.input],
+    ]
+    kind = "uint8" if signature.input == "uint8" else "float32"
+    answers = "probabilities" if signature.probabilities else "logits, whose softmax are probabilities"
+    values = {"mean": signature.mean, "std": signature.std, "pad": signature.pad, "scale": signature.scale}
+    values |= {"classes": signature.classes, "longest": most}
+    return {
+        "preprocessing": " ".join(f"{number}. {step}" for number, step in enumerate(steps, 1)),
+        "input": f"images [N, 3, H, W], {kind}, RGB",
+        "output": f"[N, {len(signature.classes)}] {answers}, in the order of classes",
+    } | {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}

@@ -1,19 +1,22 @@
 """What ``sppcls predict`` prints: a line an image, as text, JSON or CSV."""
 
 import csv
-import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sppcls.atomic import csv_cell, to_json
 from sppcls.data.decode import read_size
-from sppcls.deploy.predict import checked_scales, expand, predict, top
-from sppcls.deploy.regions import classify, distinct, draw, grid, read_boxes
-from sppcls.deploy.runtime import Floats, Runtime, open_model
+from sppcls.data.geometry import Size
+from sppcls.deploy.predict import answer, checked_scales, expand, predict, top
+from sppcls.deploy.regions import boxes_of_images, checked_boxes, classify, distinct, draw, grid, read_boxes
+from sppcls.deploy.runtime import Boxes, Floats, Runtime, open_model
 from sppcls.errors import ConfigError, DataError
+from sppcls.signature import far_scales
 from sppcls.terminal import say, track
 
 _SHOWN = 10  # regions of a grid that are printed and drawn
@@ -25,42 +28,78 @@ def run_predict(**options: Any) -> int:
     paths = expand(given.images)
     if not paths:
         raise DataError(f"no image in {' '.join(given.images)}; name image files or folders of them")
-    if (given.boxes or given.grid) and len(paths) > 1:
-        raise ConfigError(f"--boxes and --grid take one image, got {len(paths)}")
-    if (given.draw or given.scales) and not (given.boxes or given.grid):
-        raise ConfigError("--draw and --scales are of regions; add --boxes FILE or --grid N")
-    model = open_model(given.model, given.device)
+    given.several = len(paths) > 1
+    given.rows = boxes_of_images(given.boxes) if given.boxes else None
+    _check_regions(given, paths)
+    model = open_model(given.model, given.device, given.checkpoint)
     scales = checked_scales(model.signature, given.fuse or (given.scale and (given.scale,)))
     answers: Iterable[tuple[Path, Floats | DataError]] = predict(model, paths, scales, given.batch_size)
     if not sys.stdout.isatty():
         answers = track(answers, "predicting", len(paths))
-    broken = 0
+    broken, told = 0, False
     write = _writer(given)
     for path, said in answers:
         if isinstance(said, DataError):
             broken += 1
             say(f"error: {said}")
             continue
-        found = top(said, model.signature.classes, given.top)
-        named = os.fsencode(path).decode("utf-8", "replace")
-        row: dict[str, Any] = {"path": named, "label": found[0]["label"], "top": found}
+        row = answer(path, said, model.signature.classes, given.top)
         if given.boxes or given.grid:
             row["regions"] = list(_regions(given, model, path))
+        elif given.draw:
+            draw(path, np.empty((0, 4)), [_line({"top": row["top"][:1]})], _drawing(given, path))
+        if not told:  # not sooner: an error is the only line on standard error
+            told = True
+            say(f"model: {model.source}")
+            if warning := far_scales(scales, model.signature.scales):
+                say(f"warning: {warning}")
         write(row)
-    if broken:
+    if broken and len(paths) > 1:
         say(f"{broken} of {len(paths)} images could not be read")
     return 3 if broken else 0
 
 
+def _check_regions(given: Namespace, paths: Sequence[Path]) -> None:
+    if given.scales and not (given.boxes or given.grid):
+        raise ConfigError("--scales are of regions; add --boxes FILE or --grid N")
+    if given.boxes and given.rows is None and len(paths) > 1:
+        raise ConfigError(f"--boxes {given.boxes} is of one image, got {len(paths)}; add a heading path,x1,y1,x2,y2")
+    for name in sorted((given.rows or {}).keys() - set(map(str, paths))):
+        raise DataError(f"--boxes {given.boxes}: {name!r} is none of the images; write paths as on the command line")
+    if given.draw and len(paths) > 1 and (Path(given.draw).suffix or Path(given.draw).is_file()):
+        raise ConfigError(f"--draw {given.draw}: {len(paths)} images need a folder to be drawn into; name one")
+    drawn = [_drawing(given, path) for path in paths] if given.draw else []
+    try:
+        if len(drawn) > 1:
+            Path(given.draw).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--draw {given.draw}: {error.strerror}; name a folder that can be written") from None
+    if len(set(drawn)) < len(drawn):
+        raise ConfigError("--draw: two images have one name, and one would replace the other; draw them one by one")
+
+
+def _drawing(given: Namespace, path: Path) -> Path:
+    """Return the file to draw into: the one named, or one in the folder that is named where there are several."""
+    return Path(given.draw) / f"{path.name}.png" if given.several else Path(given.draw)
+
+
+def _boxes(given: Namespace, path: Path, size: Size) -> Boxes:
+    if given.grid:
+        return grid(size, given.grid)
+    if given.rows is None:
+        return read_boxes(given.boxes, size)
+    return checked_boxes(given.rows.get(str(path), []), f"{given.boxes}, {path}", size)
+
+
 def _regions(given: Namespace, model: Runtime, path: Path) -> Iterator[dict[str, Any]]:
     size = read_size(path)
-    boxes = read_boxes(given.boxes, size) if given.boxes else grid(size, given.grid)
+    boxes = _boxes(given, path, size)
     said = classify(model, path, boxes, checked_scales(model.signature, given.scales))
     picked = list(range(len(boxes))) if given.boxes else distinct(boxes, said, _SHOWN)
     found = [top(row, model.signature.classes, given.top) for row in said]
     if given.draw:
         labels = [f"{found[n][0]['label']} {found[n][0]['probability']:.0%}" for n in picked]
-        draw(path, boxes[picked], labels, Path(given.draw))
+        draw(path, boxes[picked], labels, _drawing(given, path))
     for number in range(len(boxes)) if given.json else picked:
         box = [round(value, 2) for value in boxes[number].tolist()]
         yield {"box": box, "label": found[number][0]["label"], "top": found[number]}

@@ -1,16 +1,18 @@
-"""``sppcls predict``: labels for image files, from any model file; with ONNX, without torch."""
+"""Labels for images, from any model file; with ONNX, without torch."""
 
 import glob
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from sppcls.data.decode import decode_array, read_size
+from sppcls.data.decode import Pixels, decode_array, read_size
 from sppcls.data.geometry import PIXELS, Size, images_at
 from sppcls.data.paths import image_files
 from sppcls.data.plan import Batch, plan_evaluation
@@ -18,6 +20,8 @@ from sppcls.deploy.runtime import Floats, Images, Runtime
 from sppcls.errors import ConfigError, DataError
 from sppcls.signature import Signature
 
+Readable = Path | Pixels  # a file, or the pixels [H, W, 3] of an image
+One = TypeVar("One", bound=Readable)
 _CHUNK = 512  # images that are sorted into batches of one shape together; their answers come in the order asked
 
 
@@ -64,35 +68,35 @@ def checked_scales(signature: Signature, asked: Sequence[int] | None) -> tuple[i
 
 
 def predict(
-    model: Runtime, paths: Iterable[Path], scales: Sequence[int], batch_size: int = 32
-) -> Iterator[tuple[Path, Floats | DataError]]:
-    """Yield each file with its probabilities [K], the mean over ``scales``, or with why it has none; in order.
+    model: Runtime, images: Iterable[One], scales: Sequence[int], batch_size: int = 32
+) -> Iterator[tuple[One, Floats | DataError]]:
+    """Yield each image with its probabilities [K], the mean over ``scales``, or with why it has none; in order.
 
     Files are read in parts of 512, sorted into batches of one shape, so that any number of them takes little memory.
     """
-    left = iter(paths)
+    left = iter(images)
     while chunk := list(islice(left, _CHUNK)):
         yield from zip(chunk, _of_chunk(model, chunk, scales, batch_size), strict=True)
 
 
 def _of_chunk(
-    model: Runtime, paths: Sequence[Path], scales: Sequence[int], batch_size: int
+    model: Runtime, images: Sequence[Readable], scales: Sequence[int], batch_size: int
 ) -> list[Floats | DataError]:
     sizes, answers = dict[int, Size](), dict[int, Floats | DataError]()
-    for place, path in enumerate(paths):
+    for place, image in enumerate(images):
         try:
-            sizes[place] = read_size(path)
+            sizes[place] = read_size(image) if isinstance(image, Path) else (image.shape[0], image.shape[1])
         except DataError as error:
             answers[place] = error
     places = list(sizes)
     plans = [plan_of(model.signature, list(sizes.values()), scale, batch_size, max(scales)) for scale in scales]
     for batches in zip(*plans, strict=True):  # an aspect's images are the same at every scale
         members = [places[index] for index in batches[0].indices]
-        views = [_pixels(model, paths, sizes, members, batch.size, answers) for batch in batches]
+        views = [_pixels(model, images, sizes, members, batch.size, answers) for batch in batches]
         said = np.mean([model.probabilities(view) for view in views], axis=0)
         for place, row in zip(members, said, strict=True):
             answers.setdefault(place, row)
-    return [answers[place] for place in range(len(paths))]
+    return [answers[place] for place in range(len(images))]
 
 
 def plan_of(
@@ -110,26 +114,33 @@ def plan_of(
 
 def _pixels(
     model: Runtime,
-    paths: Sequence[Path],
+    images: Sequence[Readable],
     sizes: Mapping[int, Size],
     members: Sequence[int],
     size: Size,
     answers: dict[int, Floats | DataError],
 ) -> Images:
     """Return images [N, 3, H, W]; one that cannot be read leaves its place empty, and its reason in ``answers``."""
-    images = np.zeros((len(members), 3, *size), np.uint8)
-    for image, place in zip(images, members, strict=True):
+    batch = np.zeros((len(members), 3, *size), np.uint8)
+    for row, place in zip(batch, members, strict=True):
         try:
-            image[:] = fitted(model, paths[place], size, sizes[place]).transpose(2, 0, 1)
+            row[:] = fitted(model, images[place], size, sizes[place]).transpose(2, 0, 1)
         except DataError as error:
             answers[place] = error
-    return images
+    return batch
 
 
-def fitted(model: Runtime, path: Path, size: Size, native: Size) -> Images:
-    """Return one file [H, W, 3] as it is in a batch of ``size``."""
-    pixels = decode_array(path, min(size))
+def fitted(model: Runtime, image: Readable, size: Size, native: Size) -> Images:
+    """Return one image [H, W, 3] as it is in a batch of ``size``."""
+    pixels = decode_array(image, min(size)) if isinstance(image, Path) else image
     return model.fit(pixels, size, model.signature.fit, model.signature.pad, native=native)
+
+
+def answer(image: Readable, said: Floats, classes: Sequence[str], count: int) -> dict[str, Any]:
+    """Return what ``predict --json`` says of an image; the path of an array is None."""
+    named = os.fsencode(image).decode("utf-8", "replace") if isinstance(image, Path) else None
+    found = top(said, classes, count)
+    return {"path": named, "label": found[0]["label"], "top": found}
 
 
 def top(probabilities: Floats, classes: Sequence[str], count: int) -> list[dict[str, object]]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,25 @@ from sppcls.errors import ConfigError, DataError
 
 _LEGIBLE = 480  # pixels of the shorter side that labels need
 _COLOURS = ("crimson", "seagreen", "royalblue", "darkorange", "purple", "teal", "sienna", "olive", "navy", "maroon")
+
+
+def boxes_of_images(file: str) -> dict[str, list[list[str]]] | None:
+    """Return the rows x1 y1 x2 y2 of each path in a .csv file with a column ``path``; None where it has no such."""
+    try:
+        rows = list(csv.reader(io.StringIO(Path(file).read_text("utf-8-sig"))))
+    except (OSError, ValueError, csv.Error):
+        return None  # as `read_boxes` says
+    if not rows or [cell.strip().lower() for cell in rows[0]] != ["path", "x1", "y1", "x2", "y2"]:
+        return None
+    found: dict[str, list[list[str]]] = {}
+    for row in filter(None, rows[1:]):
+        found.setdefault(row[0], []).append(row[1:])
+    return found
+
+
+def checked_boxes(rows: Sequence[Any], file: str, size: Size) -> Boxes:
+    """Return boxes [K, 4] of rows of four; raises what `read_boxes` does."""
+    return np.array([_box(row, number, file, size) for number, row in enumerate(rows)], np.float64).reshape(-1, 4)
 
 
 def read_boxes(file: str, size: Size) -> Boxes:
@@ -38,8 +58,7 @@ def read_boxes(file: str, size: Size) -> Boxes:
     if not is_json:
         rows = [row for row in rows if row]
         rows = rows[1:] if rows and [cell.strip().lower() for cell in rows[0]] == ["x1", "y1", "x2", "y2"] else rows
-    boxes = [_box(row, number, file, size) for number, row in enumerate(rows)]
-    return np.array(boxes, np.float64).reshape(-1, 4)
+    return checked_boxes(rows, file, size)
 
 
 def _box(row: Any, number: int, file: str, size: Size) -> list[float]:
@@ -125,7 +144,10 @@ def _overlap(a: Any, b: Any) -> float:
 
 
 def draw(path: Path, boxes: Boxes, labels: Sequence[str], out: Path) -> None:
-    """Draw labelled boxes onto an image, the first on top; raises ``ConfigError`` where ``out`` cannot be written."""
+    """Draw labelled boxes onto an image, the first on top, and a label more than boxes at the top left.
+
+    Raises ``ConfigError`` where ``out`` cannot be written.
+    """
     kind = Image.registered_extensions().get(out.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP") or (out.exists() and out.samefile(path)):
         raise ConfigError(f"--draw {out}: name another file than the image, that ends in .png, .jpg or .webp")
@@ -133,16 +155,41 @@ def draw(path: Path, boxes: Boxes, labels: Sequence[str], out: Path) -> None:
     factor = -(-_LEGIBLE // min(image.size))
     image = image.resize((image.width * factor, image.height * factor))
     pen, line, size = ImageDraw.Draw(image), min(image.size) // 150, min(image.size) // 28
+    corners = [(box[:2] * factor + line).tolist() for box in boxes] + [[0, 0]] * (len(labels) - len(boxes))
+    wanted = [(*corner, *_extent(pen, label, size)) for corner, label in zip(corners, labels, strict=True)]
+    places = apart(wanted, image.size)
     for number in reversed(range(len(boxes))):
-        colour, box = _COLOURS[number % len(_COLOURS)], (boxes[number] * factor).tolist()
-        _, _, wide, high = pen.textbbox((0, 0), labels[number], font_size=size)
-        where = (max(0, min(box[0] + line, image.width - wide)), max(0, min(box[1] + line, image.height - high)))
-        pen.rectangle(box, outline=colour, width=line)
-        pen.rectangle(pen.textbbox(where, labels[number], font_size=size), fill=colour)
-        pen.text(where, labels[number], fill="white", font_size=size)
+        pen.rectangle((boxes[number] * factor).tolist(), outline=_COLOURS[number % len(_COLOURS)], width=line)
+    for number in reversed(range(len(labels))):
+        left, top = places[number]
+        right, bottom = left + wanted[number][2], top + wanted[number][3]
+        pen.rectangle((left, top, right - 1, bottom - 1), fill=_COLOURS[number % len(_COLOURS)])
+        pen.text((left, top), labels[number], fill="white", font_size=size)
     memory = io.BytesIO()
     try:
         image.save(memory, format=kind)
         write_bytes(out, memory.getvalue())
     except OSError as error:
         raise ConfigError(f"--draw {out}: {error.strerror or error}; name a file that can be written") from None
+
+
+def _extent(pen: ImageDraw.ImageDraw, label: str, size: int) -> tuple[int, int]:
+    _, _, wide, high = pen.textbbox((0, 0), label, font_size=size)
+    return ceil(wide) + 2, ceil(high) + 2
+
+
+def apart(wanted: Sequence[tuple[float, float, int, int]], size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return where labels (x, y, width, height) go: inside an image of ``size``, (W, H), each below those before it
+    that it would cover, or where there is no room above them; only a full column leaves two on one place.
+    """
+    placed: list[tuple[int, int, int, int]] = []
+    for x, y, wide, high in wanted:
+        left, most = max(0, min(int(x), size[0] - wide)), max(0, size[1] - high)
+        start = max(0, min(int(y), most))
+        beside = [other for other in placed if other[0] < left + wide and left < other[0] + other[2]]
+        tops = [start, *(t + h for _, t, _, h in beside), *(t - high for _, t, _, _ in beside)]
+        free = [
+            top for top in tops if 0 <= top <= most and all(top + high <= t or t + h <= top for _, t, _, h in beside)
+        ]
+        placed.append((left, min(free, key=lambda top: abs(top - start), default=start), wide, high))
+    return [(left, top) for left, top, _, _ in placed]

@@ -1,9 +1,9 @@
 """One way to run a model, whatever file it is in: a run, a checkpoint, safetensors, ONNX or a program of PyTorch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ from sppcls.data.resize import fit_array
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.path_checks import checked_path
 from sppcls.signature import Signature, read_signature
+
+if TYPE_CHECKING:
+    from sppcls.models.classifier import SppClassifier
 
 Images = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -27,12 +30,14 @@ class Runtime:
         run: From uint8 images [N, 3, H, W] to logits or probabilities [N, K].
         fit: From the pixels of an image to those of a batch, as `sppcls.data.resize.fit_array`.
         regions: From one image [1, 3, H, W] and boxes [K, 4] in its pixels to what ``run`` gives; None if it cannot.
+        source: Which weights these are, in one line.
     """
 
     signature: Signature
     run: Callable[[Images], Floats]
     fit: Callable[..., Images] = fit_array
     regions: Callable[[Images, Boxes], Floats] | None = None
+    source: str = ""
 
     def probabilities(self, images: Images) -> Floats:
         """Return probabilities [N, K] of uint8 images [N, 3, H, W]."""
@@ -54,22 +59,34 @@ def softmax(logits: Floats) -> Floats:
     return shares
 
 
-def open_model(path: str | Path, device: str = "cpu") -> Runtime:
+def open_model(path: str | Path, device: str = "cpu", checkpoint: str | None = None) -> Runtime:
     """Open a run folder, a checkpoint, an exported folder, or a .safetensors, .onnx or .pt2 file.
+
+    ``checkpoint`` is which of a run's: last or best.
 
     Raises:
         ConfigError: There is nothing at ``path``, or an extra is not installed.
         SppclsError: The file is damaged, foreign, or refused because it could do more than compute.
     """
-    file = _graph_file(checked_path(path, "model"))
-    if file is None:
-        return _of_network(path, device)
+    file = graph_file(checked_path(path, "model"))
+    if file is None or file.suffix != ".onnx":
+        _check_torch(path)
+    if file is None or checkpoint:
+        return _of_file(path, device, checkpoint)
     if device not in ("auto", "cpu"):
         raise ConfigError(f"--device {device}: {file.name} runs on the CPU here; use a run, checkpoint or safetensors")
-    return _of_onnx(file) if file.suffix == ".onnx" else _of_pt2(file)
+    opened = _of_onnx(file) if file.suffix == ".onnx" else _of_pt2(file)
+    return replace(opened, source=str(file))
 
 
-def _graph_file(path: Path) -> Path | None:
+def _check_torch(path: str | Path) -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise ConfigError(f"{path}: this format needs torch, which is not installed; use an .onnx file") from None
+
+
+def graph_file(path: Path) -> Path | None:
     """Return the graph that a file or folder means, or None where it means a network."""
     if path.is_dir() and not any((path / name).exists() for name in ("checkpoints", "model.safetensors")):
         graphs: Sequence[Path] = [path / "model.onnx", path / "model.pt2"]
@@ -116,15 +133,20 @@ def _of_pt2(file: Path) -> Runtime:
     return Runtime(signature, run, _fit_by_torch)
 
 
-def _of_network(path: str | Path, device: str) -> Runtime:
-    import torch
-
+def _of_file(path: str | Path, device: str, checkpoint: str | None) -> Runtime:
     from sppcls.build import pick_device
     from sppcls.checkpoint import load
 
-    loaded = load(path)
-    place = pick_device(device)
-    network = loaded.network.to(place)
+    loaded = load(path, checkpoint)
+    network = loaded.network.to(pick_device(device))
+    return replace(of_network(network, loaded.signature), source=str(loaded))
+
+
+def of_network(network: "SppClassifier", signature: Signature) -> Runtime:
+    """Return a network in eval mode, on the device where it is, as a model that can be run."""
+    import torch
+
+    place = next(network.parameters()).device
 
     def run(images: Images) -> Floats:
         with torch.inference_mode():
@@ -137,7 +159,7 @@ def _of_network(path: str | Path, device: str) -> Runtime:
             said: Floats = network.classify_regions(pixels, [torch.from_numpy(boxes)]).float().cpu().numpy()
             return said
 
-    return Runtime(loaded.signature, run, _fit_by_torch, regions)
+    return Runtime(signature, run, _fit_by_torch, regions)
 
 
 def _fit_by_torch(image: Images, size: tuple[int, int], fit: str, pad: Any, *, native: tuple[int, int]) -> Images:

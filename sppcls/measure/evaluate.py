@@ -9,20 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from sppcls.build import build_splits
-from sppcls.checkpoint import load
+from sppcls.build import build_splits, pick_device
+from sppcls.checkpoint import Model, load
 from sppcls.data.decode import shown
 from sppcls.data.files import Subset, read_groups
 from sppcls.data.geometry import PIXELS
 from sppcls.data.paths import class_folders, part_folders
 from sppcls.data.source import Source
+from sppcls.deploy.runtime import graph_file
 from sppcls.errors import ConfigError, DataError
+from sppcls.measure.answers import Answers
+from sppcls.measure.classes import by_class
+from sppcls.measure.graph import GraphNetwork, opened_graph
 from sppcls.measure.recalibrate import recalibrate_bn
 from sppcls.measure.result import ScaleResult
 from sppcls.measure.scales import Predict, evaluate_scales, full_view, gap_subset
 from sppcls.measure.views import multi_view
 from sppcls.models.classifier import SppClassifier
-from sppcls.signature import Signature
+from sppcls.path_checks import checked_path
+from sppcls.signature import Signature, far_scales
 from sppcls.spec import DataSpec, ModelSpec, ScheduleSpec, Spec
 
 
@@ -43,48 +48,82 @@ class Options:
     batch_size: int = 32
     num_workers: int = 0
     device: str = "cpu"
+    checkpoint: str | None = None
 
 
-def evaluate(model: str, options: Options) -> dict[str, Any]:
-    """Measure a run or checkpoint as ``options`` say and return what evaluation.json holds.
+@dataclass(frozen=True)
+class Evaluated:
+    """What evaluation.json holds, the answers behind it, the names of images and classes, and which weights."""
+
+    found: dict[str, Any]
+    answers: Answers
+    names: Sequence[str]
+    classes: Sequence[str]
+    model: str
+    warning: str
+
+
+def evaluate(model: str, options: Options) -> Evaluated:
+    """Measure a run, a checkpoint or any export as ``options`` say.
 
     Raises:
         ConfigError: No usable checkpoint, a scale too small, or options that do not go together.
         DataError: Images that cannot be read, or of classes that the network does not have.
     """
-    loaded = load(model)
-    network, spec = loaded.network, loaded.spec or _spec_of(loaded.signature)
+    opened = _open(model, options)
+    network, spec = opened.network, opened.spec or _spec_of(opened.signature)
+    device = next(network.parameters()).device if isinstance(network, GraphNetwork) else pick_device(options.device)
     fit = options.fit or spec.data.fit
     scales = _scales(network, spec, options, fit)
-    source, train = _sources(network, spec, options)
-    if options.object_scale and not hasattr(source, "object_scale"):
+    images = _sources(network, spec, options)
+    if options.object_scale and not hasattr(images.source, "object_scale"):
         raise ConfigError("--object-scale knows the objects of data=shapes only; leave it out for other images")
     how: dict[str, Any] = {"fit": fit, "batch_size": options.batch_size, "num_workers": options.num_workers}
-    how |= {"max_aspect": spec.data.max_aspect, "device": options.device, "bar": True}
+    how |= {"max_aspect": spec.data.max_aspect, "device": device, "bar": True}
     predict: Predict = full_view
     if options.views == "multi":
         if network.pool == "fixed":
             raise ConfigError("views=multi pools regions of one map, and model.pool=fixed takes whole images; use full")
         predict = multi_view(max(network.scales), options.places)
-    prepare = partial(recalibrate_bn, source=train(), **how) if options.recalibrate_bn else None
+    prepare = partial(recalibrate_bn, source=images.train(), **how) if options.recalibrate_bn else None
     measure: Callable[..., ScaleResult] = partial(evaluate_scales, network, predict=predict, prepare=prepare, **how)
-    result = measure(source, scales)
-    found: dict[str, Any] = {"model": model, "split": options.split or "val", "data": options.data or spec.data.name}
-    found |= {"fit": fit, "views": options.views, "recalibrated": options.recalibrate_bn}
-    smoothing = loaded.spec and loaded.spec.optim.label_smoothing
+    result = measure(images.source, scales)
+    found: dict[str, Any] = {"model": model, "checkpoint": str(opened.file.resolve()), "epoch": opened.epoch}
+    found |= {"split": images.split, "data": images.where, "fit": fit, "views": options.views}
+    found |= {"folder": shown(Path(options.data).resolve()) if options.data else None}
+    found |= {"recalibrated": options.recalibrate_bn, "own_fit": fit == spec.data.fit}
+    smoothing = opened.spec and opened.spec.optim.label_smoothing
     found |= {"classes": len(network.classes), "label_smoothing": smoothing} | result.summary()
     for row, speed in zip(found["scales"], result.images_per_s, strict=True):
         row["images_per_s"] = round(speed, 1)
     if options.gap:
-        part = measure(gap_subset(train(), spec.metrics.gap_images or 600), scales)
+        part = measure(gap_subset(images.train(), spec.metrics.gap_images or 600), scales)
         for row, on_train in zip(found["scales"], part.rows, strict=True):
             row |= {"train_acc1": on_train.acc1, "generalization_gap": on_train.acc1 - row["acc1"]}
     fused = options.fuse or (scales if options.views == "multi" and len(scales) > 1 else None)
     if fused:
-        found["fused"] = asdict(measure(source, fused, fuse=True).rows[0]) | {"scale": list(fused)}
+        found["fused"] = asdict(measure(images.source, fused, fuse=True).rows[0]) | {"scale": list(fused)}
     if options.object_scale:
-        found["object_scale"] = _by_object(source, result)
-    return found
+        found["object_scale"] = _by_object(images.source, result)
+    found |= by_class(result.answers, network.classes, _headline(scales, network.scales))
+    warning = far_scales(scales, network.scales)
+    return Evaluated(found, result.answers, images.source.names, network.classes, str(opened), warning)
+
+
+def _open(model: str, options: Options) -> Model:
+    file = graph_file(checked_path(model, "model"))
+    if file is None or options.checkpoint:
+        return load(model, options.checkpoint)
+    if options.views != "full" or options.recalibrate_bn:
+        raise ConfigError(
+            f"{model} is a graph, and --views multi and --recalibrate-bn need layers; give the checkpoint"
+        )
+    return opened_graph(file, options.device)
+
+
+def _headline(measured: Sequence[int], trained: Sequence[int]) -> int:
+    """Return the scale that one figure stands for: the largest trained, or where it was not measured the largest."""
+    return max([scale for scale in measured if scale in trained] or measured)
 
 
 def _scales(network: SppClassifier, spec: Spec, options: Options, fit: str) -> tuple[int, ...]:
@@ -106,21 +145,33 @@ def _scales(network: SppClassifier, spec: Spec, options: Options, fit: str) -> t
     return scales
 
 
-def _sources(network: SppClassifier, spec: Spec, options: Options) -> tuple[Source, Callable[[], Source]]:
-    """Return the images to measure, and a function that gives the training images."""
+@dataclass(frozen=True)
+class _Images:
+    """The images to measure, what gives the training images, and what both are called."""
+
+    source: Source
+    train: Callable[[], Source]
+    split: str | None
+    where: str
+
+
+def _sources(network: SppClassifier, spec: Spec, options: Options) -> _Images:
     moved: dict[str, Any] = {"root": options.data} if options.data else {}
     own = spec.data.model_copy(update=moved | {"download": False})  # a checkpoint's word writes no files
     if options.data and options.split is None:
-        source = _folder(Path(options.data), network.classes)
-        return source, cache(lambda: build_splits(spec.data.model_copy(update={"download": False})).train)
+        source, folder = _folder(Path(options.data), network.classes)
+        train = cache(lambda: build_splits(spec.data.model_copy(update={"download": False})).train)
+        return _Images(source, train, None, shown(folder))
     if own.name == "folder" and not own.root and not own.train_dir:
         raise ConfigError("this model does not say where its images are; use --data DIR, a folder of class folders")
-    splits = build_splits(own)
-    source = getattr(splits, options.split or "val")
+    splits, split = build_splits(own), options.split or "val"
+    source = getattr(splits, split)
     if source is None:
         raise DataError(f"{own.name} has no {options.split} split; use --split val or train, or --data DIR")
     where = own.root or own.name
-    return mapped(source, network.classes, where), lambda: mapped(splits.train, network.classes, where)
+    return _Images(
+        mapped(source, network.classes, where), lambda: mapped(splits.train, network.classes, where), split, where
+    )
 
 
 def _spec_of(signature: Signature) -> Spec:
@@ -131,16 +182,17 @@ def _spec_of(signature: Signature) -> Spec:
     return Spec(data=data, schedule=schedule, model=ModelSpec(pool=signature.pool))  # type: ignore[arg-type]
 
 
-def _folder(root: Path, classes: Sequence[str]) -> Source:
-    """Return the images of a folder of class folders, of its validation part where it has parts."""
+def _folder(root: Path, classes: Sequence[str]) -> tuple[Source, Path]:
+    """Return the images of a folder of class folders, of its validation part where it has parts, and which it is."""
     if not root.is_dir():
         raise DataError(f"--data {root}: no such folder; name a folder of class folders")
     parts = part_folders(root)
-    groups = {name: files for name, files in class_folders(parts[min(1, len(parts) - 1)]).items() if files}
+    part = parts[min(1, len(parts) - 1)]
+    groups = {name: files for name, files in class_folders(part).items() if files}
     if not groups:
         raise DataError(f"{shown(root)}: no image in class folders; at least one folder named as a class is needed")
     _check_classes(tuple(groups), classes, str(root))
-    return mapped(read_groups(groups, root, "skip")[0], classes, str(root))
+    return mapped(read_groups(groups, root, "skip")[0], classes, str(root)), part
 
 
 def mapped(source: Source, classes: Sequence[str], where: str) -> Source:

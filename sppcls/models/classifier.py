@@ -1,6 +1,7 @@
 """The classifier: a trunk, a pooling that takes maps of any size, and a head."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Literal, Self
 
 import torch
@@ -34,6 +35,7 @@ class SppClassifier(nn.Module):
     Attributes:
         levels: the grid sizes in use: (1,) for ``gap``, (6,) for ``fixed``.
         mean, std, smallest: of the trunk: what images are normalised with, in units of 0..1, and their smallest side.
+        fit, max_aspect: how an image meets a scale, for `predict`: as it was trained, where it was loaded.
         frozen: whether `freeze_trunk` was called.
 
     Raises:
@@ -71,6 +73,7 @@ class SppClassifier(nn.Module):
         net = build_trunk(trunk) if isinstance(trunk, str) else trunk
         self.trunk = net if isinstance(net, Trunk) else Trunk(net)
         self.mean, self.std, self.smallest = self.trunk.mean, self.trunk.std, self.trunk.smallest
+        self.fit, self.max_aspect = "warp" if pool == "fixed" else "keep", 4.0
         lengths = [self.trunk.channels * n * n for n in self.levels]
         self.head = _HEADS[head](lengths, len(self.classes), hidden, dropout)
         self._recipe = {"head": head, "hidden": tuple(hidden), "dropout": dropout}
@@ -131,6 +134,27 @@ class SppClassifier(nn.Module):
             raise ValueError(f"pool='fixed' takes images of {fixed} pixels (H x W) only, got {height}x{width}")
         features: Tensor = self.trunk(images)
         return features
+
+    def predict(self, images: Any, scale: int | None = None, top: int = 5) -> Any:
+        """Return the likeliest classes of images, with the preprocessing and in the form of ``sppcls predict --json``.
+
+        Args:
+            images: A file, a Pillow image or an array [H, W, 3] uint8 RGB; or a folder, a pattern as ``*.jpg``, or a
+                list of any of these.
+            scale: Shorter side in pixels; the largest trained without it.
+            top: How many classes to name.
+
+        Returns:
+            ``{"path", "label", "top": [{"label", "probability"}, ...]}``, or a list of these where several images may
+            be meant; the path of what is no file is None.
+
+        Raises:
+            ConfigError: A scale that it cannot take.
+            DataError: An image that cannot be read.
+            TypeError: Images that are none of the above.
+        """
+        # A front door, as the package's own names are: models know nothing of files, and import no Pillow.
+        return import_module("sppcls.deploy.python").labels(self, images, scale, top)
 
     def freeze_trunk(self) -> None:
         """Train the head alone: no gradients for the trunk, and its batch-norm stays in eval mode after `train`."""

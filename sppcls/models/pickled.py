@@ -43,10 +43,17 @@ def _check(file: BinaryIO, path: Path) -> None:
         values = _DryRun(content, size).load()
     else:
         file.seek(0)
-        magic, _protocol, _system, values = (_DryRun(file, size).load() for _ in range(4))
-        if magic != _MAGIC:
+        if not _is_magic(file, size):
             raise EOFError("no file of torch.save")
+        _protocol, _system, values = (_DryRun(file, size).load() for _ in range(3))
     _check_plain(values, (4 << 20) + 8 * size)
+
+
+def _is_magic(file: BinaryIO, size: int) -> bool:
+    try:
+        return bool(_DryRun(file, size).load() == _MAGIC)
+    except Exception:  # of text or another format an unpickler says nothing that helps
+        return False
 
 
 def _check_archive(file: BinaryIO, size: int) -> None:

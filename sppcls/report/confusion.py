@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.measure.answers import UNREAD, Answers
+from sppcls.measure.answers import Answers
+from sppcls.measure.classes import confusion_counts
 
 MOST = 20
 
@@ -19,9 +20,7 @@ def confusion(answers: Sequence[Answers], classes: Sequence[str], scale: int) ->
     counts = np.zeros((len(classes), len(classes)))
     for one in answers:
         if scale in one.scales:
-            predicted = one.predicted[one.at(scale)]
-            seen = predicted != UNREAD
-            np.add.at(counts, (one.targets[seen], predicted[seen]), 1)
+            counts += confusion_counts(one, scale, len(classes))
     if not counts.any():
         return None
     groups = _groups(counts) if len(classes) > MOST else np.arange(len(classes))

@@ -1,42 +1,111 @@
-"""What ``sppcls evaluate`` shows: the table, and evaluation.json, .csv and .svg in a folder."""
+"""What ``sppcls evaluate`` shows and writes: tables of scales and classes, files named by checkpoint and data."""
 
-from itertools import combinations
+import re
+from collections.abc import Sequence
+from itertools import chain, combinations, count
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from sppcls.atomic import write_csv, write_json, write_text
-from sppcls.build import pick_device
 from sppcls.errors import ConfigError
-from sppcls.measure.evaluate import Options, evaluate
+from sppcls.measure.answers import UNREAD
+from sppcls.measure.evaluate import Evaluated, Options, evaluate
 from sppcls.report.page import percent, points, scale_cells, scale_columns
 from sppcls.report.plots import Curve, accuracy_curve, scale_plot
-from sppcls.terminal import show, table
+from sppcls.report.runs import read_json
+from sppcls.terminal import say, show, table
 
 
-def run_evaluate(model: str, out: str | None, device: str, **options: Any) -> int:
-    """Measure with `Options`, write the three files into ``out`` or beside the model, show the table, and return 0."""
-    found = evaluate(model, Options(device=pick_device(device), **options))
-    file = Path(model)
+def run_evaluate(model: str, out: str | None, classes: bool = False, answers: str | None = None, **options: Any) -> int:
+    """Measure with `Options`, write the files into ``out`` or beside the model, show the tables, and return 0."""
+    measured = evaluate(model, Options(**options))
+    found, file = measured.found, Path(model)
     beside = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     folder = Path(out) if out else file if file.is_dir() else beside
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "evaluation.json", found)
-        write_csv(folder / "evaluation.csv", found["scales"])
-        write_text(folder / "evaluation.svg", _plot(found))
+        name = _name(folder, found, ["evaluation", _own_name(found)] if out else [_own_name(found)])
+        write_json(folder / f"{name}.json", found)
+        write_csv(folder / f"{name}.csv", found["scales"])
+        write_csv(folder / f"{name}-classes.csv", found["per_class"])
+        write_text(folder / f"{name}.svg", _plot(found))
     except OSError as error:
         raise ConfigError(f"--out {folder}: {error.strerror}; name a folder that can be written") from None
-    show(*evaluation_tables(found), *_lines(found), f"written: {folder}/evaluation.json, .csv, .svg")
+    if answers:
+        _write_answers(Path(answers), measured)
+    say(f"model: {measured.model}")
+    if measured.warning:
+        say(f"warning: {measured.warning}")
+    tables = evaluation_tables(found) + ([_class_table(found)] if classes else [])
+    show(*tables, *_lines(found), f"written: {folder}/{name}.json, .csv, -classes.csv, .svg")
     return 0
+
+
+_SAME = ("checkpoint", "split", "folder", "fit", "views", "recalibrated")
+
+
+def _own_name(found: dict[str, Any]) -> str:
+    """Return the name of an evaluation's files: its checkpoint, its data, and what else is not the run's own.
+
+    >>> of = {"checkpoint": "r/checkpoints/last.ckpt", "split": "val", "data": "a", "fit": "keep", "views": "full"}
+    >>> _own_name(of | {"own_fit": True, "recalibrated": False})
+    'evaluation'
+    >>> best = {"checkpoint": "r/checkpoints/best.ckpt", "split": None, "data": "my/photos", "fit": "warp"}
+    >>> _own_name(of | best | {"own_fit": False, "recalibrated": False})
+    'evaluation-best-photos-warp'
+    """
+    stem, split = Path(found["checkpoint"]).stem, found["split"]
+    parts = [stem if stem != "last" else "", Path(found["data"]).name if split is None else split.replace("val", "")]
+    parts += ["" if found["own_fit"] else found["fit"], found["views"].replace("full", "")]
+    parts += ["recalibrated"] if found["recalibrated"] else []
+    return re.sub(r"[^\w.-]", "_", "-".join(["evaluation", *filter(None, parts)]))[:100]
+
+
+def _name(folder: Path, found: dict[str, Any], wanted: Sequence[str]) -> str:
+    """Return the first name that is free or has an evaluation of the same checkpoint and data; else with a number."""
+    for name in chain(wanted, (f"{wanted[-1]}-{n}" for n in count(2))):
+        there = folder / f"{name}.json"
+        other = read_json(there)
+        if not there.exists() or all(other.get(key) == found[key] for key in _SAME):
+            return name
+    raise AssertionError
+
+
+def _write_answers(file: Path, measured: Evaluated) -> None:
+    """Write a row an image and scale; an image that could not be read has no answer."""
+    answers, classes = measured.answers, measured.classes
+    rows = [
+        {
+            "path": name,
+            "class": classes[answers.targets[n]],
+            "scale": int(scale),
+            "predicted": classes[answers.predicted[at, n]] if answers.predicted[at, n] != UNREAD else "",
+            "probability": f"{answers.confidence[at, n]:.6f}",
+        }
+        for n, name in enumerate(measured.names)
+        for at, scale in enumerate(answers.scales)
+    ]
+    try:
+        write_csv(file, rows)
+    except OSError as error:
+        raise ConfigError(f"--answers {file}: {error.strerror}; name a file that can be written") from None
+
+
+def _class_table(found: dict[str, Any]) -> Table:
+    rows = [
+        [row["class"], str(row["images"]), *(percent(row[name]) for name in ("precision", "recall", "f1"))]
+        for row in found["per_class"]
+    ]
+    return table(f"Classes at scale {found['class_scale']}", ["class", "images", "precision", "recall", "F1"], rows)
 
 
 def evaluation_tables(found: dict[str, Any]) -> list[Table]:
     """Return the table of scales, and that of object sizes where they were asked for."""
     gap = "generalization_gap" in found["scales"][0]
     columns = ["test scale", *scale_columns(found), "images/s", *(["train top-1", "gap"] if gap else [])]
-    title = f"{found['split']} of {found['data']}, fit {found['fit']}, {found['views']} view (* trained)"
+    title = f"{_images(found)}, {_weights(found)}, fit {found['fit']}, {found['views']} view (* trained)"
     rows = []
     for row in found["scales"]:
         gaps = [percent(row["train_acc1"]), points(row["generalization_gap"])] if gap else []
@@ -55,13 +124,26 @@ def evaluation_tables(found: dict[str, Any]) -> list[Table]:
     return tables
 
 
+def _images(found: dict[str, Any]) -> str:
+    return f"{found['split']} of {found['data']}" if found["split"] else str(found["data"])
+
+
+def _weights(found: dict[str, Any]) -> str:
+    return Path(found["checkpoint"]).name + (f" of epoch {found['epoch']}" if found["epoch"] else "")
+
+
 def _lines(found: dict[str, Any]) -> list[str]:
+    means = ", ".join(f"{name} {percent(found['class_means'][name])}" for name in ("precision", "recall", "f1"))
+    counted = sorted((row for row in found["per_class"] if row["images"]), key=lambda row: row["f1"] or 0.0)
+    worst = ", ".join(f"{row['class']} {percent(row['f1'])}" for row in counted[:3])
+    lines = [f"mean over classes at scale {found['class_scale']}: {means.replace('f1', 'F1')}; lowest F1: {worst}"]
     if len(found["scales"]) < 2:
-        return []
+        return lines
     spread, area = found["scale_spread"] * 100, percent(found["scale_area"])
     pairs = combinations(enumerate(row["scale"] for row in found["scales"]), 2)
     least, one, other = min((found["agreement"][i][j], one, other) for (i, one), (j, other) in pairs)
     return [
+        *lines,
         f"scale spread {spread:.1f} points, worst at {found['worst_scale']}, mean over log scale {area}",
         f"scale consistency {percent(found['scale_consistency'])}; "
         f"least agreement {percent(least)}, between {one} and {other}",
@@ -70,7 +152,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 def _plot(found: dict[str, Any]) -> str:
     rows = found["scales"]
-    curves = {found["split"]: accuracy_curve(rows)}
+    curves = {_images(found): accuracy_curve(rows)}
     if "train_acc1" in rows[0]:
         curves["training"] = Curve([(row["scale"], row["train_acc1"]) for row in rows], (), "--")
     return scale_plot(curves, [row["scale"] for row in rows if row["trained"]])

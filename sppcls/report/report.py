@@ -1,11 +1,12 @@
 """``sppcls report DIR``: the report of a run or of a sweep, from the files in its folder."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from sppcls.errors import ConfigError
 from sppcls.report.run_page import write_run_page, write_run_tables
-from sppcls.report.runs import is_run, read_run
+from sppcls.report.runs import MANIFEST, is_run, read_run
 from sppcls.report.sweep import problems, write_sweep_report
 from sppcls.terminal import show
 
@@ -17,6 +18,9 @@ def report(directory: str, baselines: Sequence[str] = ()) -> int:
         ConfigError: No run there, two baselines, or one that is no variant.
     """
     folder = Path(directory)
+    if not is_run(folder) and not baselines and (latest := _latest(folder)):
+        show(f"{folder} holds {len(latest)} single trainings; this is the latest, {latest[-1]}")
+        folder = latest[-1]
     if not is_run(folder):
         show(*write_sweep_report(folder, baselines))
         return 0
@@ -25,3 +29,13 @@ def report(directory: str, baselines: Sequence[str] = ()) -> int:
     write_run_tables(folder)
     show(*problems([read_run(folder)], []), f"report: {write_run_page(folder)}")
     return 0
+
+
+def _latest(folder: Path) -> list[Path]:
+    """Return the runs of single trainings in a folder, the latest last; empty where they are a sweep's.
+
+    Trainings get the time of their start as a name; jobs of a sweep, and runs put together to be compared, have others.
+    """
+    runs = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
+    alone = all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\S*", path.name) for path in runs)
+    return runs if alone and not (folder / MANIFEST).exists() else []

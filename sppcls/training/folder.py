@@ -25,7 +25,7 @@ from sppcls.terminal import close_output, log
 FILES = (
     "config.yaml", "status.json", "summary.json", "summary.csv", "summary.md", "metrics.csv", "gap.csv", "answers.npz",
     "mistakes.json", "images.npz", "skipped.txt", "train.log", "report.html", "evaluation.json", "evaluation.csv",
-    "evaluation.svg",
+    "evaluation-classes.csv", "evaluation.svg",
 )  # fmt: skip
 _open_locks: set[IO[str]] = set()
 if hasattr(os, "register_at_fork"):
