@@ -5,6 +5,7 @@ start; each ends as the interpreter does. With ``started`` each is a command of 
 imports.
 """
 
+import contextlib
 import gc
 import itertools
 import json
@@ -117,8 +118,9 @@ def kill_a_worker(program):
     """Kill a process that the program has begun, once there is one."""
     while program.process.poll() is None:
         if others := [pid for pid in program.family() if pid != program.process.pid]:
-            os.kill(random.choice(others), signal.SIGKILL)
-            return
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(random.choice(others), signal.SIGKILL)
+                return
         time.sleep(0.002)
 
 
