@@ -45,6 +45,8 @@ def line_plot(
         if log:
             axes.set_xscale("log", base=2)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        elif len(ticks) == 1:
+            axes.set_xticks(ticks)
         else:
             axes.xaxis.get_major_locator().set_params(integer=all(isinstance(tick, int) for tick in ticks))
         if len(curves) > 1:
@@ -76,10 +78,10 @@ def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
 
 
 def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
-    """Return an ``<svg>`` of one value in percent a name, with its interval, under one another."""
+    """Return an ``<svg>`` of one difference of shares a name, in points, with its interval, under one another."""
     names = [textwrap.fill(name, 22) for name in dots]
     rows = sum(1.2 + name.count("\n") * 0.6 for name in names)
-    with _axes(f"{x} (%)", "", 0.8 + 0.27 * rows) as (axes, text):
+    with _axes(f"{x} (points)", "", 0.8 + 0.27 * rows) as (axes, text):
         for row, (value, low, high) in enumerate(dots.values()):
             colour = COLOURS[row % len(COLOURS)]
             axes.plot([value * 100], [row], "o", color=colour)
