@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sppcls.ops import SpatialPyramidPool2d, region_pyramid_pool2d, spatial_pyramid_pool2d
     from sppcls.training.datamodule import MultiScaleDataModule
     from sppcls.training.module import LitSppClassifier
+    from sppcls.training.train import train
 
 _HOMES = {
     "SpatialPyramidPool2d": "sppcls.ops",
@@ -21,6 +22,7 @@ _HOMES = {
     "load_model": "sppcls.checkpoint",
     "LitSppClassifier": "sppcls.training.module",
     "MultiScaleDataModule": "sppcls.training.datamodule",
+    "train": "sppcls.training.train",
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "load_model",
     "region_pyramid_pool2d",
     "spatial_pyramid_pool2d",
+    "train",
 ]
 
 
@@ -38,3 +41,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sppcls' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

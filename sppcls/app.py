@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
+from sppcls.overrides import check_flags, unknown_option
 from sppcls.process import leave, own_process
 from sppcls.signals import Interrupted, Signals
-from sppcls.spec import Spec, keys, parse
-from sppcls.terminal import OutputClosedError, say
+from sppcls.spec import Spec, keys, parse, unknown_key
+from sppcls.terminal import OutputClosedError, say, show
 from sppcls.training.folder import fresh_folder
 from sppcls.training.sweep import Job, Sweep, run_job
 from sppcls.training.world import joined_rank
@@ -48,6 +49,13 @@ def main() -> None:
 
 
 def _run() -> int:
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        from sppcls.help import train_help
+
+        show(*train_help(conf_folder()))
+        return 0
+    check_flags(arguments)
     jobs, swept = _composed()
     if not swept:
         return _single(jobs[0]) if jobs else 0  # none: Hydra was asked for help or for the config
@@ -160,13 +168,17 @@ def _one_line(error: Exception) -> str:
 
     text = re.split(" See http| Config search path", " ".join(str(error).split()))[0]
     if isinstance(error, OverrideParseException):
+        if "missing EQUAL" in text:
+            return f"{error.override!r} is no setting: settings are written key=value; --help lists them"
         return f"cannot read the override {error.override!r}: {text}"
+    if option := unknown_option(text):
+        return option
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown and unknown[1].startswith("hydra."):
         return text
     if unknown and unknown[1] in keys():
         return f"{unknown[1]} takes new entries with a plus: +{unknown[1]}.NAME=..."
-    return f"unknown key {unknown[1]}{did_you_mean(unknown[1], keys())}" if unknown else text
+    return unknown_key(unknown[1]) if unknown else text
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -22,7 +22,11 @@ BENCHES = ("pool", "loader", "train", "views", "regions", "saves", "plan")
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; ends the process with the contract's exit status."""
     own_process()
-    options = vars(_parser().parse_args(arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["train"]:
+        sys.argv = ["sppcls train", *given[1:]]
+        import_module("sppcls.app").main()
+    options = vars(_parser().parse_args(given))
     module, _, name = options.pop("run").partition(":")
     try:
         with Signals():  # so that what is half written is taken away
@@ -68,11 +72,7 @@ def _as_program(run: Callable[[], None]) -> None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if wrong := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message, re.S):
-            meant = (
-                "; sppcls-train trains"
-                if wrong[2] == "train"
-                else did_you_mean(wrong[2], re.findall(r"[\w-]+", wrong[3]))
-            )
+            meant = did_you_mean(wrong[2], re.findall(r"[\w-]+", wrong[3]))
             message = f"{wrong[1]} {wrong[2][:40]!r} is unknown{meant}"
         end = "" if message.endswith("?") else ";"
         say(f"error: {message}{end} {self.prog} --help says more")
@@ -84,8 +84,8 @@ def _scales(text: str) -> tuple[int, ...]:
         scales = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed: whole numbers and commas, as 64,96,128") from None
-    if min(scales) < 1 or max(scales) > 8192:
-        raise argparse.ArgumentTypeError(f"got {text!r}, a scale is 1 to 8192 pixels")
+    if min(scales) < 8 or max(scales) > 8192:
+        raise argparse.ArgumentTypeError(f"got {text!r}, a scale is 8 to 8192 pixels")
     return scales
 
 
@@ -134,9 +134,10 @@ def _cost(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="sppcls", description="Image classification at any image size; sppcls-train trains.")
+    parser = _Parser(prog="sppcls", description="Image classification at any image size.")
     parser.add_argument("--version", action="version", version=f"sppcls {version('sppcls')}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs.add_parser("train", help="train a network, or a sweep of them; sppcls train --help lists all settings")
     for name, (run, said, add_options) in _VERBS.items():
         verb = verbs.add_parser(name, help=said, description=said)
         verb.set_defaults(run=run)
@@ -168,7 +169,7 @@ def _predict(verb: _Parser) -> None:
     add("model", type=_path, metavar="MODEL", help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2")
     add("images", type=_path, metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on stdin")
     scale = verb.add_mutually_exclusive_group()
-    scale.add_argument("--scale", type=_at_least(1, 8192), help="shorter side in pixels (the largest trained)")
+    scale.add_argument("--scale", type=_at_least(8, 8192), help="shorter side in pixels (the largest trained)")
     scale.add_argument("--fuse", type=_scales, metavar="SCALES", help="average the probabilities of these scales")
     add("--top", type=_at_least(1), default=5, metavar="N", help="how many classes to name (5)")
     kind = verb.add_mutually_exclusive_group()

@@ -1,6 +1,6 @@
 """What a program must know to use a model: its classes, sizes and preprocessing; plain values, in every file of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -11,6 +11,19 @@ from sppcls.errors import SppclsError
 
 Triple = tuple[float, float, float]
 INPUTS = ("normalized", "uint8", "float")
+
+
+def far_scales(asked: Sequence[int], trained: Sequence[int]) -> str:
+    """Return a warning where a scale is more than 4 times off those that were trained; empty where none is.
+
+    >>> far_scales([32, 64, 600], [64, 48])
+    'scale 600 is more than 4 times the largest trained, 64: expect low accuracy'
+    """
+    if large := [scale for scale in asked if trained and scale > 4 * max(trained)]:
+        return f"scale {large[-1]} is more than 4 times the largest trained, {max(trained)}: expect low accuracy"
+    if small := [scale for scale in asked if trained and scale * 4 < min(trained)]:
+        return f"scale {small[0]} is less than a quarter of the smallest trained, {min(trained)}: expect low accuracy"
+    return ""
 
 
 @dataclass(frozen=True)

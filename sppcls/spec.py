@@ -1,185 +1,61 @@
 """The validated values of a run: names and numbers only, checked once, at the edge."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sppcls.errors import ConfigError, did_you_mean
-from sppcls.path_checks import path_fault
+from sppcls.settings import (
+    AugmentSpec as AugmentSpec,
+)
+from sppcls.settings import (
+    DataSpec as DataSpec,
+)
+from sppcls.settings import (
+    LoggerSpec as LoggerSpec,
+)
+from sppcls.settings import (
+    MetricsSpec as MetricsSpec,
+)
+from sppcls.settings import (
+    ModelSpec as ModelSpec,
+)
+from sppcls.settings import (
+    OptimSpec as OptimSpec,
+)
+from sppcls.settings import (
+    PathText,
+    Seed,
+    Values,
+)
+from sppcls.settings import (
+    ScheduleSpec as ScheduleSpec,
+)
+from sppcls.settings import (
+    SweepSpec as SweepSpec,
+)
+from sppcls.settings import (
+    TrainerSpec as TrainerSpec,
+)
+
+# What other trainers call it.
+_ELSEWHERE = {
+    "epochs": "trainer.max_epochs", "epoch": "trainer.max_epochs", "batch": "data.batch_size", "b": "data.batch_size",
+    "workers": "data.num_workers", "j": "data.num_workers", "data": "data.root", "data_dir": "data.root",
+    "data_path": "data.root", "arch": "model.backbone", "a": "model.backbone", "model": "model.backbone",
+    "backbone": "model.backbone", "pretrained": "model.weights", "wd": "optim.weight_decay", "opt": "optim",
+    "optimizer": "optim", "imgsz": "schedule.scales", "img_size": "schedule.scales", "size": "schedule.scales",
+    "input_size": "schedule.scales", "device": "trainer.accelerator", "gpus": "trainer.devices", "amp":
+    "trainer.precision", "output": "run_dir", "out": "run_dir", "output_dir": "run_dir", "name": "run_dir",
+    "learning_rate": "optim.lr", "workers_per_gpu": "data.num_workers", "model_ema_decay": "optim.ema",
+}  # fmt: skip
 
 
-def _path(text: str) -> str:
-    if fault := path_fault(text):
-        raise ValueError(f"got {text[:60]!r}: {fault}")
-    return text
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-From0 = Annotated[int, Field(ge=0, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Width = Annotated[int, Field(ge=1, le=65_536)]
-Drawn = Annotated[int, Field(ge=1, le=1_000_000)]  # images of the embedded set
-AtLeast0 = Annotated[float, Field(ge=0)]
-Level = Annotated[int, Field(ge=1, le=64)]
-Scale = Annotated[int, Field(ge=8, le=8192)]
-PathText = Annotated[str, AfterValidator(_path)]
-
-
-class _Values(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class AugmentSpec(_Values):
-    """Augmentation of training images; nothing here crops or warps but ``randaugment``, which is off."""
-
-    flip: Share = 0.5
-    brightness: AtLeast0 = 0.0
-    contrast: AtLeast0 = 0.0
-    saturation: AtLeast0 = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    randaugment: Annotated[int, Field(ge=0, le=14)] = 0
-    erasing: Share = 0.0
-    mixup: AtLeast0 = 0.0
-    cutmix: AtLeast0 = 0.0
-
-
-class DataSpec(_Values):
-    """Which images, and how they meet a scale."""
-
-    name: Literal[
-        "shapes", "folder", "caltech101", "cifar10", "flowers102", "food101", "oxford_iiit_pet", "imagenet"
-    ] = "shapes"
-    root: PathText | None = None
-    fit: Literal["keep", "crop", "warp"] = "keep"
-    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
-    num_workers: Annotated[int, Field(ge=0, le=128)] = 2
-    cache: Literal["none", "ram", "disk"] = "none"
-    on_error: Literal["fail", "skip"] = "fail"
-    download: bool = False
-    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
-    split_seed: Seed = 0
-    train_per_class: Count | None = None
-    val_per_class: Count | None = None
-    train_size: Drawn = 4000
-    val_size: Drawn = 600
-    test_size: Drawn = 600
-    max_aspect: Annotated[float, Field(ge=1, le=16)] = 4.0
-
-    @model_validator(mode="after")
-    def _root_is_used(self) -> "DataSpec":
-        if self.name == "shapes" and self.root is not None:
-            raise ValueError(f"data=shapes is generated and has no root, got {self.root}; add data=folder")
-        return self
-
-
-class ModelSpec(_Values):
-    """The network: trunk, pooling, head."""
-
-    backbone: str = "tiny"
-    width: Annotated[float, Field(gt=0, le=8)] = 1.0
-    norm: Literal["batch", "lrn", "group"] | None = None
-    weights: PathText | None = None
-    freeze: Literal["none", "backbone"] = "none"
-    pool: Literal["spp", "gap", "fixed"] = "spp"
-    levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=32)] = (4, 2, 1)
-    mode: Literal["max", "avg"] = "max"
-    head: Literal["levels", "stack"] = "levels"
-    hidden: Annotated[tuple[Width, ...], Field(max_length=32)] = ()
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
-class ScheduleSpec(_Values):
-    """The scale of every epoch (or step)."""
-
-    kind: Literal["single", "alternate", "random", "progressive"] = "alternate"
-    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (64, 48)
-    every: Literal["epoch", "batch"] = "epoch"
-    step: Count = 8
-
-    @model_validator(mode="after")
-    def _enough_scales(self) -> "ScheduleSpec":
-        if self.kind == "single" and len(self.scales) != 1:
-            raise ValueError(f"single takes one scale, got {list(self.scales)}; name one, or use schedule=alternate")
-        if self.kind != "single" and len(set(self.scales)) < 2:
-            raise ValueError(f"{self.kind} takes two scales or more, got {list(self.scales)}; or use schedule=single")
-        if self.every == "batch" and self.kind != "random":
-            raise ValueError(f"every: batch goes with schedule=random, got {self.kind}")
-        return self
-
-
-class OptimSpec(_Values):
-    """The optimiser, its rate over time and the loss."""
-
-    name: Literal["sgd", "adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 4e-3
-    backbone_lr: AtLeast0 = 1.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: AtLeast0 = 0.05
-    decay: Literal["cosine", "step", "none"] = "cosine"
-    milestones: tuple[Share, ...] = (0.5, 0.75)
-    warmup_epochs: AtLeast0 = 1.0
-    clip_norm: AtLeast0 = 0.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    class_weights: Literal["none", "balanced"] = "none"
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class TrainerSpec(_Values):
-    """What Lightning's trainer is told."""
-
-    max_epochs: Count = 7
-    accelerator: str = "auto"
-    devices: int | str = 1
-    num_nodes: Count = 1
-    strategy: str = "auto"
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
-    deterministic: bool = False
-    compile: bool = False
-    channels_last: bool = True
-    check_val_every: Count = 1
-    checkpoint_every_steps: Count | None = None
-    checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
-
-
-class MetricsSpec(_Values):
-    """What is measured at the end of a run, and of the generalization gap on the way there (gap.csv).
-
-    ``val_scale`` is where each epoch is validated and where top-1 and the gap of a run are read; null is the largest
-    scale that is trained.
-
-    At the end the gap is measured on ``gap_images`` training images (0: not at all). ``gap_every`` is for the curves
-    alone: on all ``gap_images`` every so many epochs, 0 is never, and null is after as many validations and on as many
-    of the images as a tenth of the training's pixels pays for (`training.overfitting.affordable`).
-    """
-
-    val_scale: Scale | None = None
-    test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
-    gap_images: From0 = 600
-    gap_every: From0 | None = None
-    gap_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
-
-
-class LoggerSpec(_Values):
-    """Where curves go besides the run folder's metrics.csv."""
-
-    name: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
-    project: str = "sppcls"
-
-
-class SweepSpec(_Values):
-    """What belongs to a sweep as a whole; ``variants`` names sets of values, and a job takes those of ``variant``."""
-
-    variant: str | None = None
-    variants: dict[str, dict[str, Any]] = {}
-    baseline: str | None = None
-    dry_run: bool = False
-
-
-class Spec(_Values):
+class Spec(Values):
     """Everything that makes a run what it is."""
 
     data: DataSpec = DataSpec()
@@ -192,11 +68,17 @@ class Spec(_Values):
     logger: LoggerSpec = LoggerSpec()
     sweep: SweepSpec = SweepSpec()
     seed: Seed = 0
+    """Seed of weights, order and augmentation."""
     run_dir: Annotated[PathText, Field(min_length=1)] = "runs/run"
+    """The run's folder; by default runs/ and the time."""
     sweep_dir: PathText | None = None
+    """The folder of a sweep."""
     resume_data: Literal["same", "changed"] = "same"
+    """Whether to resume on images that are not those of the checkpoint."""
     resume: Annotated[PathText, Field(min_length=1)] | None = None
+    """The run folder to go on with, or auto."""
     plan_only: bool = False
+    """Print classes, counts and the plan, and stop."""
 
     @model_validator(mode="after")
     def _fixed_needs_one_size(self) -> "Spec":
@@ -252,6 +134,25 @@ def keys(model: type[BaseModel] = Spec, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def meant_by(name: str) -> str | None:
+    """Return the key that a bare name stands for, or None.
+
+    >>> meant_by("lr"), meant_by("epochs"), meant_by("batchsize"), meant_by("qqq")
+    ('optim.lr', 'trainer.max_epochs', 'data.batch_size', None)
+    """
+    last = {key.rpartition(".")[2]: key for key in reversed(list(keys()))}
+    if found := last.get(name) or _ELSEWHERE.get(name):
+        return found
+    near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
+    return last[near[0]] if near else None
+
+
+def unknown_key(key: str) -> str:
+    """Return what to say of a key that there is not."""
+    meant = None if "." in key else meant_by(key)
+    return f"unknown key {key}{f'; did you mean {meant!r}?' if meant else did_you_mean(key, keys())}"
+
+
 def parse_model(values: Any) -> ModelSpec:
     """Return a validated network alone; raises ``ConfigError`` naming the first key that is wrong."""
     try:
@@ -279,9 +180,11 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
     first = error.errors()[0]
     key = prefix + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{did_you_mean(key, keys())}"
+        return unknown_key(key)
     if first["loc"][-1:] in (("int",), ("str",)):  # of the kinds that a value may be, pydantic names one
         key = key.rpartition(".")[0]
+    if first["type"] == "tuple_type":
+        return f"{key}={first['input']!r:.100}: a list is needed; write {key}=[{first['input']}]"
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {said}" if key else said

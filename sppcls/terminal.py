@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 T = TypeVar("T")
 log = logging.getLogger("sppcls")
@@ -52,9 +53,10 @@ def say(line: str, stream: TextIO | None = None) -> None:
     print(printable(line), file=stream or sys.stderr, flush=True)
 
 
-def show(*things: "Table | str") -> None:
-    """Print tables made by `table`, and lines; in colour and as wide as the terminal where there is one."""
+def show(*things: "Table | Text | str") -> None:
+    """Print tables made by `table`, texts and lines; on a terminal in colour and as wide as it is."""
     from rich.console import Console
+    from rich.table import Table
 
     class Screen(Console):
         def on_broken_pipe(self) -> None:
@@ -64,10 +66,10 @@ def show(*things: "Table | str") -> None:
     plain = kept is not None or not sys.stdout.isatty()
     console = Screen(width=140 if kept is not None else width(), color_system=None, file=kept) if plain else Screen()
     for thing in things:
-        wide = not isinstance(thing, str) and _narrowest(thing) > console.width
-        for part in _as_lines(thing) if wide and not isinstance(thing, str) else [thing]:
+        wide = isinstance(thing, Table) and _narrowest(thing) > console.width
+        for part in _as_lines(thing) if wide and isinstance(thing, Table) else [thing]:
             shown = printable(part) if isinstance(part, str) else part
-            console.print(shown, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(part, str))
+            console.print(shown, highlight=False, markup=False, emoji=False, soft_wrap=not isinstance(part, Table))
     for line in kept.getvalue().splitlines() if kept is not None else ():
         log.info(line.rstrip())
 

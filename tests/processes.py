@@ -26,12 +26,16 @@ _NOISE = re.compile(r"^Extension modules: [^\n]*\n|^nanobind: .*", re.M | re.S)
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended; ``silent`` is the time from its last output, or a later signal, to its end, in seconds."""
+    """How a program ended; ``silent`` is the time from its last output, or a later signal, to its end, in seconds.
+
+    ``seconds`` is how long it ran in all.
+    """
 
     status: int
     out: str
     err: str
     silent: float
+    seconds: float
 
 
 class _Fork:
@@ -53,6 +57,7 @@ class Program:
 
     def __init__(self, said):
         self.said, self.mark, self.last = said, uuid.uuid4().hex, time.time()
+        self.begun = self.last
         self._out, self._err = _unnamed_file(self), _unnamed_file(self)
         self.process = None
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job, and so in its children
@@ -135,7 +140,7 @@ class Program:
             assert time.monotonic() < deadline, f"not ended after {seconds} s: {self.said}\n{self.stacks()}"
             time.sleep(0.01)
         silent = time.time() - max(self.last, *(os.fstat(file).st_mtime for file in (self._out, self._err)))
-        found = Ended(self.process.returncode, self.out, self.err, silent)
+        found = Ended(self.process.returncode, self.out, self.err, silent, time.time() - self.begun)
         deadline = time.monotonic() + patience(grace)
         while self.family() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -20,36 +20,12 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"),
-    [
-        (["data.batch_sise=3"], 2, "unknown key data.batch_sise; did you mean 'data.batch_size'?"),
-        (["sead=3"], 2, "unknown key sead; did you mean 'seed'?"),
-        (["+data.batch_sise=3"], 2, "unknown key data.batch_sise; did you mean 'data.batch_size'?"),
-        (["model.levels=[0]"], 2, "model.levels.0=0: input should be greater than or equal to 1"),
-        (["model.levels=3"], 2, "model.levels=3: input should be a valid"),
-        (["schedule.scales=[64,-2]"], 2, "schedule.scales.1=-2: input should be greater"),
-        (["data.batch_size=0"], 2, "data.batch_size=0: input should be greater"),
-        (["data=null"], 2, "Config group override"),
-        (["data.root=photos"], 2, "data=shapes is generated and has no root, got photos; add data=folder"),
-        (["run_dir="], 2, "run_dir=''"),
-        (["optim.lr=inf"], 2, "optim.lr=inf"),
-        (["trainer.devices=0"], 2, "trainer: "),
-        (["optim=sgd", "optim.lr=1e9", "optim.warmup_epochs=0", "trainer.max_epochs=3"], 1, "training diverged"),
-        (["data=foldr"], 2, "data/foldr"),
-        (["data=folder"], 3, "data.root"),
-        (["data=folder", "data.root=missing"], 3, "missing"),
-        (["seed=[1"], 2, "seed"),
-        (["resume=nowhere"], 2, "nowhere is not a run folder"),
-        (["model.backbone=resnet81"], 2, "did you mean"),
-    ],
-)
-def test_wrong_input_is_one_line(train, capsys, arguments, status, said):
-    assert train(*SMALL, *arguments) == status
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    assert said in lines[0]
+def test_a_loss_that_is_not_finite_is_one_line(train, capsys):
+    how = ("optim=sgd", "optim.lr=1e9", "optim.warmup_epochs=0", "trainer.max_epochs=3")
+    assert train(*SMALL, *how) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: training diverged")
+    assert err.count("\n") == 1
 
 
 def test_plan_only_prints_the_schedule_and_leaves_nothing(train, tmp_path, capsys):

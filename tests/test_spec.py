@@ -13,7 +13,10 @@ from sppcls.spec import Spec, keys, parse
         ({"model": {"levels": [4, 0]}}, "model.levels.1=0: input should be greater than or equal to 1"),
         ({"model": {"levels": []}}, "model.levels=[]: tuple should have at least 1 item"),
         ({"schedule": {"kind": "sinlge"}}, "schedule.kind='sinlge': input should be 'single', 'alternate'"),
-        ({"schedule": {"scales": [64]}}, "alternate takes two scales or more, got [64]; or use schedule=single"),
+        (
+            {"schedule": {"kind": "progressive", "scales": [64]}},
+            "progressive takes two scales or more, got [64]",
+        ),
         ({"schedule": {"kind": "single", "scales": [4]}}, "schedule.scales.0=4: input should be greater"),
         ({"schedule": {"every": "batch"}}, "every: batch goes with schedule=random, got alternate"),
         ({"trainer": {"max_epochs": "many"}}, "trainer.max_epochs='many': input should be a valid integer"),

@@ -546,3 +546,18 @@ def test_the_seconds_of_a_resumed_run_count_all_its_parts():
     second = RunClock(time.monotonic() - 5)
     second.load_state_dict(first.state_dict())
     assert second.seconds == pytest.approx(105, abs=1)
+
+
+def test_a_run_stops_where_validation_has_not_become_better_for_long_enough(tmp_path):
+    never = {"optim": {"lr": 1e-12, "warmup_epochs": 0}, "trainer": {"max_epochs": 9, "patience": 2}}
+    assert run(spec(tmp_path, **never)) == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        found = [float(row["val_acc1"]) for row in csv.DictReader(file)]
+    assert len(found) == found.index(max(found)) + 1 + 2 < 9
+
+
+def test_levels_and_scales_far_from_what_is_trained_are_warned_of(tmp_path):
+    assert run(spec(tmp_path, model={"levels": [64, 1]}, metrics={"test_scales": [24, 200]})) == 0
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert "64 bins a side of a map that has" in said
+    assert "scale 200 is more than 4 times the largest trained" in said

@@ -1,5 +1,6 @@
 """Which scale is trained when: a pure function of the epoch, the step and the seed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,12 @@ class Schedule:
         if self.kind == "random":
             return tuple(range(min(self.scales), max(self.scales) + 1, self.step))
         return tuple(sorted(set(self.scales)))
+
+    def work(self, epochs: Iterable[int], steps: int) -> float:
+        """Return the squares of the scales of some epochs, the mean of each, in all: what they cost."""
+        return sum(
+            sum(scale**2 for scale in drawn) / len(drawn) for drawn in (self.scales_of(e, steps) for e in epochs)
+        )
 
     def scales_of(self, epoch: int, steps: int) -> list[int]:
         """Return the scale of each of the ``steps`` steps of an epoch (counted from 0)."""

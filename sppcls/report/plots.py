@@ -182,7 +182,7 @@ def _axes(x: str, y: str, height: float = 3.0) -> Iterator[tuple[Any, io.StringI
     from matplotlib.figure import Figure
 
     text = io.StringIO()
-    fonts = {"font.family": "sans-serif", "font.size": FONT, "legend.fontsize": FONT}
+    fonts: dict[Any, Any] = {"font.family": "sans-serif", "font.size": FONT, "legend.fontsize": FONT}
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sppcls"} | fonts):
         figure = Figure(figsize=(4.6, height), layout="constrained")
         FigureCanvasSVG(figure)

@@ -127,14 +127,17 @@ def _agreement(summary: dict[str, Any]) -> list[Any] | None:
     return [["scale", *scales], [[scale, *map(percent, row)] for scale, row in zip(scales, rows, strict=True)]]
 
 
-def _tracks(run: Run) -> dict[str, str]:
-    """Return the plots of metrics.csv by title: the losses and the learning rate."""
+def _tracks(run: Run) -> dict[str, Any]:
+    """Return plot, columns and rows of metrics.csv by title: the losses and the learning rate."""
     lines = {"Loss": {"training": "train_loss", "validation": "val_loss"}, "Learning rate": {"learning rate": "lr"}}
-    plots = {}
+    plots: dict[str, Any] = {}
     for title, sides in lines.items():
         curves = {name: Curve(track) for name, column in sides.items() if (track := _track(run.epochs, column))}
         if curves:
-            plots[title] = line_plot(curves, x="epoch", y=title.lower(), share=False)
+            by_epoch = [dict(curve.points) for curve in curves.values()]
+            epochs = sorted({epoch for one in by_epoch for epoch in one})
+            rows = [[f"{e:g}", *(f"{one[e]:.4g}" if e in one else "-" for one in by_epoch)] for e in epochs]
+            plots[title] = line_plot(curves, x="epoch", y=title.lower(), share=False), ["epoch", *curves], rows
     return plots
 
 

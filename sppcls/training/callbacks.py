@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from sppcls.atomic import write_csv
 from sppcls.data.loader import ImageBatch
 from sppcls.errors import ConfigError
+from sppcls.report.page import duration
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
@@ -75,7 +76,19 @@ class Curves(Callback):
         row |= {"val_scale": data.val_scale} if "val_acc1" in row else {}
         self._rows.append({name: _short(row[name]) if name in row else "" for name in COLUMNS})
         write_csv(self.path, self._rows)
-        log.info(_line(row, trainer.max_epochs or 0))
+        log.info(
+            "%s%s",
+            _line(row, trainer.max_epochs or 0),
+            self._left(data, trainer.current_epoch, trainer.max_epochs or 0),
+        )
+
+    def _left(self, data: MultiScaleDataModule, epoch: int, epochs: int) -> str:
+        """Say how long the other epochs may take, by those of this run so far."""
+        steps = data.plan(epoch).steps
+        done = data.schedule.work(range(epoch + 1), steps)
+        left = data.schedule.work(range(epoch + 1, epochs), steps)
+        seconds = left / done * sum(float(row["seconds"]) for row in self._rows)
+        return f"  {duration(seconds)} left" if left else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, and what is counted of this epoch."""

@@ -19,6 +19,7 @@ from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.classifier import SppClassifier
 from sppcls.signals import Signals
+from sppcls.signature import far_scales
 from sppcls.spec import Spec
 from sppcls.terminal import log, show
 from sppcls.training.callbacks import RunClock
@@ -37,6 +38,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
     pl.seed_everything(spec.seed, workers=True, verbose=False)
     network = build_classifier(spec.model, splits.train.classes, spec.schedule.scales, pretrained=spec.resume is None)
     _check_scales(spec, network)
+    _warn_of_scales(spec, network)
     if spec.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
     data = build_data(spec, splits, network.mean)
@@ -51,7 +53,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
     )
     trainer = build_trainer(spec, folder, signals, started)
     data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
-    show(*data_lines(data), plan_table(spec, data.planner, trainer.world_size))
+    show(*data_lines(data), _device_line(trainer), plan_table(spec, data.planner, trainer.world_size))
     if data.caches:  # their room is taken here, before the first epoch
         show(data.cache_line)
     if trainer.is_global_zero:
@@ -105,6 +107,25 @@ def build_data(
         mean=mean,
         seed=spec.seed,
     )
+
+
+def _device_line(trainer: pl.Trainer) -> str:
+    device = trainer.strategy.root_device
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"device: {device} ({named})"
+
+
+def _warn_of_scales(spec: Spec, network: SppClassifier) -> None:
+    """Warn of levels that the map has too few cells for, and of test scales far from those that are trained."""
+    largest = max(spec.schedule.scales)
+    cells = -(-largest // network.trunk.stride)
+    if spec.model.pool == "spp" and max(spec.model.levels) > cells:
+        log.warning(
+            "model.levels: %d bins a side of a map that has %d cells at scale %d, so bins repeat; use %d at most",
+            max(spec.model.levels), cells, largest, cells,
+        )  # fmt: skip
+    if said := far_scales(spec.test_scales, spec.schedule.scales):
+        log.warning("metrics.test_scales: %s", said)
 
 
 def _check_scales(spec: Spec, network: SppClassifier) -> None:

@@ -127,8 +127,7 @@ def affordable(trained: float, image: float, validations: int, most: int) -> tup
 def _pixels(trainer: pl.Trainer, data: MultiScaleDataModule, scales: Sequence[int]) -> tuple[float, float]:
     """Return the pixels that a rank trains, and those measured for each image, taking every image for a square."""
     steps, own = int(trainer.num_training_batches), data.val_scale
-    epochs = (data.schedule.scales_of(epoch, steps) for epoch in range(trainer.max_epochs or 0))
-    seen = sum(sum(scale**2 for scale in drawn) / len(drawn) for drawn in epochs)
+    seen = data.schedule.work(range(trainer.max_epochs or 0), steps)
     measured = sum(scale**2 * (1 if scale == own else 2) for scale in scales)
     return seen * len(data.train.targets) / trainer.world_size, measured
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback as Callback
-from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 
 from sppcls.errors import ConfigError, missing_extra
 from sppcls.signals import Signals
@@ -36,6 +36,10 @@ def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None, star
     callbacks += [ScaleBar(leave=False)] if bar else []
     if spec.metrics.gap_every != 0 and spec.metrics.gap_images:
         callbacks.append(_gap_curves(spec, folder))
+    if values.patience:
+        callbacks.append(
+            EarlyStopping("val_acc1", mode="max", patience=values.patience, check_on_train_epoch_end=False)
+        )
     # Last, so that what measures at a validation's end still meets the averaged weights.
     callbacks += [WeightAveraging(avg_fn=ramped_average(spec.optim.ema))] if spec.optim.ema else []
     quiet_lightning()

@@ -1,0 +1,97 @@
+"""``train.py --help``: the groups, and a line a setting with its default, its range and what it means."""
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sppcls.spec import Spec
+from sppcls.terminal import width
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_KEY, _DEFAULT = 34, 12
+_USAGE = """Train an image classifier at several scales, without crop or warp.
+
+  train.py [group=option] [key=value] ...
+  train.py -m key=value1,value2 ...      a sweep: a run for each value
+  train.py --cfg job                     print the settings that a command has"""
+
+
+def train_help(conf: Path) -> "list[Text]":
+    """Return the lines of the training program's help, as wide as the terminal; ``conf`` holds a folder a group."""
+    from rich.text import Text
+
+    schema = Spec.model_json_schema()
+    lines = [Text(line) for line in _USAGE.splitlines()]
+    lines += [Text(), Text("Groups", "bold"), *_groups(conf), Text(), Text("Settings", "bold")]
+    for name, value in schema["properties"].items():
+        lines += _of(name, value, schema["$defs"])
+    return lines
+
+
+def _groups(conf: Path) -> "Iterator[Text]":
+    for folder in sorted(path for path in conf.iterdir() if path.is_dir()):
+        options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        yield from _wrapped(folder.name, 12, "", options)
+
+
+def _of(key: str, value: dict[str, Any], groups: dict[str, Any]) -> "Iterator[Text]":
+    """Yield the lines of a setting, or of those of a group."""
+    if named := value.get("$ref", "").rpartition("/")[2]:
+        for name, inner in groups[named]["properties"].items():
+            yield from _of(f"{key}.{name}", inner, groups)
+        return
+    default = "" if value.get("default") == {} else json.dumps(value.get("default")).strip('"')
+    allowed = _allowed(value)
+    yield from _wrapped(
+        key, _KEY, f"{default:<{_DEFAULT}} ", value["description"] + (f" [{allowed}]" if allowed else "")
+    )
+
+
+def _wrapped(name: str, wide: int, default: str, text: str) -> "Iterator[Text]":
+    """Yield a name, its default and a text beside them, which goes below them where there is little room."""
+    from rich.text import Text
+
+    screen = width() if sys.stdout.isatty() else 120
+    indent = 2 + wide + len(default)
+    head = Text.assemble("  ", (f"{name:<{wide}}", "cyan"), default)
+    if screen - indent < 40:
+        yield head
+        yield from (
+            Text(line) for line in textwrap.wrap(text, screen, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        )
+        return
+    first, *more = textwrap.wrap(text, screen - indent)
+    yield head.append(first)
+    yield from (Text(" " * indent + line) for line in more)
+
+
+def _allowed(value: dict[str, Any]) -> str:
+    """Return the values that a setting takes, from its JSON schema.
+
+    >>> _allowed({"enum": ["a", "b"]}), _allowed({"type": "integer", "minimum": 1, "exclusiveMaximum": 2147483648})
+    ('a, b', 'whole number, from 1')
+    """
+    if "anyOf" in value:
+        found = [said for one in value["anyOf"] if (said := _allowed(one))]
+        return " or ".join(found) if found != ["null"] else ""
+    if "enum" in value:
+        return ", ".join(map(str, value["enum"]))
+    kind = value.get("type")
+    if kind == "array":
+        return f"list of {_allowed(value.get('items', {}))}".removesuffix(" of ")
+    said = {"integer": "whole number", "number": "number", "boolean": "true, false", "null": "null"}.get(str(kind), "")
+    low, high = value.get("minimum"), value.get("maximum")
+    if "exclusiveMinimum" in value:
+        said += f", above {value['exclusiveMinimum']:g}"
+    if low is not None:
+        said += f", from {low:,}"
+    if high is not None:
+        said += f" to {high:,}"
+    elif value.get("exclusiveMaximum", 2**31) < 2**31:
+        said += f", below {value['exclusiveMaximum']:g}"
+    return said
