@@ -3,11 +3,14 @@
 Nothing else in the package prints: names, errors and logs may come from strangers, and a terminal obeys what it reads.
 """
 
+import io
 import logging
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logging.getLogger("sppcls")
+_LOGGED = ContextVar("sppcls_only_logged", default=False)
 
 
 def _printable_record(record: logging.LogRecord) -> bool:
@@ -58,12 +62,31 @@ def show(*things: "Table | Text | str") -> None:
         def on_broken_pipe(self) -> None:
             close_output()
 
-    console = Screen() if sys.stdout.isatty() else Screen(width=width(), color_system=None)
+    kept = io.StringIO() if _LOGGED.get() else None
+    plain = kept is not None or not sys.stdout.isatty()
+    console = Screen(width=140 if kept is not None else width(), color_system=None, file=kept) if plain else Screen()
     for thing in things:
         wide = isinstance(thing, Table) and _narrowest(thing) > console.width
         for part in _as_lines(thing) if wide and isinstance(thing, Table) else [thing]:
             shown = printable(part) if isinstance(part, str) else part
             console.print(shown, highlight=False, markup=False, emoji=False, soft_wrap=not isinstance(part, Table))
+    for line in kept.getvalue().splitlines() if kept is not None else ():
+        log.info(line.rstrip())
+
+
+@contextmanager
+def only_logged() -> Iterator[None]:
+    """Send what `show` is given to the log alone, and keep the log off the screen."""
+    token = _LOGGED.set(True)
+    try:
+        yield
+    finally:
+        _LOGGED.reset(token)
+
+
+def is_only_logged() -> bool:
+    """Return whether the screen belongs to somebody else: a sweep, which says a line a job."""
+    return _LOGGED.get()
 
 
 def _narrowest(table: "Table") -> int:

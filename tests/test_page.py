@@ -5,13 +5,15 @@ import json
 import re
 import shutil
 import subprocess
+from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_report import Page, edit, two_by_two, write_run
 
-from sppcls.report.plots import Curve, line_plot
+from sppcls.report.plots import Curve, histogram, line_plot
 from sppcls.report.run_page import write_run_page
 from sppcls.report.sweep import write_sweep_report
 
@@ -96,6 +98,39 @@ def test_a_table_can_be_scrolled_by_keyboard(tmp_path):
     boxes = re.findall(r'<div class="scroll[^"]*"( tabindex="0")?>', page)
     assert len(boxes) == page.count("<table") > 4
     assert all(boxes)
+
+
+def test_a_run_has_loss_rate_and_a_row_a_class(tmp_path):
+    page = write_run_page(write_run(tmp_path / "run")).read_text()
+    svgs = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert any(">learning rate<" in svg for svg in svgs)
+    assert any(">training<" in svg and ">loss<" in svg for svg in svgs)
+    found = tiles(page[: page.index("<svg")])
+    assert (found["training images"], found["validation images"]) == ("80", "40")
+    rows = re.findall(r"<td>(cat|dog|owl)</td><td>(\d+)</td><td>(\d+)</td><td>([\d.]+)%</td>", page)
+    assert sorted(row[0] for row in rows) == ["cat", "dog", "owl"]
+    assert sum(int(row[1]) for row in rows) == 40
+    assert sum(int(row[2]) for row in rows) == 30
+    assert all(float(share) == pytest.approx(100 * int(right) / int(n), abs=0.06) for _, n, right, share in rows)
+    assert "<th>images</th>" in page
+    assert re.search(r"<td>\d+ of 1[34]</td>", page)
+
+
+def test_a_job_leads_to_its_page_where_there_is_one_and_a_long_name_is_cut_in_the_middle(tmp_path):
+    name = "a b&'\"<" + "long" * 20
+    write_run_page(write_run(tmp_path / "s" / name))
+    write_run(tmp_path / "s" / "without", seed=1)
+    write_sweep_report(tmp_path / "s")
+    page = Page((tmp_path / "s" / "report.html").read_text())
+    links = [value for tag, key, value in page.attributes if (tag, key) == ("a", "href")]
+    assert [(tmp_path / "s" / unquote(link)).is_file() for link in links] == [True]
+    assert ("a", "title", name) in page.attributes
+    assert "…" in page.text
+
+
+def test_scales_are_named_in_a_histogram():
+    svg = histogram(np.array([3, 5]), np.array([64.0, 128.0, 256.0]), [96, 224])
+    assert {"96", "224"} <= set(re.findall(r">([^<>]+)</text>", svg))
 
 
 MEASURE = """<script>

@@ -926,7 +926,7 @@ def test_a_page_is_whole_and_asks_nobody(pages, name):
 def test_behind_every_plot_is_a_table(pages, name):
     tags = [tag for tag in Page(pages[name]).tags if tag in ("svg", "table")]
     plots = [after for tag, after in itertools.pairwise([*tags, None]) if tag == "svg"]
-    assert plots == ["table"] * {"sweep": 4, "run": 2, "failed": 1}[name]
+    assert plots == ["table"] * {"sweep": 4, "run": 4, "failed": 3}[name]
 
 
 def test_names_and_errors_are_text(pages):
@@ -1036,7 +1036,13 @@ def test_a_small_confusion_by_hand():
     found = confusion([first, second, said([2], [0], scale=96)], ["cat", "dog", "owl", "elk"], 64)
     assert found["names"] == ["cat", "dog", "owl", "elk"]
     assert found["rows"] == [[0.5, 0.25, 0.25, 0], [pytest.approx(1 / 3), pytest.approx(2 / 3), 0, 0], [0] * 4, [0] * 4]
-    assert found["pairs"] == [["dog", "cat", "33.3%"], ["cat", "dog", "25.0%"], ["cat", "owl", "25.0%"]]
+    assert found["pairs"] == [
+        ["dog", "cat", "1 of 3", "33.3%"],
+        ["cat", "dog", "1 of 4", "25.0%"],
+        ["cat", "owl", "1 of 4", "25.0%"],
+    ]
+    assert found["counts"] == [4, 3, 0, 0]
+    assert found["classes"] == [["cat", "4", "2", "50.0%"], ["dog", "3", "2", "66.7%"]]
     assert found["groups"] == ""
     assert confusion([first], ["cat", "dog", "owl"], 96) is None
     assert confusion([said([0, 1], [-1, -1])], ["cat", "dog"], 64) is None
@@ -1082,7 +1088,7 @@ def test_classes_that_are_taken_for_one_another_share_a_group():
     assert len(groups) == 20
     assert all({f"c{n}", f"c{n + 1}"} in groups for n in range(0, 40, 2))
     assert np.diag(found["rows"]) == pytest.approx(0.9)
-    assert found["pairs"][0][2] == "50.0%"
+    assert found["pairs"][0][2:] == ["5 of 10", "50.0%"]
 
 
 # Formats

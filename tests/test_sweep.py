@@ -67,6 +67,18 @@ def test_a_sweep_in_two_parts_is_the_sweep_in_one(train, tmp_path, monkeypatch, 
     assert (tmp_path / "parts" / "summary.csv").read_text() == whole
 
 
+def test_a_sweep_says_a_line_a_job_and_keeps_the_rest_in_the_jobs_log(train, tmp_path, capsys):
+    assert train("-m", *SMALL, "seed=0,1", "sweep_dir=t") == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if " s (" in line]
+    assert [line.split(" (")[1] for line in lines][-1] == "2 of 2 done)"
+    assert all(": finished, top-1 " in line for line in lines)
+    assert len(lines) == 2
+    assert "smallest batch" not in out
+    logs = [path.read_text() for path in tmp_path.glob("t/*/train.log")]
+    assert all("smallest batch" in log and "epoch   2/2" in log and "Validation" in log for log in logs)
+
+
 def test_a_failing_job_stops_no_other_and_does_not_hide(train, tmp_path, capsys):
     command = ["-m", *SMALL, "seed=1", "model.backbone=resnet81,tiny", "sweep_dir=t"]
     assert train(*command) == 1

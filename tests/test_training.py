@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -536,6 +537,15 @@ def test_the_headline_is_at_the_largest_scale_whatever_the_last_epoch_trains(tmp
     assert {row["val_scale"] for row in rows} == {"32"}
     assert float(rows[-1]["val_acc1"]) == pytest.approx(summary["acc1"], abs=1e-5)
     assert "val at 32" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_the_seconds_of_a_resumed_run_count_all_its_parts():
+    from sppcls.training.callbacks import RunClock
+
+    first = RunClock(time.monotonic() - 100)
+    second = RunClock(time.monotonic() - 5)
+    second.load_state_dict(first.state_dict())
+    assert second.seconds == pytest.approx(105, abs=1)
 
 
 def test_a_run_stops_where_validation_has_not_become_better_for_long_enough(tmp_path):

@@ -13,7 +13,9 @@ MOST = 20
 
 
 def confusion(answers: Sequence[Answers], classes: Sequence[str], scale: int) -> dict[str, Any] | None:
-    """Return names, rows (shares of a true class's images) and the most confused pairs, all answers together.
+    """Return names, counts and rows (shares of a true class's images), the most confused pairs, and classes.
+
+    All answers count together; ``classes`` has name, images, right answers and recall, the lowest recall first.
 
     Above 20 classes, those that are taken for one another are one group: average linkage on the confusion.
     """
@@ -26,9 +28,23 @@ def confusion(answers: Sequence[Answers], classes: Sequence[str], scale: int) ->
     groups = _groups(counts) if len(classes) > MOST else np.arange(len(classes))
     names = [_name(np.flatnonzero(groups == g), classes, counts) for g in range(groups.max() + 1)]
     member = np.eye(groups.max() + 1)[groups]
-    shares = _shares(member.T @ counts @ member)
+    grouped = member.T @ counts @ member
     note = f"{groups.max() + 1} groups of {len(classes)} classes" if len(classes) > MOST else ""
-    return {"names": names, "rows": shares.tolist(), "pairs": _pairs(counts, classes), "scale": scale, "groups": note}
+    return {
+        "names": names,
+        "counts": grouped.sum(axis=1).astype(int).tolist(),
+        "rows": _shares(grouped).tolist(),
+        "pairs": _pairs(counts, classes),
+        "classes": _recalls(counts, classes),
+        "scale": scale,
+        "groups": note,
+    }
+
+
+def _recalls(counts: npt.NDArray[np.float64], classes: Sequence[str]) -> list[list[str]]:
+    shares, images = _shares(counts).diagonal(), counts.sum(axis=1)
+    order = [index for index in np.argsort(shares, kind="stable") if images[index]]
+    return [[classes[i], f"{images[i]:,.0f}", f"{counts[i, i]:,.0f}", f"{shares[i]:.1%}"] for i in order]
 
 
 def _shares(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -41,7 +57,9 @@ def _pairs(counts: npt.NDArray[np.float64], classes: Sequence[str], most: int = 
     np.fill_diagonal(shares, 0)
     order = np.argsort(-shares, axis=None, kind="stable")[:most]
     places = [np.unravel_index(at, shares.shape) for at in order if shares.flat[at] > 0]
-    return [[classes[true], classes[taken], f"{shares[true, taken]:.1%}"] for true, taken in places]
+    images = counts.sum(axis=1)
+    said = (f"{counts[place]:.0f} of {images[place[0]]:.0f}" for place in places)
+    return [[classes[p[0]], classes[p[1]], n, f"{shares[p]:.1%}"] for p, n in zip(places, said, strict=True)]
 
 
 def _groups(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -43,7 +43,7 @@ def write_data_page(facts: DataFacts, path: Path) -> Path:
     """Write everything that was found as one HTML page."""
     scales = [cost.scale for cost in facts.costs]
     plots = {
-        "Shorter side in pixels; the dotted lines are the scales": (
+        "Shorter side in pixels; the dashed lines are the scales": (
             histogram(*facts.short, scales),
             _bins(facts.short),
         ),

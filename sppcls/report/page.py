@@ -16,7 +16,7 @@ def write_page(template: str, path: Path, title: str, **values: Any) -> Path:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters["percent"] = percent
+    pages.filters |= {"percent": percent, "middle": middle}
     made = f"sppcls {version('sppcls')}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d %H:%M')}"
     return write_text(path, pages.get_template(f"{template}.html").render(title=title, made=made, **values))
 
@@ -28,6 +28,15 @@ def percent(share: float | None) -> str:
     ('98.7%', '-')
     """
     return "-" if share is None else f"{share:.1%}"
+
+
+def middle(name: str, most: int = 32) -> str:
+    """Return a name of ``most`` characters, cut in the middle: its end tells files and jobs apart.
+
+    >>> middle("photos/IMG_20240131_120000.jpg", 15)
+    'photos/…000.jpg'
+    """
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
 
 
 def scale_columns(found: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 COLOURS = ("#3b7dd8", "#d9722c", "#3a9d5d", "#a05cc0", "#c4485a", "#7f7f7f", "#b0892c", "#2c9fa8")
 MARKERS = "osD^vPX"  # one fewer than the colours: the pairs repeat after 56
 INK = "#808080"
+FONT = 10.5  # points: 11 pixels on a page of 390
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y), y in 0..1, and an interval (low, high) of each, drawn where every point has one.
+    """Points (x, y), and an interval (low, high) of each, drawn where every point has one.
 
     ``line`` is ``-``, ``--`` or empty for points alone; curves of one ``kind`` share a colour and a marker.
     """
@@ -26,17 +27,26 @@ class Curve:
     kind: int | None = None
 
 
-def line_plot(curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[float] = (), log: bool = False) -> str:
-    """Return an ``<svg>`` of curves in percent; ``marks`` are dotted verticals, ``log`` doubles along x."""
+def line_plot(
+    curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[float] = (), log: bool = False, share: bool = True
+) -> str:
+    """Return an ``<svg>`` of curves; ``marks`` are dotted verticals, ``log`` doubles along x.
+
+    ``share`` says that y is 0 to 1, which is drawn in percent.
+    """
     names = _without_key(curves)
     beside = _fit_beside(names, curves.values())
-    with _axes(x, f"{y} (%)", 3.0 + (0 if beside else _legend_height(names))) as (axes, text):
-        _mark(axes, marks)
-        lines = [_draw(axes, curve, number) for number, curve in enumerate(curves.values())]
+    with _axes(x, f"{y} (%)" if share else y, 3.0 + (0 if beside else _legend_height(names))) as (axes, text):
+        for mark in marks:
+            axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
+        scale = _percent if share else list
+        lines = [_draw(axes, curve, number, scale) for number, curve in enumerate(curves.values())]
         ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
         if log:
             axes.set_xscale("log", base=2)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        elif len(ticks) == 1:
+            axes.set_xticks(ticks)
         else:
             axes.xaxis.get_major_locator().set_params(integer=all(isinstance(tick, int) for tick in ticks))
         if len(curves) > 1:
@@ -44,14 +54,14 @@ def line_plot(curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[fl
     return text.getvalue()
 
 
-def _draw(axes: Any, curve: Curve, number: int) -> Any:
+def _draw(axes: Any, curve: Curve, number: int, scale: Callable[[Any], list[float]]) -> Any:
     kind = number if curve.kind is None else curve.kind
     colour, marker = COLOURS[kind % len(COLOURS)], MARKERS[kind % len(MARKERS)]
-    across, up = [p[0] for p in curve.points], _percent(p[1] for p in curve.points)
+    across, up = [p[0] for p in curve.points], scale(p[1] for p in curve.points)
     look = {"color": colour, "marker": marker, "markersize": 4.5, "markevery": max(1, len(up) // 12)}
     (line,) = axes.plot(across, up, linestyle=curve.line, **look)
     if 0 < len(curve.band) == len(curve.points):
-        low, high = (_percent(b[side] for b in curve.band) for side in (0, 1))
+        low, high = (scale(b[side] for b in curve.band) for side in (0, 1))
         axes.fill_between(across, low, high, color=colour, alpha=0.18, linewidth=0)
     return line
 
@@ -68,10 +78,10 @@ def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
 
 
 def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
-    """Return an ``<svg>`` of one value in percent a name, with its interval, under one another."""
+    """Return an ``<svg>`` of one difference of shares a name, in points, with its interval, under one another."""
     names = [textwrap.fill(name, 22) for name in dots]
     rows = sum(1.2 + name.count("\n") * 0.6 for name in names)
-    with _axes(f"{x} (%)", "", 0.8 + 0.27 * rows) as (axes, text):
+    with _axes(f"{x} (points)", "", 0.8 + 0.27 * rows) as (axes, text):
         for row, (value, low, high) in enumerate(dots.values()):
             colour = COLOURS[row % len(COLOURS)]
             axes.plot([value * 100], [row], "o", color=colour)
@@ -84,21 +94,20 @@ def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x:
 
 
 def histogram(counts: Any, edges: Any, marks: Sequence[float] = ()) -> str:
-    """Return an ``<svg>`` of counts of images on an axis that doubles; ``marks`` are dotted verticals."""
-    with _axes("", "images", 2.6) as (axes, text):
+    """Return an ``<svg>`` of counts of images on an axis that doubles; ``marks`` are named verticals."""
+    with _axes("", "images", 2.8) as (axes, text):
         axes.bar(edges[:-1], counts, edges[1:] - edges[:-1], align="edge", color=COLOURS[0])
-        _mark(axes, marks)
+        for number, mark in enumerate(sorted(marks)):
+            axes.axvline(mark, color=COLOURS[1], linestyle="--", linewidth=1.6)
+            # In two rows, for names of scales that are near one another.
+            above = {"xytext": (0, 3 + 12 * (number % 2)), "textcoords": "offset points", "annotation_clip": False}
+            axes.annotate(f"{mark:g}", (mark, 1), xycoords=axes.get_xaxis_transform(), color=INK, ha="center", **above)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         first, last = min([edges[0], *marks]), max([edges[-1], *marks])
         axes.set_xlim(first / 2**0.5, last * 2**0.5)  # wide enough for a power of two
     return text.getvalue()
-
-
-def _mark(axes: Any, marks: Sequence[float]) -> None:
-    for mark in marks:
-        axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
 
 
 def _percent(values: Any) -> list[float]:
@@ -149,14 +158,14 @@ def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
 
 def _legend(axes: Any, lines: Sequence[Any], names: Iterable[str]) -> None:
     labels = _wrapped(names)
-    place = {"loc": "outside lower center", "ncols": 2, "fontsize": 9}
+    place = {"loc": "outside lower center", "ncols": 2}
     legend = axes.figure.legend(lines, labels, frameon=False, labelcolor=INK, **place)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name with "$" is no formula
 
 
 def _wrapped(names: Iterable[str]) -> list[str]:
-    return [textwrap.fill(name, 24) for name in names]
+    return [textwrap.fill(name, 21) for name in names]
 
 
 def _legend_height(names: Iterable[str]) -> float:
@@ -173,7 +182,8 @@ def _axes(x: str, y: str, height: float = 3.0) -> Iterator[tuple[Any, io.StringI
     from matplotlib.figure import Figure
 
     text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sppcls", "font.family": "sans-serif"}):
+    fonts: dict[Any, Any] = {"font.family": "sans-serif", "font.size": FONT, "legend.fontsize": FONT}
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sppcls"} | fonts):
         figure = Figure(figsize=(4.6, height), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()

@@ -1,5 +1,8 @@
 """The report of one run: report.html, and beside a finished run's own summary.json summary.csv and summary.md."""
 
+from collections.abc import Sequence
+from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ _KEYS = (
     "data.name", "data.root", "data.fit", "data.batch_size", "model.backbone", "model.weights", "model.pool",
     "model.levels", "schedule.kind", "schedule.scales", "optim.name", "optim.lr", "seed",
 )  # fmt: skip
-_EPOCH = ("epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", "megapixels", "images_per_s")
+_EPOCH = ("epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", "lr", "megapixels", "images_per_s")
 
 
 def write_run_page(folder: Path) -> Path:
@@ -33,6 +36,7 @@ def write_run_page(folder: Path) -> Path:
         scales=_scales(run.summary),
         agreement=_agreement(run.summary),
         gaps=_gaps(run),
+        tracks=_tracks(run),
         epochs=[_EPOCH, [_epoch_cells(row) for row in run.epochs]],
         data=[row[1:] for row in data_rows({"": run.summary})],
         confusion=confused([run], run.mistakes.get("scale", 0)),
@@ -66,6 +70,8 @@ def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
         "generalization gap (points)": points(summary.get("generalization_gap")),
         "scale spread (points)": points(summary.get("scale_spread")).lstrip("+"),
         "scale consistency": percent(summary.get("scale_consistency")),
+        "training images": f"{summary['train_images']:,}" if "train_images" in summary else "-",
+        "validation images": f"{summary['val_images']:,}" if "val_images" in summary else "-",
         "epochs": f"{summary.get('epochs', '-')}",
         "time": duration(summary["seconds"]) if "seconds" in summary else "-",
     }
@@ -79,8 +85,6 @@ def _facts(summary: dict[str, Any]) -> list[list[str]]:
         "gap_seconds",
         "train_megapixels",
         "parameters",
-        "train_images",
-        "val_images",
         "seed",
     )
     said = {"scale_area": "mean top-1 over log scale"}
@@ -121,6 +125,29 @@ def _agreement(summary: dict[str, Any]) -> list[Any] | None:
         return None
     scales = [str(row["scale"]) for row in summary["scales"]]
     return [["scale", *scales], [[scale, *map(percent, row)] for scale, row in zip(scales, rows, strict=True)]]
+
+
+def _tracks(run: Run) -> dict[str, Any]:
+    """Return plot, columns and rows of metrics.csv by title: the losses and the learning rate."""
+    lines = {"Loss": {"training": "train_loss", "validation": "val_loss"}, "Learning rate": {"learning rate": "lr"}}
+    plots: dict[str, Any] = {}
+    for title, sides in lines.items():
+        curves = {name: Curve(track) for name, column in sides.items() if (track := _track(run.epochs, column))}
+        if curves:
+            by_epoch = [dict(curve.points) for curve in curves.values()]
+            epochs = sorted({epoch for one in by_epoch for epoch in one})
+            rows = [[f"{e:g}", *(f"{one[e]:.4g}" if e in one else "-" for one in by_epoch)] for e in epochs]
+            plots[title] = line_plot(curves, x="epoch", y=title.lower(), share=False), ["epoch", *curves], rows
+    return plots
+
+
+def _track(rows: Sequence[dict[str, str]], column: str) -> list[tuple[int, float]]:
+    """Return (epoch from 1, value) of the rows of metrics.csv that have a finite number there."""
+    found = []
+    for row in rows:
+        with suppress(KeyError, ValueError):
+            found.append((int(row["epoch"]) + 1, float(row[column])))
+    return [(epoch, value) for epoch, value in found if isfinite(value)]
 
 
 def _gaps(run: Run) -> dict[str, Any] | None:

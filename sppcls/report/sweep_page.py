@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sppcls.measure.statistics import Estimate, estimate
 from sppcls.report.comparison import Study, Variant
 from sppcls.report.confusion import confusion
-from sppcls.report.page import percent, write_page
+from sppcls.report.page import middle, percent, write_page
 from sppcls.report.plots import Curve, dot_plot, line_plot, scale_plot
 from sppcls.report.runs import Run, differences, flat, read_manifest
 
@@ -37,11 +38,22 @@ def write_sweep_page(
         confusion=confused(base, found.scale),
         mistakes=base[0].mistakes,
         keys=keys,
-        settings=[[run.folder.name, run.state, *(str(flat(run.config).get(key)) for key in keys)] for run in runs],
+        settings=[[_link(run), run.state, *(str(flat(run.config).get(key)) for key in keys)] for run in runs],
         failed=[(run, run.last_lines()) for run in runs if run.state == "failed"],
         command=read_manifest(folder).get("command"),
         status=base[0].status,
     )
+
+
+def _link(run: Run) -> Any:
+    """Return a run's name, which leads to its page where it has one."""
+    from markupsafe import Markup
+
+    name = run.folder.name
+    if not (run.folder / "report.html").is_file():
+        return name
+    link = Markup('<a href="{}/report.html" title="{}">{}</a>')
+    return link.format(quote(name.encode(errors="surrogateescape")), name, middle(name, 60))
 
 
 def _tiles(found: Study, most: int = 6) -> list[tuple[str, str]]:

@@ -100,6 +100,26 @@ class Curves(Callback):
         self._seconds = state_dict["seconds"]
 
 
+class RunClock(Callback):
+    """Counts the seconds of a run since ``started``, those before the checkpoint that it resumes from included."""
+
+    def __init__(self, started: float | None = None) -> None:
+        self._started = time.monotonic() if started is None else started
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of all parts of the run."""
+        return time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add the seconds of the earlier parts."""
+        self._started -= state_dict["seconds"]
+
+
 def fresh_metrics(trainer: pl.Trainer) -> dict[str, float]:
     """Return the metrics of this epoch; Lightning's also hold the validation of an earlier one."""
     every = trainer.check_val_every_n_epoch or 1

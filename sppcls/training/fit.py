@@ -22,6 +22,7 @@ from sppcls.signals import Signals
 from sppcls.signature import far_scales
 from sppcls.spec import Spec
 from sppcls.terminal import log, show
+from sppcls.training.callbacks import RunClock
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.lines import data_lines, plan_table
 from sppcls.training.loss import balanced_weights
@@ -50,7 +51,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
         spec=spec,
         **spec.optim.model_dump(),
     )
-    trainer = build_trainer(spec, folder, signals)
+    trainer = build_trainer(spec, folder, signals, started)
     data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
     show(*data_lines(data), _device_line(trainer), plan_table(spec, data.planner, trainer.world_size))
     if data.caches:  # their room is taken here, before the first epoch
@@ -69,7 +70,8 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
         write_text(folder / "skipped.txt", "".join(f"{shown(path)}\t{why}\n" for path, why in skipped.items()))
         log.warning("unreadable, left out, listed in skipped.txt: %s", counted(len(skipped), "file"))
     summary = summarize(spec, network, data, folder, trainer)
-    seconds = {"seconds": round(time.monotonic() - started, 1), "gap_seconds": round(gap_seconds(folder), 1)}
+    clock = next(one for one in trainer.callbacks if isinstance(one, RunClock))  # type: ignore[attr-defined]
+    seconds = {"seconds": round(clock.seconds, 1), "gap_seconds": round(gap_seconds(folder), 1)}
     write_json(folder / "summary.json", summary | seconds)
 
 

@@ -19,7 +19,7 @@ from sppcls.atomic import read_config_values, write_json, write_text
 from sppcls.errors import ConfigError
 from sppcls.generations import CHECKPOINTS, clear_leftovers
 from sppcls.spec import Spec, parse
-from sppcls.terminal import close_output, log
+from sppcls.terminal import close_output, is_only_logged, log
 
 # What a run, its report and its evaluations write: nothing else is ever removed.
 FILES = (
@@ -138,16 +138,16 @@ def logging_to(folder: Path) -> Iterator[None]:
     """Send the package's log to a run folder's train.log, and plain lines to standard output."""
     to_file = logging.FileHandler(folder / "train.log")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_screen = _Screen(sys.stdout)
+    handlers: list[logging.Handler] = [to_file, *([] if is_only_logged() else [_Screen(sys.stdout)])]
     before = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
-    for handler in (to_file, to_screen):
+    for handler in handlers:
         log.addHandler(handler)
     try:
         yield
     finally:
-        for handler in (to_file, to_screen):
+        for handler in handlers:
             log.removeHandler(handler)
         to_file.close()
         log.level, log.propagate = before

@@ -14,10 +14,11 @@ from typing import Any
 from sppcls.atomic import locked, write_json
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.generations import has_checkpoint
+from sppcls.report.page import percent
 from sppcls.report.runs import MANIFEST, Run, chosen_baseline, is_run, read_json, read_manifest, read_run, variants
 from sppcls.signals import Interrupted
 from sppcls.spec import Spec
-from sppcls.terminal import show, table
+from sppcls.terminal import only_logged, show, table
 from sppcls.training.folder import is_held
 
 
@@ -116,13 +117,24 @@ def run_job(spec: Spec) -> int:
     state = state_of(path)
     if state in ("finished", "running"):
         return 0
-    show("", f"== {name}: {time_left(folder, list(jobs))}")
     resumable = state == "interrupted" and _has_checkpoint(path)
     own = spec.model_copy(update={"run_dir": str(path), "resume": str(path) if resumable else None})
-    status = run(own, anew=not resumable)
+    with only_logged():
+        status = run(own, anew=not resumable)
+    show(job_line(path, time_left(folder, list(jobs))))
     if status > 128:
         raise Interrupted(status - 128)
     return status
+
+
+def job_line(path: Path, left: str) -> str:
+    """Return a job's name, state, top-1 and seconds, and what is left of the sweep, in one line."""
+    summary = read_json(path / "summary.json")
+    parts = [f"{path.name}: {state_of(path)}"]
+    if summary.get("acc1") is not None:
+        parts.append(f"top-1 {percent(summary['acc1'])} at scale {summary['val_scale']}")
+    parts += [f"{seconds:.0f} s"] if (seconds := seconds_of(path)) is not None else []
+    return ", ".join(parts) + f" ({left})"
 
 
 def _has_checkpoint(run: Path) -> bool:

@@ -16,18 +16,19 @@ from sppcls.errors import ConfigError, missing_extra
 from sppcls.plugins import plugin
 from sppcls.signals import Signals
 from sppcls.spec import LoggerSpec, Spec
-from sppcls.training.callbacks import Curves, LargestShapeFirst, ScaleBar
+from sppcls.training.callbacks import Curves, LargestShapeFirst, RunClock, ScaleBar
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
 from sppcls.training.ema import ramped_average
 from sppcls.training.overfitting import GapCurves
 
 
-def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None) -> pl.Trainer:
+def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None, started: float | None = None) -> pl.Trainer:
     """Return a trainer that writes into ``folder``, shows a bar on a terminal, and ends with a save at a signal."""
     values = spec.trainer
     bar = sys.stderr.isatty()
     callbacks: list[Callback] = [
         LargestShapeFirst(),
+        RunClock(started),
         Curves(folder / "metrics.csv"),
         SaveLastAndBest(
             folder / "checkpoints", values.checkpoint_every_steps, values.checkpoint_every_minutes, signals
