@@ -62,6 +62,7 @@ class RunFolder:
         if anew and not resume:
             self._clear()
         self._started = time.time()
+        self._environment: dict[str, Any] = {}
 
     def _lock(self) -> None:
         """Hold the folder until this process ends, however it ends."""
@@ -121,9 +122,9 @@ class RunFolder:
     def write_status(self, state: str, error: str | None = None, **more: Any) -> None:
         """Write status.json: running, finished, failed or interrupted, and the error."""
         status = {"state": state, "pid": os.getpid(), "started": self._started, "updated": time.time(), **more}
-        # A fault that was found before torch was imported is told without it: its import takes seconds.
-        where = environment() if state != "failed" or "torch" in sys.modules else {}
-        write_json(self.path / "status.json", status | where | ({"error": error} if error else {}))
+        if state == "running":  # and never as a run ends, which may be in the midst of torch's import
+            self._environment = environment()
+        write_json(self.path / "status.json", status | self._environment | ({"error": error} if error else {}))
 
 
 class _Screen(logging.StreamHandler[TextIO]):
