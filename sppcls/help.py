@@ -1,12 +1,12 @@
 """``train.py --help``: the groups, and a line a setting with its default, its range and what it means."""
 
-import json
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sppcls.atomic import to_json
 from sppcls.spec import Spec
 from sppcls.terminal import width
 
@@ -45,7 +45,7 @@ def _of(key: str, value: dict[str, Any], groups: dict[str, Any]) -> "Iterator[Te
         for name, inner in groups[named]["properties"].items():
             yield from _of(f"{key}.{name}", inner, groups)
         return
-    default = "" if value.get("default") == {} else json.dumps(value.get("default")).strip('"')
+    default = "" if value.get("default") == {} else to_json(value.get("default")).strip('"')
     allowed = _allowed(value)
     yield from _wrapped(
         key, _KEY, f"{default:<{_DEFAULT}} ", value["description"] + (f" [{allowed}]" if allowed else "")

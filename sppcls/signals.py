@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -18,6 +20,26 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         self.status = 128 + signum
         super().__init__(signum)
+
+
+_holding: list[tuple["Signals", int]] | None = None
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let a signal that comes meanwhile raise only at the end: what it would break in two cannot be taken back.
+
+    Blocking it is not enough: where other threads do not, Python's handler runs in the main thread all the same.
+    """
+    global _holding
+    came: list[tuple[Signals, int]] = []
+    before, _holding = _holding, came
+    try:
+        yield
+    finally:
+        _holding = before
+    for signals, signum in came:
+        signals._on(signum, None)
 
 
 class Signals:
@@ -69,6 +91,9 @@ class Signals:
             self._hook(unraisable)
 
     def _on(self, signum: int, frame: FrameType | None) -> None:
+        if _holding is not None:
+            _holding.append((self, signum))
+            return
         again, self.received = self.received is not None, signum
         if again or not self._deferred:
             raise Interrupted(signum)

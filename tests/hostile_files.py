@@ -44,8 +44,12 @@ def pickles(corpus):
         bare = lambda p, c, m=make: p.write_bytes(m(c)) and None  # noqa: E731
         corpus.add(f"{name} bare", "predict", bare, REFUSED, corpus.image)
         corpus.add(f"{name} of old torch", "weights", lambda p, c, m=make: old(p, m(c)), REFUSED, file="a.pth")
-    corpus.add("legacy tar", "load", lambda p, c: tar(p, OBJ(c)), "is damaged")
-    for name, says in (("constants.pkl", REFUSED), ("byteorder", "is damaged"), ("DATA.PKL", REFUSED)):
+    corpus.add("legacy tar", "load", lambda p, c: tar(p, OBJ(c)), "is damaged|is not a checkpoint")
+    for name, says in (
+        ("constants.pkl", REFUSED),
+        ("byteorder", "is damaged|is not a checkpoint"),
+        ("DATA.PKL", REFUSED),
+    ):
         corpus.add(f"pickle as {name}", "load", lambda p, c, n=name: archive(p, state(), **{n: OBJ(c)}), says)
     corpus.add("file in a file", "load", lambda p, c: torch.save({"state_dict": {}, KEY: OBJ(c)}, p), REFUSED)
     for name, (content, says) in DEMANDS.items():
@@ -91,10 +95,10 @@ def _lying(at):
 
 def archives(corpus):
     corpus.add("TorchScript", "load", _script, REFUSED)
-    corpus.add("zip bomb", "load", _bomb, "is damaged")
+    corpus.add("zip bomb", "load", _bomb, "is damaged|is not a checkpoint")
     corpus.add("zip bomb that ends as torch's files", "load", _bomb_of_torch, "compressed")
     for name, at in (("directory", -50), ("records", -66)):
-        corpus.add(f"lying {name}", "load", _lying(at), "is refused|is damaged")
+        corpus.add(f"lying {name}", "load", _lying(at), "is refused|is damaged|is not a checkpoint")
     corpus.add("endless device", "load", lambda p, _: p.symlink_to("/dev/zero"), "no checkpoints")
     corpus.add("pipe", "evaluate", lambda p, _: os.mkfifo(p), "no checkpoints", "--data", corpus.root)
     corpus.add("loop of links", "load", lambda p, _: p.symlink_to(p), "no model at")
@@ -121,12 +125,12 @@ SAFETENSORS = {
 
 def safetensors(corpus):
     for name, content in SAFETENSORS.items():
-        corpus.add(f"safetensors, {name}", "load", written(content), "no safetensors", file="a.safetensors")
+        corpus.add(f"safetensors, {name}", "load", written(content), "not a safetensors", file="a.safetensors")
     content = SAFETENSORS["header of 4 EB"]
     corpus.add("safetensors as weights", "weights", written(content), "not a whole", file="a.safetensors")
     for name, said in {"deep": "[" * 100_000, "digits": f'{{"schema": {DIGITS}}}'}.items():
         make = lambda p, _, s=said: save_file({"a": torch.zeros(1)}, p, {KEY: s})  # noqa: E731
-        corpus.add(f"safetensors, {name} as metadata", "load", make, "no safetensors", file="a.safetensors")
+        corpus.add(f"safetensors, {name} as metadata", "load", make, "not a safetensors", file="a.safetensors")
 
 
 MODELS = (

@@ -13,6 +13,7 @@ RUN, SWEEP = "runs/2026-11-22_14-15-00", "sweeps/made"
 NOT_RUN = {
     "pip install uv && uv run pytest": "these tests",
     "pip install --no-deps sppcls": "a registry has to have the package",
+    "pip install onnxruntime": "installed here; the program below it is run by tests/test_export.py",
     "pip install --require-hashes": "installs everything anew",
     "uv run pytest": "tests/test_hostile.py itself",
     "uv run sppcls bench": "measures for minutes; the benches have tests of their own",

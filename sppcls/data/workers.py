@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from sppcls.signals import signals_held
+
 _OF_THE_LEADER = {
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -37,13 +39,14 @@ def begin_worker(leader: int, _worker: int) -> None:
 
 def started(loader: "DataLoader[Any]") -> Iterator[Any]:
     """Return the iterator of a loader, whose workers begin with the leader's signals blocked and stay so."""
-    if not _OF_THE_LEADER:
-        return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_LEADER)
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with signals_held():
+        if not _OF_THE_LEADER:
+            return iter(loader)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_LEADER)
+        try:
+            return iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_workers(batches: Any) -> None:

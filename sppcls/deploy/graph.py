@@ -1,6 +1,5 @@
 """A network as a graph of tensor operators that takes any batch and any size."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -178,4 +177,4 @@ def instructions(signature: Signature) -> dict[str, str]:
         "preprocessing": " ".join(f"{number}. {step}" for number, step in enumerate(steps, 1)),
         "input": f"images [N, 3, H, W], {kind}, RGB",
         "output": f"[N, {len(signature.classes)}] {answers}, in the order of classes",
-    } | {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    } | {name: to_json(value) for name, value in values.items()}
