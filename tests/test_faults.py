@@ -53,7 +53,7 @@ def killed(what, count, folder):
     return said
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_runs_killed_at_random_moments_end_in_the_weights_of_the_unbroken_one(tmp_path, count):
     said = killed("runs", count, tmp_path)
     assert sum(said["kills"].values()) >= count
