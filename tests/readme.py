@@ -31,6 +31,7 @@ FEW = "data.train_per_class=8 data.val_per_class=4"
 NARROW = f"{TINY} metrics.test_scales=[64] model.width=0.125"
 ADDED = {
     "sppcls cache": "",
+    "sppcls train": NARROW,
     "uv run train.py --help": "",
     "$ uv run train.py model.levls": "",
     "uv run train.py resume=": "trainer.max_epochs=2",
