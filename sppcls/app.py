@@ -227,16 +227,17 @@ def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
     from sppcls.generations import has_checkpoint
     from sppcls.training.resume import resumed_spec
 
-    run, parsed = values["resume"], _parsed(values)  # first, as a wrong value is told by its key
-    if run == "auto":
-        if not has_checkpoint(Path(parsed.run_dir)):
+    run, keys = values["resume"], [override.split("=")[0].lstrip("+~") for override in overrides]
+    parse({"resume": run})  # a name that cannot be is told by its key
+    if run == "auto" or "experiment" in keys:  # the command says all of the run, and not what is changed alone
+        parsed = _parsed(values)
+        if run == "auto" and not has_checkpoint(Path(parsed.run_dir)):
             return parsed.model_copy(update={"resume": None})
-        run = parsed.run_dir
-    keys = [override.split("=")[0].lstrip("+~") for override in overrides]
+        run = parsed.run_dir if run == "auto" else run
+        values = parsed.model_dump(mode="json")
     if "experiment" in keys:  # which may set anything
         keys = [key for key in values if key != "run_dir"]
-    spec = parsed.model_dump(mode="json")
-    given = {key: _at(spec, key) for key in keys if key != "resume" and not key.startswith("hydra")}
+    given = {key: _at(values, key) for key in keys if key != "resume" and not key.startswith("hydra")}
     return resumed_spec(str(run), given)
 
 

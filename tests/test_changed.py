@@ -126,6 +126,13 @@ def test_the_same_images_in_another_place_are_the_same(trained, tmp_path, capsys
     assert "images (" not in capsys.readouterr().out.splitlines()[0]
 
 
+def test_a_resume_needs_no_more_than_the_folder_that_has_moved(trained, train, tmp_path, capsys):
+    shutil.copytree(trained / "photos", tmp_path / "moved")
+    shutil.copytree(trained / "between", tmp_path / "run")
+    assert train("resume=run", "data.root=moved") == 0
+    assert "changed: data.root" in capsys.readouterr().out
+
+
 def test_classes_that_turn_are_refused_whatever_is_asked(trained, tmp_path, capsys):
     shutil.copytree(trained / "photos", tmp_path / "photos")
     shutil.copytree(trained / "between", tmp_path / "run")

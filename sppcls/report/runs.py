@@ -76,7 +76,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     values = read_json(folder / MANIFEST)
     jobs = values.get("jobs", {})
-    for name, entry in jobs.items() if isinstance(jobs, dict) else [("jobs", jobs)]:
+    if values and not isinstance(values.get("jobs"), dict):
+        raise ConfigError(f"{folder / MANIFEST} is no manifest of a sweep: it has no jobs; name another folder")
+    for name, entry in jobs.items():
         if not is_name(name) or not isinstance(entry, dict):
             raise ConfigError(f"{folder / MANIFEST}: {name[:60]!r} is no name of a job's folder; remove it")
     return values
