@@ -8,7 +8,8 @@ from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.data.sources import Splits, load_splits
 from sppcls.errors import ConfigError
-from sppcls.spec import AugmentSpec, DataSpec, ModelSpec, Spec
+from sppcls.settings import AugmentSpec, DataSpec, ModelSpec
+from sppcls.spec import Spec
 
 if TYPE_CHECKING:
     from sppcls.data.augment import Augment

@@ -162,6 +162,9 @@ class ScheduleSpec(Values):
         return self
 
 
+OPTIMIZERS = ("adamw", "sgd")  # that need no other package
+
+
 class OptimSpec(Values):
     """The optimiser, its rate over time and the loss."""
 

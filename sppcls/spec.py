@@ -10,36 +10,18 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sppcls.errors import ConfigError, did_you_mean
 from sppcls.settings import (
-    AugmentSpec as AugmentSpec,
-)
-from sppcls.settings import (
-    DataSpec as DataSpec,
-)
-from sppcls.settings import (
-    LoggerSpec as LoggerSpec,
-)
-from sppcls.settings import (
-    MetricsSpec as MetricsSpec,
-)
-from sppcls.settings import (
-    ModelSpec as ModelSpec,
-)
-from sppcls.settings import (
-    OptimSpec as OptimSpec,
-)
-from sppcls.settings import (
+    AugmentSpec,
+    DataSpec,
+    LoggerSpec,
+    MetricsSpec,
+    ModelSpec,
+    OptimSpec,
     PathText,
+    ScheduleSpec,
     Seed,
+    SweepSpec,
+    TrainerSpec,
     Values,
-)
-from sppcls.settings import (
-    ScheduleSpec as ScheduleSpec,
-)
-from sppcls.settings import (
-    SweepSpec as SweepSpec,
-)
-from sppcls.settings import (
-    TrainerSpec as TrainerSpec,
 )
 
 # What other trainers call it.

@@ -35,7 +35,7 @@ def save_model():
     """Return a function that writes a checkpoint of a random network whose answers differ from image to image."""
     from sppcls.build import build_classifier
     from sppcls.checkpoint import KEY, describe, signature_of
-    from sppcls.spec import ModelSpec
+    from sppcls.settings import ModelSpec
 
     def save(path, **settings):
         torch.manual_seed(0)

@@ -14,8 +14,9 @@ from sppcls.checkpoint import KEY, describe, load, signature_of
 from sppcls.data.shapes import ShapesSource
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.backbones import build_trunk
+from sppcls.settings import ModelSpec
 from sppcls.signature import read_signature
-from sppcls.spec import ModelSpec, Spec
+from sppcls.spec import Spec
 
 CLASSES = ("cat", "dog", "emu")
 

@@ -19,7 +19,7 @@ from sppcls.checkpoint import signature_of
 from sppcls.deploy import graph, parity
 from sppcls.deploy.runtime import open_model, softmax
 from sppcls.ops import pyramid
-from sppcls.spec import ModelSpec
+from sppcls.settings import ModelSpec
 from tests.readme import blocks
 
 CLASSES = ("cat", "dog", "emu")

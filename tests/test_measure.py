@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch.nn import functional
+from torchmetrics.functional.classification import binary_calibration_error
 
 from sppcls import SppClassifier
 from sppcls.data.files import Subset
@@ -15,7 +18,7 @@ from sppcls.measure.answers import Answers, load_answers
 from sppcls.measure.evaluate import mapped
 from sppcls.measure.mistakes import surest_right, worst_mistakes
 from sppcls.measure.recalibrate import recalibrate_bn
-from sppcls.measure.result import ScaleResult, rows_of
+from sppcls.measure.result import ScaleResult, calibration_error, rows_of
 from sppcls.measure.scales import (
     Evaluation,
     averaged,
@@ -279,3 +282,15 @@ def test_a_page_of_an_unfinished_or_empty_run_says_so(tmp_path):
     assert "://" not in page.replace("http://www.w3.org/", "")  # nothing is fetched
     (tmp_path / "summary.json").write_text("{torn")
     assert "has not finished" in write_run_page(tmp_path).read_text()
+
+
+@given(st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=60))
+def test_the_calibration_error_is_torchmetrics(answers):
+    confidence, right = (
+        np.array([one for one, _ in answers], np.float32),
+        np.array([is_right for _, is_right in answers]),
+    )
+    edges = np.linspace(0, 1, 16)
+    assume(np.abs(confidence[:, None] - edges).min(1)[(confidence > 0) & (confidence < 1)].min(initial=1) > 1e-6)
+    wanted = binary_calibration_error(torch.from_numpy(confidence), torch.from_numpy(right).long(), n_bins=15)
+    assert calibration_error(confidence, right) == pytest.approx(float(wanted), abs=1e-5)

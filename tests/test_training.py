@@ -26,7 +26,8 @@ from sppcls.data.shapes import ShapesSource
 from sppcls.deploy.card import model_card
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.models.backbones import build_trunk
-from sppcls.spec import OptimSpec, parse
+from sppcls.settings import OptimSpec
+from sppcls.spec import parse
 from sppcls.training import overfitting
 from sppcls.training.callbacks import Curves, LargestShapeFirst
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest

@@ -9,7 +9,7 @@ from sppcls.bench import BenchReport, paired
 from sppcls.build import build_classifier, build_splits
 from sppcls.data.images import fit_image
 from sppcls.models.classifier import SppClassifier
-from sppcls.spec import DataSpec, ModelSpec
+from sppcls.settings import DataSpec, ModelSpec
 
 SIZE = (480, 640)
 SIDE = 224

@@ -12,7 +12,7 @@ from sppcls.bench import BenchReport
 from sppcls.build import build_classifier, build_splits
 from sppcls.generations import LAST
 from sppcls.models.classifier import SppClassifier
-from sppcls.spec import DataSpec, ModelSpec
+from sppcls.settings import DataSpec, ModelSpec
 from sppcls.training.checkpoints import DurableCheckpointIO
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier

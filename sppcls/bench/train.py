@@ -13,7 +13,7 @@ from sppcls.build import build_classifier, build_splits
 from sppcls.data.loader import ImageBatch
 from sppcls.data.schedule import Schedule
 from sppcls.models.classifier import SppClassifier
-from sppcls.spec import DataSpec, ModelSpec
+from sppcls.settings import DataSpec, ModelSpec
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.optim import build_optimizer

@@ -9,7 +9,7 @@ from sppcls.build import build_classifier
 from sppcls.measure.scales import Predict
 from sppcls.measure.views import crop_boxes, multi_view, multi_view_by_crops
 from sppcls.models.classifier import SppClassifier
-from sppcls.spec import ModelSpec
+from sppcls.settings import ModelSpec
 
 SIDE = 224
 # Scales and places along each axis. The paper's test: 18 views a scale and 6 at the smallest, 96 in all; and about as

@@ -27,8 +27,9 @@ from sppcls.measure.scales import Predict, evaluate_scales, full_view, gap_subse
 from sppcls.measure.views import multi_view
 from sppcls.models.classifier import SppClassifier
 from sppcls.path_checks import checked_path
+from sppcls.settings import DataSpec, ModelSpec, ScheduleSpec
 from sppcls.signature import Signature, far_scales
-from sppcls.spec import DataSpec, ModelSpec, ScheduleSpec, Spec
+from sppcls.spec import Spec
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from sppcls.measure.answers import UNREAD, Answers
 from sppcls.measure.result import rows_of
 from sppcls.measure.scales import full_view
 from sppcls.models.classifier import SppClassifier
-from sppcls.spec import OptimSpec, Spec
+from sppcls.settings import OptimSpec
+from sppcls.spec import Spec
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.loss import image_losses

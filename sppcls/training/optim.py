@@ -9,7 +9,7 @@ from torch import nn
 
 from sppcls.models.classifier import SppClassifier
 from sppcls.plugins import plugin
-from sppcls.spec import OptimSpec
+from sppcls.settings import OPTIMIZERS, OptimSpec
 
 
 def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def build_optimizer(network: SppClassifier, spec: OptimSpec) -> torch.optim.Opti
         return torch.optim.SGD(groups, momentum=spec.momentum, nesterov=spec.momentum > 0)
     if spec.name == "adamw":
         return torch.optim.AdamW(groups, betas=(spec.momentum, 0.999))
-    optimizer: torch.optim.Optimizer = plugin("optimizers", spec.name, "optim.name", ("adamw", "sgd"))(groups, spec)
+    optimizer: torch.optim.Optimizer = plugin("optimizers", spec.name, "optim.name", OPTIMIZERS)(groups, spec)
     return optimizer
 
 

@@ -7,9 +7,8 @@ from sppcls.build import build_splits
 from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, missing_extra
 from sppcls.plugins import plugin
+from sppcls.settings import OPTIMIZERS
 from sppcls.spec import Spec
-
-_MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def precheck(spec: Spec) -> Splits:
@@ -22,8 +21,8 @@ def precheck(spec: Spec) -> Splits:
     _check_extras(spec)
     for name in spec.trainer.callbacks:
         plugin("callbacks", name, "trainer.callbacks")
-    if spec.optim.name not in ("adamw", "sgd"):
-        plugin("optimizers", spec.optim.name, "optim.name", ("adamw", "sgd"))
+    if spec.optim.name not in OPTIMIZERS:
+        plugin("optimizers", spec.optim.name, "optim.name", OPTIMIZERS)
     weights = spec.model.weights
     if weights not in (None, "pretrained") and not Path(weights).is_file() and not spec.resume:
         raise ConfigError(f"model.weights={weights}: no such file; name a .safetensors or .pth file, or pretrained")
@@ -34,7 +33,7 @@ def precheck(spec: Spec) -> Splits:
 
 
 def _check_extras(spec: Spec) -> None:
-    if (name := spec.logger.name) != "none" and not find_spec(_MODULES[name]):
+    if (name := spec.logger.name) != "none" and not find_spec(name):
         raise missing_extra(f"logger={name}", name)
     if spec.model.backbone.startswith("timm:") and not find_spec("timm"):
         raise missing_extra(f"model.backbone={spec.model.backbone}", "timm")

@@ -14,8 +14,9 @@ from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 
 from sppcls.errors import ConfigError, missing_extra
 from sppcls.plugins import plugin
+from sppcls.settings import LoggerSpec
 from sppcls.signals import Signals
-from sppcls.spec import LoggerSpec, Spec
+from sppcls.spec import Spec
 from sppcls.training.callbacks import Curves, LargestShapeFirst, RunClock, ScaleBar
 from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
 from sppcls.training.ema import ramped_average
