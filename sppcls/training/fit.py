@@ -111,7 +111,7 @@ def build_data(
 
 def _device_line(trainer: pl.Trainer) -> str:
     device = trainer.strategy.root_device
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else counted(torch.get_num_threads(), "thread")
     return f"device: {device} ({named})"
 
 
