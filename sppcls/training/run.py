@@ -79,9 +79,9 @@ def _train(spec: Spec, folder: RunFolder, signals: Signals) -> None:
 
         run_ranks(folder, count, signals)
     else:
-        from sppcls.training.fit import fit
+        from sppcls.training.ranks import train
 
-        fit(spec, folder.path, signals, splits)
+        train(spec, folder.path, signals, splits)
     folder.write_status("finished")
     try:
         write_run_tables(folder.path)
