@@ -17,11 +17,11 @@ from sppcls.atomic import write_json
 from sppcls.data.sources import Splits
 from sppcls.data.workers import serve_workers
 from sppcls.errors import SppclsError
+from sppcls.failure import one_line
 from sppcls.process import leave
 from sppcls.signals import STATUSES, Interrupted, Signals
 from sppcls.spec import Spec
 from sppcls.terminal import log
-from sppcls.training.failure import one_line
 from sppcls.training.folder import RunFolder, logging_to, read_config
 from sppcls.training.precheck import precheck
 from sppcls.training.world import joined_rank, threads_of_each
