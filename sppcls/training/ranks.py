@@ -67,7 +67,8 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
         finally:
             signals.defer(False)
             for rank in ranks:
-                rank.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(rank.pid, signal.SIGKILL)  # with the server of its workers, which may still import
                 rank.wait()
         ended = signals.received or next((code - 128 for code in codes if code and code in STATUSES), None)
         if ended:
