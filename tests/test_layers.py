@@ -45,12 +45,11 @@ MAY_IMPORT = {
     "atomic": set(),
     "terminal": set(),
     "path_checks": set(),
-    "failure": set(),
     "process": set(),
     "signals": set(),
     "plugins": set(),
 }
-EVERYONES = {"errors", "failure", "atomic", "terminal", "path_checks", "process", "signals", "plugins"}
+EVERYONES = {"errors", "atomic", "terminal", "path_checks", "process", "signals", "plugins"}
 ONLY_IN = {
     "pytorch_lightning": {"training"},
     "lightning_fabric": {"training"},
