@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sppcls.checkpoint import load_model
     from sppcls.models.classifier import SppClassifier
     from sppcls.ops import SpatialPyramidPool2d, region_pyramid_pool2d, spatial_pyramid_pool2d
+    from sppcls.report.run_page import plots
     from sppcls.training.datamodule import MultiScaleDataModule
     from sppcls.training.module import LitSppClassifier
     from sppcls.training.train import train
@@ -20,6 +21,7 @@ _HOMES = {
     "spatial_pyramid_pool2d": "sppcls.ops",
     "SppClassifier": "sppcls.models.classifier",
     "load_model": "sppcls.checkpoint",
+    "plots": "sppcls.report.run_page",
     "LitSppClassifier": "sppcls.training.module",
     "MultiScaleDataModule": "sppcls.training.datamodule",
     "train": "sppcls.training.train",
@@ -31,6 +33,7 @@ __all__ = [
     "SpatialPyramidPool2d",
     "SppClassifier",
     "load_model",
+    "plots",
     "region_pyramid_pool2d",
     "spatial_pyramid_pool2d",
     "train",

@@ -230,6 +230,14 @@ def _export(verb: _Parser) -> None:
     add("--force", action="store_true", help="replace an export that is there")
 
 
+def _quantize(verb: _Parser) -> None:
+    add = verb.add_argument
+    add("model", type=_path, metavar="MODEL.onnx", help="a file of sppcls export --format onnx")
+    add("--data", type=_path, required=True, metavar="DIR", help="class folders, or train/ and val/, as in training")
+    add("--images", type=_at_least(1, 10_000), default=200, metavar="N", help="training images to calibrate on (200)")
+    add("--out", type=_path, metavar="FILE.onnx", help="a new file (MODEL-int8.onnx)")
+
+
 def _report(verb: _Parser) -> None:
     add = verb.add_argument
     add("directory", type=_path, metavar="DIR", help="a run folder, or a folder of run folders")
@@ -295,6 +303,7 @@ _VERBS: dict[str, tuple[str, str, Callable[[_Parser], None]]] = {
     ),
     "predict": ("deploy.labels:run_predict", "labels for images, from a run, a checkpoint or any export", _predict),
     "export": ("deploy.export:run_export", "files that prove themselves: safetensors, onnx, pt2", _export),
+    "quantize": ("measure.quantize:run_quantize", "an ONNX export in 8 bits, and what that does to it", _quantize),
     "report": ("report.report:report", "tables, plots and one offline page of a run or a sweep", _report),
     "probe": ("report.probe:run_probe", "a linear SVM on features of a frozen network: the paper's protocol", _probe),
     "data": ("report.data_page:run_data", "what is in a data set, and what is broken in it", _data),

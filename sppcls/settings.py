@@ -170,8 +170,8 @@ class OptimSpec(Values):
 
     name: str = "adamw"
     """The optimiser: adamw, sgd, or one that another package adds."""
-    lr: Annotated[float, Field(gt=0)] = 4e-3
-    """Learning rate of the head."""
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 4e-3
+    """Learning rate of the head; auto finds one by a range test before epoch 1, in one process."""
     backbone_lr: AtLeast0 = 1.0
     """Learning rate of the trunk, as a multiple of lr."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -192,6 +192,13 @@ class OptimSpec(Values):
     """Weights in the loss; balanced gives every class the same."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the weights' moving average; 0 is none."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the head; raises ``ValueError`` where it is still to be found."""
+        if self.lr == "auto":
+            raise ValueError("lr is 'auto', which a run finds before it trains; expected a number")
+        return self.lr
 
 
 class TrainerSpec(Values):

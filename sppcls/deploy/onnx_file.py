@@ -25,8 +25,8 @@ _WORDS = {("Tensor", 13): "external data", ("Model", 25): "functions", ("Attribu
 _OPERATOR = re.compile(
     rb"(Average|Max|MaxRoi|GlobalAverage|GlobalMax)Pool|(Batch|Group|Layer)Normalization|(Hard)?(Sigmoid|Swish)"
     rb"|(Less|Greater)(OrEqual)?|(Leaky|P)?Relu|Abs|Add|And|Cast|Ceil|Clip|Concat|Constant(OfShape)?|Conv|Cos|CumSum"
-    rb"|Div|Dropout|Elu|Equal|Erf|Exp|Expand|Flatten|Floor|Gather|Gelu|Gemm|Identity|LRN|Log|MatMul|Max|Min|Mish|Mod"
-    rb"|Mul|Neg|Not|Or|Pad|Pow|Range|Reciprocal|Reduce(L2|Max|Mean|Min|Sum)|Reshape|Resize|Selu|Shape|Sin|Slice|Softmax"
+    rb"|DequantizeLinear|Div|Dropout|Elu|Equal|Erf|Exp|Expand|Flatten|Floor|Gather|Gelu|Gemm|Identity|LRN|Log|MatMul|Max|Min|Mish|Mod"
+    rb"|Mul|Neg|Not|Or|Pad|Pow|QuantizeLinear|Range|Reciprocal|Reduce(L2|Max|Mean|Min|Sum)|Reshape|Resize|Selu|Shape|Sin|Slice|Softmax"
     rb"|Split|Sqrt|Squeeze|Sub|Sum|Tanh|Tile|Transpose|Unsqueeze|Where"
 )
 _INPUTS = (["images"], ["images", "boxes", "image"])

@@ -45,6 +45,24 @@ def write_run_page(folder: Path) -> Path:
     )
 
 
+class Plots(dict[str, str]):
+    """SVG by name, which a notebook draws."""
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<h4>{name}</h4>{svg}" for name, svg in self.items())
+
+
+def plots(folder: str | Path) -> Plots:
+    """Return the plots of a run as SVG by name: ``scales``, ``gap``, ``loss`` and ``learning rate``, those it has.
+
+    In a notebook the value draws itself. Raises ``ConfigError`` where ``folder`` is not a run.
+    """
+    run = read_run(Path(folder))
+    found = {"scales": _scales(run.summary), "gap": _gaps(run)}
+    drawn = {name: one["svg"] for name, one in found.items() if one}
+    return Plots(drawn | {title.lower(): svg for title, (svg, *_) in _tracks(run).items()})
+
+
 def _epoch_cells(row: dict[str, str]) -> list[str]:
     cells = [row.get(column) or "-" for column in _EPOCH]
     return [str(int(cells[0]) + 1) if cells[0].isdecimal() else cells[0], *cells[1:]]  # from 1, as everywhere else

@@ -1,5 +1,6 @@
 """The Lightning datamodule: sources in, planned batches out, a new scale each epoch."""
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from sppcls.data.cache_files import cache_dir
 from sppcls.data.cut import Fit
 from sppcls.data.datasets import from_datasets
 from sppcls.data.identity import Identity
-from sppcls.data.loader import BatchDataset, PlannedLoader
+from sppcls.data.loader import BatchDataset, Batches, PlannedLoader, batches_of
 from sppcls.data.plan import Batch, EpochPlan, TrainingPlan, plan_evaluation
 from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
@@ -69,7 +70,11 @@ class MultiScaleDataModule(pl.LightningDataModule):
         self.val_scale = val_scale or self.schedule.choices[-1]
         self.batch_size, self.fit, self.max_aspect, self.seed = batch_size, fit, max_aspect, seed
         self.skipped: dict[str, str] = {}  # files that no loader could read, and why
-        self._loader_options = {"num_workers": num_workers, "on_error": on_error, "skipped": self.skipped}
+        self._loader_options: dict[str, Any] = {
+            "num_workers": num_workers,
+            "on_error": on_error,
+            "skipped": self.skipped,
+        }
         self._cache, self._gap_scales = cache, gap_scales
         self.cache_line = ""  # what the caches take, once they are open
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
@@ -120,6 +125,12 @@ class MultiScaleDataModule(pl.LightningDataModule):
         )
         return self._loader("val", self.val, partial(_every_epoch, batches, self._world()), None)
 
+    def trial_batches(self, count: int) -> Batches:
+        """Yield ``count`` training batches, of as many epochs as have them, apart from those of the training."""
+        plans = itertools.chain.from_iterable(self.plan(epoch).batches for epoch in itertools.count())
+        dataset = BatchDataset(self.train, self.fit, self.pad, self.augment, self.caches.get("train"))
+        return batches_of(dataset, list(itertools.islice(plans, count)), self._loader_options["num_workers"])
+
     def largest_batch(self) -> Batch:
         """Return the training batch with the most pixels, at the largest scale."""
         return self.planner.at_largest(self._world()).largest
@@ -135,7 +146,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
                 plan,  # type: ignore[arg-type]
                 rank=self.trainer.global_rank if self.trainer else 0,
                 pin_memory=torch.cuda.is_available(),
-                **self._loader_options,  # type: ignore[arg-type]
+                **self._loader_options,
             )
         return self.loaders[split]
 

@@ -4,7 +4,7 @@ import re
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from sppcls.models.classifier import SppClassifier
 from sppcls.signals import Signals
 from sppcls.signature import far_scales
 from sppcls.spec import Spec
-from sppcls.terminal import log, show
+from sppcls.terminal import log, show, track
 from sppcls.training.callbacks import RunClock
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.lines import data_lines, plan_table
 from sppcls.training.loss import balanced_weights
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.overfitting import gap_seconds
+from sppcls.training.rate import LOWEST, STEPS, find_rate
 from sppcls.training.summary import summarize
 from sppcls.training.trainer import build_trainer
 
@@ -42,6 +43,12 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
     if spec.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
     data = build_data(spec, splits, network.mean)
+    trainer = build_trainer(spec, folder, signals, started)
+    data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
+    show(*data_lines(data), _device_line(trainer), plan_table(spec, data.planner, trainer.world_size))
+    if data.caches:  # their room is taken here, before the first epoch
+        show(data.cache_line)
+    lr = _rate(spec, network, data, trainer.strategy.root_device)
     module = LitSppClassifier(
         network,
         mixup=spec.augment.mixup,
@@ -49,13 +56,8 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
         loss_weights=balanced_weights(data.train) if spec.optim.class_weights == "balanced" else None,
         compile=spec.trainer.compile,
         spec=spec,
-        **spec.optim.model_dump(),
+        **spec.optim.model_dump() | {"lr": lr},
     )
-    trainer = build_trainer(spec, folder, signals, started)
-    data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
-    show(*data_lines(data), _device_line(trainer), plan_table(spec, data.planner, trainer.world_size))
-    if data.caches:  # their room is taken here, before the first epoch
-        show(data.cache_line)
     if trainer.is_global_zero:
         data.identity.save(folder)
     resumed = checkpoint_path(spec.resume) if spec.resume else None
@@ -72,7 +74,21 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
     summary = summarize(spec, network, data, folder, trainer)
     clock = next(one for one in trainer.callbacks if isinstance(one, RunClock))  # type: ignore[attr-defined]
     seconds = {"seconds": round(clock.seconds, 1), "gap_seconds": round(gap_seconds(folder), 1)}
-    write_json(folder / "summary.json", summary | seconds)
+    rates = {"lr": trainer.lr_scheduler_configs[0].scheduler.base_lrs[-1]}
+    write_json(folder / "summary.json", summary | seconds | rates)
+
+
+def _rate(spec: Spec, network: SppClassifier, data: MultiScaleDataModule, device: torch.device) -> float:
+    """Return the rate asked for, or found; a run that is resumed has it in the optimiser's state."""
+    if spec.optim.lr != "auto":
+        return spec.optim.lr
+    if spec.resume:
+        return LOWEST
+    with closing(data.trial_batches(STEPS)) as batches:
+        shown = track(batches, "finding optim.lr", STEPS)
+        found = find_rate(network, spec.optim, shown, device)
+    log.info("optim.lr=auto: %g", found)
+    return found
 
 
 @contextmanager

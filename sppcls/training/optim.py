@@ -21,7 +21,7 @@ def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, 
         return {"params": list(parameters), "lr": lr, "weight_decay": decay}
 
     groups = []
-    for in_trunk, lr in ((True, spec.lr * spec.backbone_lr), (False, spec.lr)):
+    for in_trunk, lr in ((True, spec.rate * spec.backbone_lr), (False, spec.rate)):
         side = [p for p in trained if (id(p) in trunk) == in_trunk]
         groups.append(group((p for p in side if p.ndim > 1), lr, spec.weight_decay))
         groups.append(group((p for p in side if p.ndim <= 1), lr, 0.0))

@@ -9,6 +9,7 @@ from sppcls.errors import ConfigError, missing_extra
 from sppcls.plugins import plugin
 from sppcls.settings import OPTIMIZERS
 from sppcls.spec import Spec
+from sppcls.training.world import joined_rank, local_ranks
 
 
 def precheck(spec: Spec) -> Splits:
@@ -23,6 +24,8 @@ def precheck(spec: Spec) -> Splits:
         plugin("callbacks", name, "trainer.callbacks")
     if spec.optim.name not in OPTIMIZERS:
         plugin("optimizers", spec.optim.name, "optim.name", OPTIMIZERS)
+    if spec.optim.lr == "auto" and (joined_rank() is not None or local_ranks(spec) > 1):
+        raise ConfigError("optim.lr=auto tries rates in one process; run it with trainer.devices=1 and name the rate")
     weights = spec.model.weights
     if weights not in (None, "pretrained") and not Path(weights).is_file() and not spec.resume:
         raise ConfigError(f"model.weights={weights}: no such file; name a .safetensors or .pth file, or pretrained")

@@ -1,0 +1,117 @@
+"""``sppcls quantize``: an ONNX export in 8 bits, with its accuracy beside that of the original."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sppcls.data.source import Source
+from sppcls.data.sources import load_splits
+from sppcls.deploy.predict import predict
+from sppcls.deploy.runtime import Floats, Images, Runtime, open_model
+from sppcls.errors import ConfigError, SppclsError, missing_extra
+from sppcls.measure.evaluate import Evaluated, Options, evaluate, mapped
+from sppcls.path_checks import checked_path
+from sppcls.terminal import say, show, table
+
+_LAYERS = ["Conv", "Gemm", "MatMul"]
+
+
+def run_quantize(model: str, data: str, images: int, out: str | None) -> int:
+    """Write the 8-bit file, show what it does to the accuracy on the validation images, and return 0.
+
+    Raises:
+        ConfigError: No ONNX export there, or ``out`` is there already.
+        DataError: Images that cannot be read, or of other classes.
+        SppclsError: The graph cannot be quantised.
+    """
+    file = checked_path(model, "model")
+    if file.suffix != ".onnx" or not file.is_file():
+        raise ConfigError(f"{model} is not an ONNX file; write one with sppcls export MODEL --format onnx")
+    small = checked_path(out, "--out") if out else file.with_name(f"{file.stem}-int8.onnx")
+    if small.suffix != ".onnx" or small.exists():
+        raise ConfigError(f"--out {small}: a new file that ends in .onnx is needed")
+    opened = open_model(file)
+    source = mapped(load_splits("folder", data, on_error="skip").train, opened.signature.classes, data)
+    quantize(opened, file, small, source, images)
+    found = {path: _measured(path, data, opened.signature.scale) for path in (file, small)}
+    say(f"calibrated on {min(images, len(source.targets))} training images, measured on the validation images")
+    show(_comparison(found), f"written: {small}")
+    return 0
+
+
+def quantize(opened: Runtime, file: Path, small: Path, source: Source, images: int) -> None:
+    """Write ``small``, the graph in ``file`` with its convolutions and linear layers in 8 bits.
+
+    The ranges of the activations are those of ``images`` images of ``source``, evenly taken, at the model's scale.
+    """
+    try:
+        from onnxruntime import quantization  # type: ignore[import-untyped]
+    except ImportError:
+        raise missing_extra("sppcls quantize", "onnx") from None
+    logging.getLogger().setLevel(logging.ERROR)  # its advice to prepare the graph first, as is done here
+    batches = iter(_calibration(opened, source, images))
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Floats] | None:
+            return next(({"images": batch} for batch in batches), None)
+
+    try:
+        with tempfile.TemporaryDirectory(dir=small.parent) as place:
+            prepared, made = Path(place, "prepared.onnx"), Path(place, "made.onnx")
+            quantization.quant_pre_process(file, prepared, skip_symbolic_shape=True)
+            quantization.quantize_static(
+                prepared,
+                made,
+                Reader(),
+                op_types_to_quantize=_LAYERS,
+                per_channel=True,
+                reduce_range=True,
+                activation_type=quantization.QuantType.QUInt8,
+            )
+            open_model(made)  # refuses what is not only tensor operators
+            made.replace(small)
+    except OSError as error:
+        raise ConfigError(f"--out {small}: {error.strerror}; name a folder that can be written") from None
+    except SppclsError:
+        raise
+    except Exception as error:  # whatever onnxruntime raises
+        raise SppclsError(f"{file} cannot be quantized: {' '.join(str(error).split())[:200]}") from None
+
+
+def _calibration(opened: Runtime, source: Source, images: int) -> Iterator[Floats]:
+    """Yield inputs of the graph: images as `predict` fits them."""
+    batches: list[Floats] = []
+
+    def kept(pixels: Images) -> Floats:
+        batches.append(opened.signature.prepared(pixels))
+        return opened.run(pixels)
+
+    chosen = np.unique(np.linspace(0, len(source.targets) - 1, images).astype(int)).tolist()
+    scale = opened.signature.scale
+    arrays = (source.read(index, scale).permute(1, 2, 0).numpy() for index in chosen)
+    for _ in predict(replace(opened, run=kept), arrays, (scale,), batch_size=8):
+        yield from batches
+        batches.clear()
+
+
+def _measured(file: Path, data: str, scale: int) -> Evaluated:
+    return evaluate(str(file), Options(scales=(scale,), data=data, split="val"))
+
+
+def _comparison(found: dict[Path, Evaluated]) -> Any:
+    """Return a table, a row a file."""
+    first = next(iter(found.values()))
+    rows = []
+    for path, measured in found.items():
+        row = measured.found["scales"][0]
+        same = (measured.answers.predicted[0] == first.answers.predicted[0]).mean()
+        between = f"{row['acc1_low']:.1%} to {row['acc1_high']:.1%}"
+        speed, size = f"{row['images_per_s']:.0f}", f"{path.stat().st_size / 1e6:.2f}"
+        rows.append([path.name, size, f"{row['acc1']:.1%}", between, f"{same:.1%}", speed])
+    columns = ["file", "MB", "top-1", "95 % interval", "same answers", "images/s"]
+    return table(f"At scale {next(iter(first.found['scales']))['scale']}", columns, rows)
