@@ -40,8 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
-        line = str(error) if isinstance(error, SppclsError) else f"{type(error).__name__}: {error}".splitlines()[0]
-        say(f"error: {line}")
+        from sppcls.failure import one_line
+
+        say(f"error: {one_line(error)}")
         sys.exit(error.exit_status if isinstance(error, SppclsError) else 1)
     sys.exit(status)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from sppcls.errors import ConfigError, did_you_mean
+from sppcls.errors import ConfigError, counted, did_you_mean
 from sppcls.settings import (
     AugmentSpec,
     DataSpec,
@@ -167,6 +167,8 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
         key = key.rpartition(".")[0]
     if first["type"] == "tuple_type":
         return f"{key}={first['input']!r:.100}: a list is needed; write {key}=[{first['input']}]"
+    if first["type"] == "too_short":
+        return f"{key}={first['input']!r:.100}: at least {counted(first['ctx']['min_length'], 'value')} needed"
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {said}" if key else said

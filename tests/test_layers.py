@@ -45,11 +45,12 @@ MAY_IMPORT = {
     "atomic": set(),
     "terminal": set(),
     "path_checks": set(),
+    "failure": set(),
     "process": set(),
     "signals": set(),
     "plugins": set(),
 }
-EVERYONES = {"errors", "atomic", "terminal", "path_checks", "process", "signals", "plugins"}
+EVERYONES = {"errors", "failure", "atomic", "terminal", "path_checks", "process", "signals", "plugins"}
 ONLY_IN = {
     "pytorch_lightning": {"training"},
     "lightning_fabric": {"training"},

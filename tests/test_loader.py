@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import sppcls
+from sppcls.data import workers
 from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache, own_tensors
 from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader, batches_of
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
-from sppcls.data.workers import begin_worker
 from sppcls.errors import DataError
 from tests.processes import run_to_end
 
@@ -77,8 +77,8 @@ def test_every_epoch_has_the_plans_batches_and_scale(workers):
 def test_batches_are_the_same_for_any_number_of_workers():
     augment = Augment(flip=0.5, brightness=0.3, seed=4)
     expected = None
-    for workers in (0, 1, 2, 4):
-        multi = loader(workers=workers, augment=augment)
+    for count in (0, 1, 2, 4):
+        multi = loader(workers=count, augment=augment)
         got = seen(list(multi) + list(multi))
         expected = expected or got
         assert got == expected
@@ -210,7 +210,7 @@ def test_a_worker_whose_leader_was_killed_ends():
     worker = os.fork()
     if not worker:
         os.close(reading)
-        begin_worker(1, 0)  # the leader that it was told of is not its parent
+        workers._begin(1, False, 0)  # the leader that it was told of is not its parent
         time.sleep(60)
         os._exit(1)
     os.close(writing)
@@ -223,8 +223,19 @@ def workers_now():
 
 
 @pytest.fixture
-def begun():
+def served(monkeypatch):
+    """Let workers come from a server without threads, as those of a rank do."""
+    if not hasattr(signal, "sigtimedwait"):
+        pytest.skip("has no server")
+    monkeypatch.setattr(workers, "_served", False)
+    workers.serve_workers()
+
+
+@pytest.fixture(params=["forked", "served"])
+def begun(request):
     """Return a loader of two workers that has handed out one batch, and the workers' processes."""
+    if request.param == "served":
+        request.getfixturevalue("served")
     before, multi = workers_now(), loader(workers=2)
     batches = iter(multi)
     next(batches)
@@ -270,6 +281,40 @@ def test_batches_that_are_left_early_end_their_workers():
     assert len(workers_now() - before) == 2
     batches.close()
     assert workers_now() == before
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("room", [None, "memory", "disk"])
+def test_workers_of_a_server_read_the_same_and_fill_the_cache_of_their_leader(tmp_path, room):
+    source = Noise(wide=True)
+    cache = PixelCache(source, own_tensors(source.sizes, (24,))) if room else None
+    if cache:
+        cache.open(tmp_path / "pixels" if room == "disk" else None)
+    batches = plan_evaluation(source.sizes, 24, batch_size=4)
+    read = list(batches_of(BatchDataset(source, cache=cache), batches, 2))
+    assert seen(read) == seen(batches_of(BatchDataset(source), batches))
+    assert source.reads == len(source.sizes)  # by the second of these alone: it has no workers
+    if cache:
+        assert seen(batches_of(BatchDataset(source, cache=cache), batches)) == seen(read)
+        assert source.reads == len(source.sizes)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_the_server_of_a_rank_has_one_thread_and_its_workers_end_with_a_leader_that_is_killed(tmp_path):
+    program = tmp_path / "killed.py"
+    program.write_text(
+        "import os, signal\n"
+        "from multiprocessing import forkserver\n"
+        "from tests.test_loader import loader, workers\n"
+        "if __name__ == '__main__':\n"
+        "    workers.serve_workers()\n"
+        "    kept = iter(loader(workers=2))\n"
+        "    next(kept)\n"
+        "    print(len(os.listdir(f'/proc/{forkserver._forkserver._forkserver_pid}/task')), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = run_to_end([sys.executable, program], tmp_path, -9, PYTHONPATH=str(Path(__file__).parent.parent))
+    assert (done.out, done.err) == ("1\n", "")
 
 
 def test_a_program_that_forgets_its_loader_ends(tmp_path):

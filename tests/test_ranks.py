@@ -94,12 +94,15 @@ def test_a_rank_that_fails_after_its_work_is_done_ends_no_run(tmp_path):
     assert state(tmp_path / "run")["state"] == "finished"
 
 
+RANK = b"from sppcls.training.ranks import main; main()"
+
+
 def pid_of_rank(rank, run):
     """Return the process that is a rank of the run in a folder."""
     for entry in Path("/proc").iterdir():
         try:
             said = (entry / "cmdline").read_bytes().split(b"\0") + (entry / "environ").read_bytes().split(b"\0")
-            if {b"sppcls.training.ranks", os.fsencode(run), f"RANK={rank}".encode()} <= set(said):
+            if {RANK, os.fsencode(run), f"RANK={rank}".encode()} <= set(said):
                 return int(entry.name)
         except OSError:
             continue

@@ -79,6 +79,14 @@ def test_a_notebooks_backend_is_not_for_our_processes(train, monkeypatch, capsys
     capsys.readouterr()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to a full device")
+def test_output_to_a_full_disk_is_one_line_of_error(tmp_path):
+    command = [sys.executable, str(TRAIN), *SMALL, "plan_only=true"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
 @pytest.mark.slow
 def test_a_notebooks_backend_and_a_reader_that_goes_leave_no_traceback(tmp_path):
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}

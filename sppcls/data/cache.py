@@ -1,6 +1,5 @@
 """Pixels kept between epochs, in shared memory or in a mapped file: batches are the same to the bit without them."""
 
-import copy
 import errno
 import hashlib
 import os
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -62,17 +61,27 @@ class PixelCache:
         self._flags = HEADER + np.cumsum(images) - images
         self._starts = self._flags + len(self.shorts) + ends - 3 * self._shapes.prod(-1)
         self.size = HEADER + int(images.sum())
+        self._path: Path | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | ({"_buffer": None} if self._path else {})  # a mapped file would travel as a copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if self._path:
+            self._buffer = _mapped(self._path, self.size)
 
     def open(self, path: Path | None = None) -> Self:
         """Take the room: a file, which may be filled already, or shared memory; raises ``OSError`` without room."""
-        self._buffer = _mapped(path, self.size) if path else _shared(self.size)
+        self._path, self._buffer = path, _mapped(path, self.size) if path else _shared(self.size)
         self._buffer[:HEADER] = torch.frombuffer(bytearray(header(_folder(self.source))), dtype=torch.uint8)
         return self
 
     def part(self, indices: Shapes) -> Self:
         """Return the cache of a subset, in the same buffer."""
-        part = copy.copy(self)
+        part = object.__new__(type(self))
+        part.__dict__ |= self.__dict__
         part._sizes, part._fitted, part._flags = self._sizes[indices], self._fitted[indices], self._flags[indices]
         part._shapes, part._starts = self._shapes[:, indices], self._starts[:, indices]
         return part

@@ -1,10 +1,8 @@
 """Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
 
-import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from sppcls.data.geometry import Size, fitted_size, same_aspect
 from sppcls.data.images import fit_image
 from sppcls.data.plan import Batch, EpochPlan
 from sppcls.data.source import Source
-from sppcls.data.workers import begin_worker, close_workers, end_workers, started
+from sppcls.data.workers import close_workers, end_workers, started, worker_options
 from sppcls.errors import DataError
 
 ImageBatch = dict[str, Any]
@@ -106,8 +104,7 @@ def batches_of(dataset: BatchDataset, batches: Sequence[Batch], num_workers: int
     """Yield planned batches as tensors; the workers end with the generator, also where it is closed early."""
     # A generator of its own: starting to iterate draws a number, which measuring must not take from the training.
     options: dict[str, Any] = {"batch_size": None, "generator": torch.Generator()}
-    begin = partial(begin_worker, os.getpid())
-    loader = DataLoader(dataset, sampler=list(batches), num_workers=num_workers, worker_init_fn=begin, **options)
+    loader = DataLoader(dataset, sampler=list(batches), **options, **worker_options(num_workers))
     running = started(loader)
     try:
         yield from running
@@ -154,10 +151,9 @@ class PlannedLoader:
             dataset,
             batch_size=None,
             sampler=self._share,
-            num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=partial(begin_worker, os.getpid()),
+            **worker_options(num_workers),
             # Its own generator: the default one is the network's (dropout), and a resumed run must find it unmoved.
             generator=torch.Generator(),
         )

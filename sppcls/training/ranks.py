@@ -14,15 +14,17 @@ import traceback
 from pathlib import Path
 
 from sppcls.atomic import write_json
+from sppcls.data.sources import Splits
+from sppcls.data.workers import serve_workers
 from sppcls.errors import SppclsError
+from sppcls.failure import one_line
 from sppcls.process import leave
 from sppcls.signals import STATUSES, Interrupted, Signals
 from sppcls.spec import Spec
 from sppcls.terminal import log
-from sppcls.training.failure import one_line
 from sppcls.training.folder import RunFolder, logging_to, read_config
 from sppcls.training.precheck import precheck
-from sppcls.training.world import threads_of_each
+from sppcls.training.world import joined_rank, threads_of_each
 
 _ERRORS = "SPPCLS_RANK_ERRORS"
 
@@ -35,17 +37,19 @@ class RankError(SppclsError):
         self.exit_status = status
 
 
-def train(spec: Spec, folder: Path, signals: Signals) -> None:
-    """Train as one rank, of which rank 0 writes into the folder."""
+def train(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
+    """Train in this process, alone or as one rank, of which rank 0 writes into the folder."""
+    if spec.data.num_workers and joined_rank() is not None:
+        serve_workers()  # first, so that it imports what workers need while this process imports more
     from sppcls.training.fit import fit
 
-    fit(spec, folder, signals, precheck(spec))
+    fit(spec, folder, signals, splits)
 
 
 def follow(spec: Spec, signals: Signals) -> None:
     """Train as a rank that another process leads: nothing is written and nothing printed."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        train(spec, Path(spec.run_dir), signals)
+        train(spec, Path(spec.run_dir), signals, precheck(spec))
 
 
 def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
@@ -63,7 +67,8 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
         finally:
             signals.defer(False)
             for rank in ranks:
-                rank.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(rank.pid, signal.SIGKILL)  # with the server of its workers, which may still import
                 rank.wait()
         ended = signals.received or next((code - 128 for code in codes if code and code in STATUSES), None)
         if ended:
@@ -90,7 +95,8 @@ def _environments(count: int, errors: str) -> list[dict[str, str]]:
 def _start(folder: RunFolder, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C reaches a rank once, from here. The lock goes along, so that nobody takes up the run
     # while a rank still lives whose leader was killed.
-    command = [sys.executable, "-m", "sppcls.training.ranks", str(folder.path)]
+    # Not -m: its loader's workers would import this file once more, as theirs.
+    command = [sys.executable, "-c", "from sppcls.training.ranks import main; main()", str(folder.path)]
     held = [folder.held.fileno()] if rank == 0 else []
     return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=held)
 
@@ -156,7 +162,7 @@ def main() -> None:
     status = 0
     try:
         with Signals() as signals, logging_to(folder) if rank == 0 else contextlib.nullcontext():
-            train(spec, folder, signals) if rank == 0 else follow(spec, signals)
+            train(spec, folder, signals, precheck(spec)) if rank == 0 else follow(spec, signals)
         (told / f"{rank}.done").touch()
     except Interrupted as ended:
         status = ended.status
@@ -169,7 +175,3 @@ def main() -> None:
             with (folder / "train.log").open("a") as file:
                 traceback.print_exception(error, file=file)
     leave(status, alone=False)
-
-
-if __name__ == "__main__":
-    main()

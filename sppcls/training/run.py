@@ -7,13 +7,13 @@ from pathlib import Path
 
 from sppcls.build import build_planner
 from sppcls.errors import SppclsError
+from sppcls.failure import one_line
 from sppcls.generations import has_checkpoint
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.report.runs import read_json
 from sppcls.signals import Interrupted, Signals
 from sppcls.spec import Spec
 from sppcls.terminal import OutputClosedError, log, printable, say, show
-from sppcls.training.failure import one_line
 from sppcls.training.folder import RunFolder
 from sppcls.training.lines import closing_lines, data_lines, plan_table, result_table
 from sppcls.training.precheck import precheck
@@ -79,9 +79,9 @@ def _train(spec: Spec, folder: RunFolder, signals: Signals) -> None:
 
         run_ranks(folder, count, signals)
     else:
-        from sppcls.training.fit import fit
+        from sppcls.training.ranks import train
 
-        fit(spec, folder.path, signals, splits)
+        train(spec, folder.path, signals, splits)
     folder.write_status("finished")
     try:
         write_run_tables(folder.path)
