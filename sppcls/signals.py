@@ -15,10 +15,13 @@ STATUSES = frozenset(128 + number for number in _NUMBERS)
 
 
 class Interrupted(BaseException):
-    """A signal has ended the run; ``status`` is the exit status, 130 for SIGINT and 143 for SIGTERM."""
+    """A signal has ended the run; ``status`` is the exit status, 130 for SIGINT and 143 for SIGTERM.
 
-    def __init__(self, signum: int) -> None:
-        self.status = 128 + signum
+    ``held`` says that it ended where the program asked, all ranks together.
+    """
+
+    def __init__(self, signum: int, held: bool = False) -> None:
+        self.status, self.held = 128 + signum, held
         super().__init__(signum)
 
 
@@ -81,7 +84,7 @@ class Signals:
 
     def end(self) -> NoReturn:
         """Raise ``Interrupted`` for the signal that has come, here or to another rank."""
-        raise Interrupted(self.received or signal.SIGTERM)
+        raise Interrupted(self.received or signal.SIGTERM, held=True)
 
     def _swallowed(self, unraisable: Any) -> None:
         """Send the signal once more that came in a destructor, which lets no exception out."""

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,8 +22,10 @@ from sppcls.data.plan import plan_epoch, plan_rest
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
 from sppcls.measure.scales import evaluate_scales
+from sppcls.signals import Signals
 from sppcls.spec import parse
 from sppcls.training.folder import is_held
+from sppcls.training.ranks import _ended
 from sppcls.training.replan import replan
 from sppcls.training.world import local_ranks
 from tests.killing import digest
@@ -129,6 +132,26 @@ def test_a_rank_that_is_killed_ends_the_run_which_one_process_takes_up(tmp_path)
     assert "1 ranks after 2" in out
     assert "trainer.devices 2 -> 1" in out
     assert [row["epoch"] for row in rows(run)] == [str(epoch) for epoch in range(epochs)]
+
+
+def test_a_rank_that_ends_while_another_waits_for_it_is_noticed(tmp_path):
+    waits, fails = ([sys.executable, "-c", code] for code in ("import time; time.sleep(60)", "raise SystemExit(1)"))
+    ranks = [subprocess.Popen(waits), subprocess.Popen(fails)]
+    try:
+        assert _ended(ranks, Signals(), tmp_path) == [None, 1]
+    finally:
+        ranks[0].kill()
+        ranks[0].wait()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.slow
+def test_a_rank_that_a_signal_meets_before_the_others_know_it_ends_them(tmp_path, rank):
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, signal\nif os.environ.get('RANK') == '{rank}':\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    ended = run_to_end(command("run_dir=run", "trainer.devices=2"), tmp_path, 1, PYTHONPATH=str(tmp_path))
+    assert ended.err.startswith(f"error: rank {rank} was killed (SIGTERM)")
 
 
 @pytest.mark.slow

@@ -105,10 +105,13 @@ def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, told: Path) -
     """Return the exit statuses once all have ended or one has failed; None of those that still run then."""
     passed_on = None
 
+    def running() -> bool:
+        return None in [rank.poll() for rank in ranks]  # asks each: one that ends while the first waits for it counts
+
     def failed() -> bool:
         return any(rank.returncode and not _is_done(told, number) for number, rank in enumerate(ranks))
 
-    while any(rank.poll() is None for rank in ranks) and not failed():
+    while running() and not failed():
         if signals.received != passed_on:
             passed_on = signals.received
             for rank in ranks:
@@ -116,7 +119,7 @@ def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, told: Path) -
         time.sleep(0.05)
     together = any(rank.returncode in STATUSES for rank in ranks)
     deadline = time.monotonic() + (30 if together else 1)  # a moment for those that end for the same reason
-    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+    while running() and time.monotonic() < deadline:
         time.sleep(0.05)
     return [rank.returncode for rank in ranks]
 
@@ -166,6 +169,9 @@ def main() -> None:
         (told / f"{rank}.done").touch()
     except Interrupted as ended:
         status = ended.status
+        if not ended.held:  # the others may wait for this rank where no signal reaches them, and have nothing to save
+            signal.signal(status - 128, signal.SIG_DFL)
+            os.kill(os.getpid(), status - 128)
     except Exception as error:
         known = isinstance(error, SppclsError)
         status = error.exit_status if isinstance(error, SppclsError) else 1
