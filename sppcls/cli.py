@@ -151,7 +151,12 @@ def _evaluate(verb: _Parser) -> None:
     add("model", type=_path, metavar="MODEL", help="a run folder, a checkpoint or any export")
     _which(verb)
     add("--scales", type=_scales, help="test scales, as 64,96,128 (those of the run)")
-    add("--data", type=_path, metavar="DIR", help="class folders; with --split, the run's data set moved there")
+    add(
+        "--data",
+        type=_path,
+        metavar="DIR",
+        help="class folders or a table; with --split, the run's data set moved there",
+    )
     add("--split", choices=("val", "test", "train"), help="which part of the run's data set (val)")
     add("--fit", choices=("keep", "crop", "warp"), help="how an image meets a scale (the run's)")
     add("--gap", action="store_true", help="measure a fixed part of the training set too")
@@ -234,7 +239,13 @@ def _export(verb: _Parser) -> None:
 def _quantize(verb: _Parser) -> None:
     add = verb.add_argument
     add("model", type=_path, metavar="MODEL.onnx", help="a file of sppcls export --format onnx")
-    add("--data", type=_path, required=True, metavar="DIR", help="class folders, or train/ and val/, as in training")
+    add(
+        "--data",
+        type=_path,
+        required=True,
+        metavar="DIR",
+        help="what was trained on: class folders, train/ and val/, or a table",
+    )
     add("--images", type=_at_least(1, 10_000), default=200, metavar="N", help="training images to calibrate on (200)")
     add("--out", type=_path, metavar="FILE.onnx", help="a new file (MODEL-int8.onnx)")
 

@@ -43,6 +43,7 @@ ADDED = {
     "pip install uv && uv run train.py": NARROW,
     "uv run --extra lite --extra probe sppcls probe": "--train-per-class 5 --test-per-class 5 --splits 1 --scales 64",
     "uv run sppcls": "",
+    "uv run --extra onnx sppcls quantize": "--images 4",
     "uv run --extra onnx sppcls": "",
     "sppcls predict model/model.onnx": "",
 }

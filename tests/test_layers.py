@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "app": {"spec", "settings", "training", "generations", "overrides", "help"},
     "cli": {"bench", "measure", "report", "deploy", "checkpoint", "spec", "settings", "data", "app"},
     "__main__": {"cli"},
-    "__init__": {"ops", "models", "checkpoint", "training"},
+    "__init__": {"ops", "models", "checkpoint", "training", "report"},
     "errors": set(),
     "atomic": set(),
     "terminal": set(),

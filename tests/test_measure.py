@@ -96,7 +96,7 @@ def test_unreadable_images_are_left_out_and_none_at_all_is_an_error(network):
     assert result.rows[0].images == 9
     assert (result.answers.predicted[0, :3] == -1).all()
     Torn.torn = range(12)
-    with pytest.raises(DataError, match="none of the 12 images"):
+    with pytest.raises(DataError, match="none of 12 images"):
         evaluate_scales(network, Torn("val", 12), [24])
 
 

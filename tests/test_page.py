@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import Page, edit, two_by_two, write_run
 
+import sppcls
 from sppcls.report.plots import Curve, histogram, line_plot
 from sppcls.report.run_page import write_run_page
 from sppcls.report.sweep import write_sweep_report
@@ -165,3 +166,13 @@ def test_charts_fill_a_wide_screen_in_two_columns_and_a_narrow_one_in_one(tmp_pa
         assert len({round(left) for left, _ in found["charts"]}) == columns
         assert max(right for _, right in found["charts"]) > 0.85 * width
         assert found["text"] >= 11
+
+
+def test_a_notebook_draws_what_the_page_has(tmp_path):
+    run = write_run(tmp_path / "run")
+    drawn = sppcls.plots(run)
+    assert {"scales", "loss", "learning rate"} <= drawn.keys() <= {"scales", "gap", "loss", "learning rate"}
+    page = write_run_page(run).read_text()
+    assert len(drawn) == page.count("<svg") > 2
+    assert all(svg.startswith("<svg") for svg in drawn.values())
+    assert drawn._repr_html_().count("<svg") == len(drawn)

@@ -222,7 +222,7 @@ def test_wrong_inputs_are_one_line(probe, photos, tmp_path):
     (tmp_path / "file").touch()
     cases = [
         (photos, ["--train-per-class", "6"], 3, "class 'cats' has 6 images"),
-        (ruined, [], 3, "none of the 22 images could be read"),
+        (ruined, [], 3, "none of 22 images could be read"),
         (tmp_path / "nowhere", [], 3, "no such folder"),
         (tmp_path / "loose", [], 3, "at least 2 are needed"),
         (tmp_path / "parts", [], 3, "has parts"),

@@ -16,6 +16,7 @@ from sppcls.data.files import Subset, read_groups
 from sppcls.data.geometry import PIXELS
 from sppcls.data.paths import class_folders, part_folders
 from sppcls.data.source import Source
+from sppcls.data.table import table_parts
 from sppcls.deploy.runtime import graph_file
 from sppcls.errors import ConfigError, DataError
 from sppcls.measure.answers import Answers
@@ -158,11 +159,12 @@ class _Images:
 
 def _sources(network: SppClassifier, spec: Spec, options: Options) -> _Images:
     moved: dict[str, Any] = {"root": options.data} if options.data else {}
+    moved |= {"name": "table"} if options.data and Path(options.data).is_file() else {}
     own = spec.data.model_copy(update=moved | {"download": False})  # a checkpoint's word writes no files
     if options.data and options.split is None:
-        source, folder = _folder(Path(options.data), network.classes)
+        source, place = _labelled(Path(options.data), network.classes)
         train = cache(lambda: build_splits(spec.data.model_copy(update={"download": False})).train)
-        return _Images(source, train, None, shown(folder))
+        return _Images(source, train, None, shown(place))
     if own.name == "folder" and not own.root and not own.train_dir:
         raise ConfigError("this model does not say where its images are; use --data DIR, a folder of class folders")
     splits, split = build_splits(own), options.split or "val"
@@ -183,17 +185,21 @@ def _spec_of(signature: Signature) -> Spec:
     return Spec(data=data, schedule=schedule, model=ModelSpec(pool=signature.pool))  # type: ignore[arg-type]
 
 
-def _folder(root: Path, classes: Sequence[str]) -> tuple[Source, Path]:
-    """Return the images of a folder of class folders, of its validation part where it has parts, and which it is."""
-    if not root.is_dir():
-        raise DataError(f"--data {root}: no such folder; name a folder of class folders")
-    parts = part_folders(root)
-    part = parts[min(1, len(parts) - 1)]
-    groups = {name: files for name, files in class_folders(part).items() if files}
+def _labelled(root: Path, classes: Sequence[str]) -> tuple[Source, Path]:
+    """Return the images of class folders or of a table, of the validation part where it has parts, and where it is."""
+    if root.is_file():
+        parts, place = table_parts(root), root
+        groups = dict(parts[min(1, len(parts) - 1)])
+    elif root.is_dir():
+        folders = part_folders(root)
+        place = folders[min(1, len(folders) - 1)]
+        groups = {name: files for name, files in class_folders(place).items() if files}
+    else:
+        raise DataError(f"--data {root}: no such folder; name a folder of class folders, or a table of path and label")
     if not groups:
         raise DataError(f"{shown(root)}: no image in class folders; at least one folder named as a class is needed")
     _check_classes(tuple(groups), classes, str(root))
-    return mapped(read_groups(groups, root, "skip")[0], classes, str(root)), part
+    return mapped(read_groups(groups, root, "skip")[0], classes, str(root)), place
 
 
 def mapped(source: Source, classes: Sequence[str], where: str) -> Source:

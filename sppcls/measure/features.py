@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sppcls.data.loader import IGNORED
 from sppcls.data.source import Source
-from sppcls.errors import ConfigError, DataError, did_you_mean
+from sppcls.errors import ConfigError, DataError, counted, did_you_mean
 from sppcls.measure.scales import Evaluation, evaluating
 from sppcls.models.classifier import SppClassifier
 from sppcls.ops.pyramid import spatial_pyramid_pool2d
@@ -93,7 +93,7 @@ def _make(files: dict[int, Path], count: int, features: Iterator[tuple[Ints, lis
                 made[n][indices] = part.cpu().numpy()
             read[indices] = True
         if not made:
-            raise DataError(f"none of the {count} images could be read")
+            raise DataError(f"none of {counted(count, 'image')} could be read")
         for n, array in made.items():
             array[~read] = np.nan
             array.flush()

@@ -16,7 +16,7 @@ from sppcls.deploy.runtime import Floats, Images, Runtime, open_model
 from sppcls.errors import ConfigError, SppclsError, missing_extra
 from sppcls.measure.evaluate import Evaluated, Options, evaluate, mapped
 from sppcls.path_checks import checked_path
-from sppcls.terminal import say, show, table
+from sppcls.terminal import show, table
 
 _LAYERS = ["Conv", "Gemm", "MatMul"]
 
@@ -36,11 +36,15 @@ def run_quantize(model: str, data: str, images: int, out: str | None) -> int:
     if small.suffix != ".onnx" or small.exists():
         raise ConfigError(f"--out {small}: a new file that ends in .onnx is needed")
     opened = open_model(file)
-    source = mapped(load_splits("folder", data, on_error="skip").train, opened.signature.classes, data)
+    source = mapped(
+        load_splits("table" if Path(data).is_file() else "folder", data, on_error="skip").train,
+        opened.signature.classes,
+        data,
+    )
     quantize(opened, file, small, source, images)
     found = {path: _measured(path, data, opened.signature.scale) for path in (file, small)}
-    say(f"calibrated on {min(images, len(source.targets))} training images, measured on the validation images")
-    show(_comparison(found), f"written: {small}")
+    calibrated = f"calibrated on {min(images, len(source.targets))} training images, measured on the validation images"
+    show(_comparison(found), calibrated, f"written: {small}")
     return 0
 
 
@@ -73,6 +77,7 @@ def quantize(opened: Runtime, file: Path, small: Path, source: Source, images: i
                 reduce_range=True,
                 activation_type=quantization.QuantType.QUInt8,
             )
+            _store_raw(made)
             open_model(made)  # refuses what is not only tensor operators
             made.replace(small)
     except OSError as error:
@@ -81,6 +86,16 @@ def quantize(opened: Runtime, file: Path, small: Path, source: Source, images: i
         raise
     except Exception as error:  # whatever onnxruntime raises
         raise SppclsError(f"{file} cannot be quantized: {' '.join(str(error).split())[:200]}") from None
+
+
+def _store_raw(file: Path) -> None:
+    """Store every constant as bytes, the one form that an export has."""
+    import onnx
+
+    graph = onnx.load(file)
+    for tensor in graph.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(graph, file)
 
 
 def _calibration(opened: Runtime, source: Source, images: int) -> Iterator[Floats]:

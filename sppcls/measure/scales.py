@@ -17,7 +17,7 @@ from sppcls.data.files import Subset
 from sppcls.data.loader import IGNORED, BatchDataset, Batches, ImageBatch, batches_of
 from sppcls.data.plan import plan_evaluation
 from sppcls.data.source import Source
-from sppcls.errors import DataError
+from sppcls.errors import DataError, counted
 from sppcls.measure.answers import UNREAD, Answers
 from sppcls.measure.result import ScaleResult, rows_of
 from sppcls.models.classifier import SppClassifier
@@ -130,7 +130,7 @@ def _fill(
                     said = averaged(list(map(predict, networks, views))).cpu()
                 answers.keep(row, group[0]["indices"][kept], said, group[0]["targets"][kept])
     if not (answers.predicted[row] != UNREAD).any():
-        raise DataError(f"none of the {len(answers.targets)} images could be read")
+        raise DataError(f"none of {counted(len(answers.targets), 'image')} could be read")
 
 
 def gap_subset(source: Source, images: int) -> Subset:

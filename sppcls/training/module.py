@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from sppcls.checkpoint import KEY, describe, signature_of
 from sppcls.data.identity import class_difference
 from sppcls.data.loader import IGNORED, ImageBatch
-from sppcls.errors import DataError, SppclsError
+from sppcls.errors import DataError, SppclsError, counted
 from sppcls.measure.answers import UNREAD, Answers
 from sppcls.measure.result import rows_of
 from sppcls.measure.scales import full_view
@@ -156,7 +156,7 @@ class LitSppClassifier(pl.LightningModule):
         """Log the validation metrics: the figures that `sppcls evaluate` finds of the same weights, to the last bit."""
         answers = self.validated()
         if not (answers.predicted != UNREAD).any():
-            raise DataError(f"none of the {len(answers.targets)} validation images could be read")
+            raise DataError(f"none of {counted(len(answers.targets), 'validation image')} could be read")
         row = rows_of(answers, self.network.scales)[0]
         values = {"loss": row.loss, "acc1": row.acc1, "acc5": row.acc5, "ece": row.ece}
         values["class_acc"] = answers.class_accuracy(0)

@@ -58,7 +58,7 @@ def _ramp(
             continue
         images, targets = batch["images"][kept].to(device), batch["targets"][kept].to(device)
         loss = image_losses(network(network.normalize(images)), targets, None, spec.label_smoothing).mean()
-        average = _SMOOTH * average + (1 - _SMOOTH) * float(loss)
+        average = _SMOOTH * average + (1 - _SMOOTH) * loss.item()
         smooth = average / (1 - _SMOOTH ** (len(losses) + 1))
         if not smooth < _DIVERGED * (losses[0] if losses else float("inf")):
             break
