@@ -34,7 +34,7 @@ def test_a_rate_is_found_and_nothing_else_changes(data, name):
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert found[0] == found[1]
-    assert 30 * LOWEST < found[0] < HIGHEST / 30
+    assert 10 * LOWEST < found[0] < HIGHEST / 10
     assert data.train_dataloader().state_dict()["position"] == 0
 
 
@@ -46,9 +46,9 @@ def test_batches_to_try_are_those_of_the_first_epochs(data):
     assert {batch["scale"] for batch in batches} == {32, 24}
 
 
-def test_a_loss_that_never_falls_is_said():
+def test_batches_without_a_loss_are_said():
     batches = [{"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "targets": torch.tensor([-1, -1])}]
-    with pytest.raises(ConfigError, match="did not fall at any rate"):
+    with pytest.raises(ConfigError, match="grew at the lowest rates"):
         find_rate(network(), OptimSpec(), batches)
 
 

@@ -13,18 +13,20 @@ from sppcls.settings import OptimSpec
 from sppcls.training.loss import image_losses
 from sppcls.training.optim import build_optimizer
 
-LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 90
+LOWEST, HIGHEST, STEPS = 3e-5, 10.0, 100
 _SMOOTH = 0.9  # of the loss's moving average
+_FIRST = 10  # steps that only fill the average
+_NEAR = 1.03  # times the lowest loss
 _DIVERGED = 2.0  # times the first loss
 
 
 def find_rate(
     network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch], device: torch.device | str = "cpu"
 ) -> float:
-    """Return the rate at which the smoothed loss was lowest, by ten, of ``STEPS`` steps from ``LOWEST`` to ``HIGHEST``.
+    """Return the largest rate that a network bears: the smoothed loss there is within 3 % of the lowest.
 
-    It ends early where the loss reaches twice the first one. The network and the random numbers stay as they are
-    (Smith 2017, arXiv:1506.01186).
+    The rates are those of ``STEPS`` steps from ``LOWEST`` to ``HIGHEST``, or to where the loss is twice the first one.
+    The network and the random numbers stay as they are (a range test: Smith 2017, arXiv:1506.01186).
 
     Args:
         network: The network to train.
@@ -33,14 +35,15 @@ def find_rate(
         device: Where to train the copy.
 
     Raises:
-        ConfigError: The loss is not finite from the first steps on, or never falls.
+        ConfigError: The loss grows from the first steps on, or there is no image to read.
     """
     with torch.random.fork_rng():
         rates, losses = _ramp(copy.deepcopy(network).to(device).train(), spec, batches, device)
-    lowest = min(range(len(losses)), key=losses.__getitem__, default=0)
-    if lowest < 3:
-        raise ConfigError("optim.lr=auto: the loss did not fall at any rate; name a number")
-    return float(f"{rates[lowest] / 10:.2g}")
+    rates, losses = rates[_FIRST:], losses[_FIRST:]
+    if not losses:
+        raise ConfigError("optim.lr=auto: the loss grew at the lowest rates already; name a number")
+    near = _NEAR * min(losses)
+    return float(f"{max(rate for rate, loss in zip(rates, losses, strict=True) if loss <= near):.2g}")
 
 
 def _ramp(
