@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -393,3 +394,13 @@ def test_wrong_arguments_are_one_line(folder, capsys, monkeypatch, arguments, st
     got, _, error = run(capsys, *arguments)
     assert (got, error.count("\n")) == (status, 1), error
     assert said in error
+
+
+def test_images_of_one_name_are_drawn_in_folders_as_they_are_in(folder, capsys, tmp_path):
+    for place in ("in/a", "in/b", "c"):
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copy(folder / "images" / "0.jpg", tmp_path / place / "0.jpg")
+    images = [tmp_path / "in" / "a" / "0.jpg", tmp_path / "in" / "a" / ".." / "b" / "0.jpg", tmp_path / "c" / "0.jpg"]
+    assert run(capsys, folder / "a.ckpt", *images, "--draw", tmp_path / "out")[0] == 0
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
+    assert found == ["c/0.jpg.png", "in/a/0.jpg.png", "in/b/0.jpg.png"]

@@ -36,9 +36,9 @@ def place(tmp_path_factory):
     values = {
         "data": {"train_size": 44, "val_size": 20, "num_workers": 0},
         "model": {"width": 0.125},
-        "schedule": {"scales": [24, 32]},
+        "schedule": {"scales": [32, 48]},
         "trainer": {"max_epochs": 1, "accelerator": "cpu"},
-        "metrics": {"gap_images": 12, "test_scales": [32]},
+        "metrics": {"gap_images": 12, "test_scales": [48]},
     }
     assert run(parse(values | {"run_dir": str(folder / RUN)})) == 0
     return folder

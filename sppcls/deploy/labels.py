@@ -4,6 +4,7 @@ import csv
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from os.path import commonpath, normpath
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def run_predict(**options: Any) -> int:
     paths = expand(given.images)
     if not paths:
         raise DataError(f"no image in {' '.join(given.images)}; name image files or folders of them")
-    given.several = len(paths) > 1
+    given.above = commonpath([Path(normpath(path.absolute())).parent for path in paths]) if len(paths) > 1 else None
     given.rows = boxes_of_images(given.boxes) if given.boxes else None
     _check_regions(given, paths)
     model = open_model(given.model, given.device, given.checkpoint)
@@ -68,19 +69,20 @@ def _check_regions(given: Namespace, paths: Sequence[Path]) -> None:
         raise DataError(f"--boxes {given.boxes}: {name!r} is none of the images; write paths as on the command line")
     if given.draw and len(paths) > 1 and (Path(given.draw).suffix or Path(given.draw).is_file()):
         raise ConfigError(f"--draw {given.draw}: {len(paths)} images need a folder to be drawn into; name one")
-    drawn = [_drawing(given, path) for path in paths] if given.draw else []
-    try:
-        if len(drawn) > 1:
-            Path(given.draw).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--draw {given.draw}: {error.strerror}; name a folder that can be written") from None
-    if len(set(drawn)) < len(drawn):
-        raise ConfigError("--draw: two images have one name, and one would replace the other; draw them one by one")
+    if given.draw and len(paths) > 1:
+        try:
+            for path in paths:
+                _drawing(given, path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--draw {given.draw}: {error.strerror}; name a folder that can be written") from None
 
 
 def _drawing(given: Namespace, path: Path) -> Path:
-    """Return the file to draw into: the one named, or one in the folder that is named where there are several."""
-    return Path(given.draw) / f"{path.name}.png" if given.several else Path(given.draw)
+    """Return the file to draw into: the one named, or of several images each in its own place below the folder."""
+    if given.above is None:
+        return Path(given.draw)
+    below = Path(normpath(path.absolute())).relative_to(given.above)  # without .., which would lead out of the folder
+    return Path(given.draw) / below.with_name(f"{path.name}.png")
 
 
 def _boxes(given: Namespace, path: Path, size: Size) -> Boxes:
