@@ -163,11 +163,8 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
     key = prefix + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown_key(key)
-    if first["loc"][-1:] in (
-        ("int",),
-        ("str",),
-        ("constrained-float",),
-    ):  # of the kinds that a value may be, pydantic names one
+    # Of the kinds that a value may be, pydantic names one.
+    if {*first["loc"][-1:]} & {"int", "str", "constrained-float"}:
         key = key.rpartition(".")[0]
     if first["type"] == "tuple_type":
         return f"{key}={first['input']!r:.100}: a list is needed; write {key}=[{first['input']}]"
