@@ -170,10 +170,12 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         if "missing EQUAL" in text:
             return f"{error.override!r} is no setting: settings are written key=value; --help lists them"
-        quotes = (
-            "; a value with = or spaces needs quotes of its own: 'key=\"value\"'" if "mismatched input" in text else ""
-        )
-        return f"cannot read the override {error.override!r}: {text}{quotes}"
+        if re.search("mismatched input|Lexer", text):
+            text = "a value with = or signs other than letters and digits needs quotes of its own: 'key=\"value\"'"
+        return f"cannot read the override {error.override!r}: {text}"
+    if several := re.match(r"Ambiguous value for argument '([^'=]+)=([^']+)'", text):
+        key, values = several.groups()
+        return f"{key}={values}: add -m for a job a value, or write {key}=[{values}] for a list"
     if option := unknown_option(text):
         return option
     unknown = re.match(r"Could not override '([^']+)'", text)

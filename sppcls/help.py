@@ -79,6 +79,8 @@ def _allowed(value: dict[str, Any]) -> str:
     if "anyOf" in value:
         found = [said for one in value["anyOf"] if (said := _allowed(one))]
         return " or ".join(found) if found != ["null"] else ""
+    if "const" in value:
+        return str(value["const"])
     if "enum" in value:
         return ", ".join(map(str, value["enum"]))
     kind = value.get("type")

@@ -167,10 +167,15 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
     if {*first["loc"][-1:]} & {"int", "str", "constrained-float"}:
         key = key.rpartition(".")[0]
     if first["type"] == "tuple_type":
-        return f"{key}={first['input']!r:.100}: a list is needed; write {key}=[{first['input']}]"
+        write = f"; write {key}=[{first['input']}]" if isinstance(first["input"], int | float) else ""
+        return f"{key}={first['input']!r:.100}: a list is needed{write}"
     if first["type"] == "too_short":
         return f"{key}={first['input']!r:.100}: at least {counted(first['ctx']['min_length'], 'value')} needed"
     said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "float_parsing":  # of a number or a word, such as optim.lr
+        said += "".join(
+            f", or {other['ctx']['expected']}" for other in error.errors() if other["type"] == "literal_error"
+        )
     if first["type"] == "value_error":
         return f"{key}: {said}" if key else said
     return f"{key}={first['input']!r:.100}: {said[0].lower()}{said[1:]}"

@@ -50,7 +50,12 @@ def width() -> int:
 
 def say(line: str, stream: TextIO | None = None) -> None:
     """Print one line at once, on standard error unless a stream is given."""
-    print(printable(line), file=stream or sys.stderr, flush=True)
+    try:
+        print(printable(line), file=stream or sys.stderr, flush=True)
+    except BrokenPipeError:
+        if stream not in (None, sys.stderr):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # nobody reads it any more
 
 
 def show(*things: "Table | Text | str") -> None:

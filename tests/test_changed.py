@@ -277,13 +277,15 @@ def test_batches_without_a_readable_image_have_no_part_in_the_weights():
         assert len(data.skipped) == len(broken)
 
 
-@pytest.mark.parametrize(("part", "said"), [("train", "training images of epoch 1"), ("val", "4 validation images")])
+@pytest.mark.parametrize(
+    ("part", "said"), [("train", "the training images of epoch 1"), ("val", "4 validation images")]
+)
 def test_a_part_of_which_nothing_can_be_read_is_an_error(trained, tmp_path, capsys, part, said):
     root = shutil.copytree(trained / "photos", tmp_path / "photos")
     for file in (root / part).glob("*/*.png"):  # whole headers, no pixels
         file.write_bytes(file.read_bytes()[:60])
     assert run(spec(root, tmp_path / "run")) == 3
-    assert re.search(rf"^error: none of the {said} could be read$", capsys.readouterr().err, re.M)
+    assert re.search(rf"^error: none of {said} could be read$", capsys.readouterr().err, re.M)
 
 
 def test_an_epoch_whose_last_batch_has_no_readable_image_has_its_row(trained, tmp_path):

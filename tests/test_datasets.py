@@ -295,7 +295,7 @@ HEAD = "path,label\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "t.csv: no column 'path' among none; needed: path, label and, if there are parts, split"),
+        ("", "t.csv: the file is empty; its first row names the columns, path and label"),
         ("file,label\n", "no column 'path' among 'file', 'label'"),
         ("path;label\na;b\n", "no column 'path' among 'path;label'"),
         ("path,class\n", "no column 'label' among"),
@@ -330,7 +330,7 @@ def test_files_that_are_no_table(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes(HEAD.encode() + b"caf\xe9.png,ant\n")
     with pytest.raises(DataError, match=r"latin.csv: .*can't decode byte.*; data=table reads CSV in UTF-8"):
         load_splits("table", tmp_path / "latin.csv")
-    with pytest.raises(DataError, match=r"data.root=.*: no such file; it is a CSV or Parquet file with the columns"):
+    with pytest.raises(DataError, match=r"data.root=.* is a folder; a folder of images is data=folder"):
         load_splits("table", tmp_path)
     with pytest.raises(DataError, match=r"data=table needs data.root: a CSV or Parquet file with the columns path"):
         load_splits("table")

@@ -265,7 +265,7 @@ def test_wrong_inputs_are_one_line(model, photos, evaluate, tmp_path):
         ([model, "--scales", "0"], 2, "a scale is 8 to 8192 pixels"),
         ([model, "--fuse", "-3"], 2, "a scale is 8 to 8192"),
         ([model, "--data", strange], 3, "the model has no class 'zebra'"),
-        ([model, "--data", tmp_path / "nowhere"], 3, "no such folder"),
+        ([model, "--data", tmp_path / "nowhere"], 3, "no such file or folder"),
         ([model, "--data", unfinished], 3, "no image in class folders"),
         ([model, "--data", photos, "--object-scale"], 2, "data=shapes only"),
         ([model, "--views", "some"], 2, "--views 'some' is unknown"),
@@ -303,3 +303,20 @@ def test_a_scale_too_small_for_the_network_is_named(evaluate, tmp_path):
         status, _, said = evaluate(run_folder, option, f"{smallest - 1},64")
         assert status == 2
         assert f"scale {smallest - 1} is too small for zf5; the smallest scale is {smallest}" in said.err
+
+
+def test_a_table_is_measured_and_the_images_of_the_run_itself_are_its_validation_part(train, capsys, tmp_path):
+    chance = np.random.default_rng(0)
+    lines = ["path,label"]
+    for number in range(20):
+        Image.fromarray(chance.integers(0, 255, (20, 24, 3), np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{'ab'[number % 2]}")
+    for name, rows in (("all.csv", lines), ("few.csv", lines[:7])):
+        (tmp_path / name).write_text("\n".join(rows) + "\n")
+    small = ["model.width=0.125", "schedule.scales=[16]", "trainer.max_epochs=1", "data.batch_size=4"]
+    assert train("data=table", "data.root=all.csv", "data.num_workers=0", *small, "run_dir=run") == 0
+    for name, images in (("all.csv", 4), ("few.csv", 6)):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["evaluate", "run", "--data", name, "--scales", "16"])
+        assert end.value.code == 0
+        assert f", {images} images (* trained)" in capsys.readouterr().out

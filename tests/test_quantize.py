@@ -52,8 +52,8 @@ def test_the_8_bit_file_answers_nearly_as_the_original(graph, photos, capsys):
     ("arguments", "said"),
     [
         (("none.onnx",), "none.onnx is not an ONNX file; write one with sppcls export"),
-        (("{graph}", "--out", "{graph}"), "a new file that ends in .onnx is needed"),
-        (("{graph}", "--out", "small.pt"), "a new file that ends in .onnx is needed"),
+        (("{graph}", "--out", "{graph}"), "is there already; remove it, or name another"),
+        (("{graph}", "--out", "small.pt"), "a file that ends in .onnx is needed"),
         (("{graph}", "--images", "0"), "a whole number of at least 1"),
     ],
 )

@@ -34,7 +34,7 @@ def test_a_rate_is_found_and_nothing_else_changes(data, name):
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert found[0] == found[1]
-    assert 10 * LOWEST < found[0] < HIGHEST / 10
+    assert 5 * LOWEST < found[0] < HIGHEST / 10
     assert data.train_dataloader().state_dict()["position"] == 0
 
 

@@ -449,7 +449,7 @@ def empty_val_class(root: Path) -> None:
     [
         (nothing, {}, "data: no class folders; at least 2 folders of images, one a class, are needed"),
         (loose_files, {}, "no class folders"),
-        (file_for_a_folder, {}, "no such folder"),
+        (file_for_a_folder, {}, "is a file; a table of paths and labels is data=table"),
         (lambda root: put_classes(root, {"a": 3}), {}, "only one class, 'a'"),
         (lambda root: put_classes(root, {"a": 3, "b": 0}), {}, "class 'b' has no images"),
         (unreadable_class, {"on_error": "skip"}, "no readable image in class b"),

@@ -108,3 +108,51 @@ def test_output_that_was_never_open_goes_nowhere(monkeypatch):
     process.own_process()
     with sys.stdout:
         terminal.show("nothing")
+
+
+def test_groups_from_python_are_named(tmp_path, monkeypatch):
+    import sppcls
+    from sppcls.errors import ConfigError
+
+    monkeypatch.chdir(tmp_path)
+    for given, said in (("data", "data.name"), ("model", "model.backbone")):
+        with pytest.raises(ConfigError, match=f"{given}='table': {given} is a group of values; write {said}='table'"):
+            sppcls.train({given: "table", f"{given}.root": "x"})
+    (tmp_path / "t.csv").write_text("path,label\n")
+    with pytest.raises(sppcls.errors.SppclsError, match=r"t\.csv: no rows"):
+        sppcls.train({"data.root": "t.csv"})
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.root=emoji 🏯.csv", "needs quotes of its own: 'key=\"value\"'"),
+        ("seed=0,1", "seed=0,1: add -m for a job a value, or write seed=[0,1] for a list"),
+        (
+            "optim.lr=fast",
+            "optim.lr='fast': input should be a valid number, unable to parse string as a number, or 'auto'",
+        ),
+        ("schedule.scales=abc", "schedule.scales='abc': a list is needed\n"),
+    ],
+)
+def test_what_is_not_understood_is_said_in_words_of_ours(train, capsys, override, said):
+    assert train(override) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_resume_behind_its_own_epoch_is_refused(train, capsys):
+    assert train(*SMALL, "trainer.max_epochs=3", "run_dir=run") == 0
+    assert train("resume=run", "trainer.max_epochs=1") == 2
+    assert (
+        "trainer.max_epochs=1: run/checkpoints/last.ckpt is of epoch 3; name at least that many"
+        in capsys.readouterr().err
+    )
+
+
+def test_closed_standard_error_ends_nothing():
+    code = "from sppcls.terminal import say; say('one'); say('two'); print('end')"
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([sys.executable, "-c", code], stderr=write, stdout=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (ended.returncode, ended.stdout) == (0, "end\n")

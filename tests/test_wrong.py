@@ -48,7 +48,7 @@ WRONG = [
     ("evaluate a.ckpt --fit corp", 2, "--fit 'corp' is unknown; did you mean 'crop'?"),
     ("evaluate a.ckpt --split tset", 2, "--split 'tset' is unknown; did you mean 'test'?"),
     ("evaluate a.ckpt --device gpu0", 2, "--device gpu0"),
-    ("evaluate a.ckpt --data nowhere", 3, "--data nowhere: no such folder"),
+    ("evaluate a.ckpt --data nowhere", 3, "--data nowhere: no such file or folder"),
     ("evaluate a.ckpt --data loose", 3, "loose: no image in class folders"),
     (
         "evaluate a.ckpt --data parts",

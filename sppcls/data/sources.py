@@ -154,6 +154,10 @@ def _existing(name: str, root: str | Path | None, download: bool) -> Path:
     if root is None:
         raise DataError(f"data={name} needs data.root: {what}")
     place = Path(root).expanduser().absolute()
+    if name == "folder" and place.is_file():
+        raise DataError(f"data.root={root} is a file; a table of paths and labels is data=table")
+    if name == "table" and place.is_dir():
+        raise DataError(f"data.root={root} is a folder; a folder of images is data=folder")
     if not (place.is_file() if name == "table" else place.is_dir()) and not (download and name in _LIBRARY):
         raise DataError(f"data.root={root}: no such {'file' if name == 'table' else 'folder'}; it is {what}")
     return place

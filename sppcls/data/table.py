@@ -54,6 +54,8 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, str, str]]:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             lines = csv.reader(stream, strict=True)
             head = [name.strip() for name in next(lines, [])]
+            if not head:
+                raise DataError(f"{shown(file)}: the file is empty; its first row names the columns, path and label")
             at = _places(head, file)
             for number, row in enumerate((row for row in lines if row), 1):
                 if len(row) != len(head):

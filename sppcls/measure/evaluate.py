@@ -161,7 +161,8 @@ def _sources(network: SppClassifier, spec: Spec, options: Options) -> _Images:
     moved: dict[str, Any] = {"root": options.data} if options.data else {}
     moved |= {"name": "table"} if options.data and Path(options.data).is_file() else {}
     own = spec.data.model_copy(update=moved | {"download": False})  # a checkpoint's word writes no files
-    if options.data and options.split is None:
+    itself = options.data and own.root and spec.data.root and Path(own.root).resolve() == Path(spec.data.root).resolve()
+    if options.data and options.split is None and not itself:  # of its own images the training part would flatter it
         source, place = _labelled(Path(options.data), network.classes)
         train = cache(lambda: build_splits(spec.data.model_copy(update={"download": False})).train)
         return _Images(source, train, None, shown(place))
@@ -195,7 +196,7 @@ def _labelled(root: Path, classes: Sequence[str]) -> tuple[Source, Path]:
         place = folders[min(1, len(folders) - 1)]
         groups = {name: files for name, files in class_folders(place).items() if files}
     else:
-        raise DataError(f"--data {root}: no such folder; name a folder of class folders, or a table of path and label")
+        raise DataError(f"--data {root}: no such file or folder; name class folders, or a table of path and label")
     if not groups:
         raise DataError(f"{shown(root)}: no image in class folders; at least one folder named as a class is needed")
     _check_classes(tuple(groups), classes, str(root))
@@ -214,7 +215,10 @@ def _check_classes(got: Sequence[str], classes: Sequence[str], where: str) -> No
     strange = [name for name in got if name not in classes]
     if strange:
         shown_ = ", ".join(map(repr, strange[:5])) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
-        raise DataError(f"{where}: the model has no class {shown_}; its {len(classes)}: {', '.join(classes[:5])}, ...")
+        raise DataError(
+            f"{where}: the model has no class {shown_}; "
+            f"its {len(classes)}: {', '.join(classes[:5])}{', ...' * (len(classes) > 5)}"
+        )
 
 
 def _by_object(source: Source, result: ScaleResult, parts: int = 5) -> list[dict[str, Any]]:

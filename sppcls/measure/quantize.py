@@ -33,8 +33,10 @@ def run_quantize(model: str, data: str, images: int, out: str | None) -> int:
     if file.suffix != ".onnx" or not file.is_file():
         raise ConfigError(f"{model} is not an ONNX file; write one with sppcls export MODEL --format onnx")
     small = checked_path(out, "--out") if out else file.with_name(f"{file.stem}-int8.onnx")
-    if small.suffix != ".onnx" or small.exists():
-        raise ConfigError(f"--out {small}: a new file that ends in .onnx is needed")
+    if small.suffix != ".onnx":
+        raise ConfigError(f"--out {small}: a file that ends in .onnx is needed")
+    if small.exists():
+        raise ConfigError(f"{small} is there already; remove it, or name another file with --out")
     opened = open_model(file)
     source = mapped(
         load_splits("table" if Path(data).is_file() else "folder", data, on_error="skip").train,

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from sppcls.atomic import write_csv, write_json, write_text
-from sppcls.errors import ConfigError
+from sppcls.errors import ConfigError, counted
 from sppcls.measure.answers import UNREAD
 from sppcls.measure.evaluate import Evaluated, Options, evaluate
 from sppcls.report.page import percent, points, scale_cells, scale_columns
@@ -57,7 +57,8 @@ def _own_name(found: dict[str, Any]) -> str:
     'evaluation-best-photos-warp'
     """
     stem, split = Path(found["checkpoint"]).stem, found["split"]
-    parts = [stem if stem != "last" else "", Path(found["data"]).name if split is None else split.replace("val", "")]
+    where = Path(found["data"]).name.removesuffix(".csv")
+    parts = [stem if stem != "last" else "", where if split is None else split.replace("val", "")]
     parts += ["" if found["own_fit"] else found["fit"], found["views"].replace("full", "")]
     parts += ["recalibrated"] if found["recalibrated"] else []
     return re.sub(r"[^\w.-]", "_", "-".join(["evaluation", *filter(None, parts)]))[:100]
@@ -105,7 +106,8 @@ def evaluation_tables(found: dict[str, Any]) -> list[Table]:
     """Return the table of scales, and that of object sizes where they were asked for."""
     gap = "generalization_gap" in found["scales"][0]
     columns = ["test scale", *scale_columns(found), "images/s", *(["train top-1", "gap"] if gap else [])]
-    title = f"{_images(found)}, {_weights(found)}, fit {found['fit']}, {found['views']} view (* trained)"
+    count = counted(found["scales"][0]["images"], "image")
+    title = f"{_images(found)}, {_weights(found)}, fit {found['fit']}, {found['views']} view, {count} (* trained)"
     rows = []
     for row in found["scales"]:
         gaps = [percent(row["train_acc1"]), points(row["generalization_gap"])] if gap else []
@@ -134,8 +136,8 @@ def _weights(found: dict[str, Any]) -> str:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     means = ", ".join(f"{name} {percent(found['class_means'][name])}" for name in ("precision", "recall", "f1"))
-    counted = sorted((row for row in found["per_class"] if row["images"]), key=lambda row: row["f1"] or 0.0)
-    worst = ", ".join(f"{row['class']} {percent(row['f1'])}" for row in counted[:3])
+    by_f1 = sorted((row for row in found["per_class"] if row["images"]), key=lambda row: row["f1"] or 0.0)
+    worst = ", ".join(f"{row['class']} {percent(row['f1'])}" for row in by_f1[:3])
     lines = [f"mean over classes at scale {found['class_scale']}: {means.replace('f1', 'F1')}; lowest F1: {worst}"]
     if len(found["scales"]) < 2:
         return lines

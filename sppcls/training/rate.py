@@ -23,7 +23,7 @@ _DIVERGED = 2.0  # times the first loss
 def find_rate(
     network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch], device: torch.device | str = "cpu"
 ) -> float:
-    """Return the largest rate that a network bears: the smoothed loss there is within 3 % of the lowest.
+    """Return half of the largest rate that a network bears: the smoothed loss there is within 3 % of the lowest.
 
     The rates are those of ``STEPS`` steps from ``LOWEST`` to ``HIGHEST``, or to where the loss is twice the first one.
     The network and the random numbers stay as they are (a range test: Smith 2017, arXiv:1506.01186).
@@ -43,7 +43,7 @@ def find_rate(
     if not losses:
         raise ConfigError("optim.lr=auto: the loss grew at the lowest rates already; name a number")
     near = _NEAR * min(losses)
-    return float(f"{max(rate for rate, loss in zip(rates, losses, strict=True) if loss <= near):.2g}")
+    return float(f"{max(rate for rate, loss in zip(rates, losses, strict=True) if loss <= near) / 2:.2g}")
 
 
 def _ramp(

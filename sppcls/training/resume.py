@@ -58,6 +58,9 @@ def going_on(spec: Spec) -> str:
         if key not in _MAY_CHANGE:
             got = f"it is {before.get(key)} in {file.name}, {now[key]} now"
             raise ConfigError(f"{key} may not change on resume ({got}); allowed: {', '.join(_MAY_CHANGE)}, logger")
+    if checkpoint["epoch"] > spec.trainer.max_epochs:
+        stands = f"{file} is of epoch {checkpoint['epoch'] + 1}"
+        raise ConfigError(f"trainer.max_epochs={spec.trainer.max_epochs}: {stands}; name at least that many")
     images = _changed_images(spec, checkpoint, file)
     listed = [f"{key} {before[key]} -> {now[key]}" for key in changed]
     threads, threads_now = checkpoint.get("threads"), threads_of_each(local_ranks(spec))

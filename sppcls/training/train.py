@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sppcls.errors import SppclsError
+from sppcls.errors import ConfigError, SppclsError
 from sppcls.report.runs import read_json
 from sppcls.signals import Interrupted
 from sppcls.spec import parse
 from sppcls.training.folder import fresh_folder
 from sppcls.training.run import run
+
+_CHOICE = {"data": "name", "model": "backbone", "optim": "name", "schedule": "kind", "logger": "name"}
 
 
 def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | None = None) -> Path:
@@ -17,7 +19,7 @@ def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | No
 
     Args:
         settings: Values by key, as ``{"data.root": "photos", "schedule.scales": [96, 128]}``; ``train.py --help`` lists
-            the keys. With ``data.root`` and no ``data.name`` the data set is a folder.
+            the keys. With ``data.root`` and no ``data.name`` it is a folder, or a table (CSV, Parquet).
         run_dir: The run folder; by default a new one under runs/, named after the time.
 
     Raises:
@@ -27,7 +29,8 @@ def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | No
     """
     given = dict(settings or {})
     if "data.root" in given:
-        given = {"data.name": "folder", **given}
+        table = Path(str(given["data.root"])).suffix.lower() in (".csv", ".parquet", ".pq")
+        given = {"data.name": "table" if table else "folder", **given}
     spec = parse(_nested(given) | {"run_dir": str(run_dir or fresh_folder())})
     status = run(spec)
     if status > 128:
@@ -49,6 +52,8 @@ def _nested(given: Mapping[str, Any]) -> dict[str, Any]:
         group, _, name = key.partition(".")
         if name:
             values[group] = {**values.get(group, {}), **_nested({name: value})}
+        elif key in _CHOICE and not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value!r}: {key} is a group of values; write {key}.{_CHOICE[key]}={value!r}")
         else:
-            values[key] = value
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, Mapping) else value
     return values
