@@ -43,6 +43,7 @@ def run_quantize(model: str, data: str, images: int, out: str | None) -> int:
         opened.signature.classes,
         data,
     )
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime's advice to prepare the graph first, as is done
     quantize(opened, file, small, source, images)
     found = {path: _measured(path, data, opened.signature.scale) for path in (file, small)}
     calibrated = f"calibrated on {min(images, len(source.targets))} training images, measured on the validation images"
@@ -59,7 +60,6 @@ def quantize(opened: Runtime, file: Path, small: Path, source: Source, images: i
         from onnxruntime import quantization  # type: ignore[import-untyped]
     except ImportError:
         raise missing_extra("sppcls quantize", "onnx") from None
-    logging.getLogger().setLevel(logging.ERROR)  # its advice to prepare the graph first, as is done here
     batches = iter(_calibration(opened, source, images))
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -131,4 +131,4 @@ def _comparison(found: dict[Path, Evaluated]) -> Any:
         speed, size = f"{row['images_per_s']:.0f}", f"{path.stat().st_size / 1e6:.2f}"
         rows.append([path.name, size, f"{row['acc1']:.1%}", between, f"{same:.1%}", speed])
     columns = ["file", "MB", "top-1", "95 % interval", "same answers", "images/s"]
-    return table(f"At scale {next(iter(first.found['scales']))['scale']}", columns, rows)
+    return table(f"At scale {first.found['scales'][0]['scale']}", columns, rows)

@@ -26,7 +26,8 @@ def find_rate(
     """Return half of the largest rate that a network bears: the smoothed loss there is within 3 % of the lowest.
 
     The rates are those of ``STEPS`` steps from ``LOWEST`` to ``HIGHEST``, or to where the loss is twice the first one.
-    The network and the random numbers stay as they are (a range test: Smith 2017, arXiv:1506.01186).
+    The loss is that of whole images, each with the same weight: without mixup, cutmix and class weights. The network
+    and the random numbers stay as they are (a range test: Smith 2017, arXiv:1506.01186).
 
     Args:
         network: The network to train.
