@@ -280,7 +280,7 @@ def _probe(verb: _Parser) -> None:
 
 def _data(verb: _Parser) -> None:
     add = verb.add_argument
-    add("directory", type=_path, metavar="DIR", help="a folder of class folders, or of train/ and val/")
+    add("directory", type=_path, metavar="DIR", help="class folders, train/ and val/, or a table")
     add("--scales", type=_scales, default=(96, 128, 224), help="what each would do (96,128,224)")
     add("--decode", action="store_true", help="decode every image whole, to find truncated ones")
     add("--out", type=_path, metavar="FILE.html", help="write an offline page")

@@ -160,7 +160,7 @@ def parse(values: Mapping[str, Any]) -> Spec:
 
 def _first_line(error: ValidationError, prefix: str = "") -> str:
     first = error.errors()[0]
-    key = prefix + ".".join(str(part) for part in first["loc"])
+    key = prefix + ".".join(str(part) for part in first["loc"] if not isinstance(part, int))  # the list, not its place
     if first["type"] == "extra_forbidden":
         return unknown_key(key)
     # Of the kinds that a value may be, pydantic names one.
@@ -178,4 +178,6 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
         )
     if first["type"] == "value_error":
         return f"{key}: {said}" if key else said
-    return f"{key}={first['input']!r:.100}: {said[0].lower()}{said[1:]}"
+    one = isinstance(first["loc"][-1], int)
+    got = f"{key}: got {first['input']!r:.100}, " if one else f"{key}={first['input']!r:.100}: "
+    return f"{got}{said[0].lower()}{said[1:]}"

@@ -68,6 +68,18 @@ def test_counts_of_parts_whose_classes_differ(tmp_path: Path) -> None:
     assert facts.costs == scale_costs(np.full((6, 2), (40, 50)), [16]), "an epoch is one of the training images"
 
 
+def test_counts_of_a_table(tmp_path: Path) -> None:
+    put_classes(tmp_path, {"a": 2, "b": 3})
+    files = sorted(tmp_path.glob("*/*.*"))
+    rows = [f"{file},{file.parent.name},{('val', 'train')[at % 2]}" for at, file in enumerate(files)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]))
+    whole = examine(tmp_path, [16])
+    facts = examine(tmp_path / "t.csv", [16])
+    assert set(facts.parts) == {"train", "val"}
+    assert sum(facts.parts.values()) == whole.parts["all"]
+    assert facts.classes.keys() == whole.classes.keys()
+
+
 def test_a_training_part_without_images(tmp_path: Path) -> None:
     put_classes(tmp_path / "train", {"ant": 0})
     put_classes(tmp_path / "val", {"ant": 1})
@@ -180,8 +192,8 @@ def test_wrong_inputs(tmp_path: Path) -> None:
     (tmp_path / "broken" / "c").mkdir(parents=True)
     (tmp_path / "broken" / "c" / "x.jpg").touch()
     put(tmp_path / "good" / "c" / "x.png")
-    for name in ("missing", "loose/x.png"):
-        with pytest.raises(DataError, match=rf"{name} is no folder; give the one that holds train/ and val/"):
+    for name, why in (("missing", "missing is not there; give train/"), ("loose/x.png", "x.png: .*data=table reads")):
+        with pytest.raises(DataError, match=why):
             examine(tmp_path / name, [16])
     for name, why in {"empty": "0 broken.* 0 loose", "loose": "0 broken.* 1 loose", "broken": "1 broken file,"}.items():
         with pytest.raises(DataError, match=rf"{name}: no image in a class folder \({why}.*; put images there"):

@@ -10,9 +10,12 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_app import SMALL
 
+import sppcls
 from sppcls import cli, process, terminal
+from sppcls.errors import ConfigError
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 
@@ -138,6 +141,36 @@ def test_groups_from_python_are_named(tmp_path, monkeypatch):
 def test_what_is_not_understood_is_said_in_words_of_ours(train, capsys, override, said):
     assert train(override) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_resume_of_a_run_that_saved_nothing_says_how_to_begin_again(train, capsys):
+    assert train("data=folder", "data.root=nowhere", "run_dir=run") == 3
+    capsys.readouterr()
+    assert train("resume=run") == 2
+    assert "has saved nothing yet; repeat the command that began it, with run_dir=run" in capsys.readouterr().err
+
+
+def test_the_data_are_told_before_torch_is_imported(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (40, 50)).save(tmp_path / "photos" / name / f"{number}.png")
+    code = (
+        "import sys; from sppcls.training import run, ranks; from sppcls.spec import parse\n"
+        "def train(*_): raise SystemExit(9 if 'pytorch_lightning' in sys.modules else 0)\n"
+        "ranks.train = train\n"
+        "run.run(parse({'data': {'name': 'folder', 'root': 'photos'}, 'run_dir': 'run'}))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert re.match(r"2 classes: .*\nimages: ", ended.stdout)
+
+
+def test_a_wrong_setting_from_python_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="unknown key"):
+        sppcls.train({"data.rot": "photos"})
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_resume_behind_its_own_epoch_is_refused(train, capsys):

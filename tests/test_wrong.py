@@ -28,6 +28,7 @@ def place(tmp_path_factory, save_model):
     (folder / "empty").mkdir()
     (folder / "text.jpg").write_text("text")
     (folder / "empty.ckpt").touch()
+    (folder / "photos.csv").write_text("path,label\nphotos/cat/1.png,cat\n")
     (folder / "pickle.ckpt").write_bytes(pickle.dumps({"a": 1}))
     (folder / "words.ckpt").write_text("weights\n")
     (folder / "turned.json").write_text(json.dumps([[30, 30, 10, 10]]))
@@ -58,6 +59,7 @@ WRONG = [
     ("evaluate a.ckpt --data photos --out text.jpg", 2, "--out text.jpg"),
     ("evaluate a.ckpt --data photos --object-scale", 2, "data=shapes only"),
     ("predict a.ckpt", 2, "required: IMAGE"),
+    ("predict a.ckpt photos.csv", 2, "photos.csv is a list, not an image; name - and give the paths on stdin"),
     ("predict pickle.ckpt loose", 1, "pickle.ckpt is not a checkpoint"),
     ("predict words.ckpt loose", 1, "words.ckpt is not a checkpoint"),
     ("predict a.ckpt none.jpg", 3, "none.jpg: No such file or directory; check its name"),
@@ -74,7 +76,7 @@ WRONG = [
     ("export a.ckpt --format onnx --out text.jpg", 2, "--out text.jpg"),
     ("report nowhere", 2, "no folder nowhere"),
     ("report empty", 2, "empty holds no run"),
-    ("data nowhere", 3, "nowhere is no folder"),
+    ("data nowhere", 3, "nowhere is not there"),
     ("data empty", 3, "no image in a class folder"),
     ("data parts", 3, "did you mean 'val'?"),
     ("data photos --scales 0", 2, "a scale is 8 to 8192 pixels"),
@@ -102,11 +104,11 @@ WRONG = [
     ("train data=foldr", 2, "no data=foldr; did you mean 'folder'?"),
     ("train data=null", 2, "Config group override"),
     ("train model.levels=4", 2, "model.levels=4: a list is needed; write model.levels=[4]"),
-    ("train model.levels=[0]", 2, "model.levels.0=0: input should be greater than or equal to 1"),
+    ("train model.levels=[0]", 2, "model.levels: got 0, input should be greater than or equal to 1"),
     ("train model.levels=[]", 2, "model.levels=[]: at least 1 value needed"),
     ("train model.pool=sppp", 2, "model.pool='sppp'"),
     ("train model.pool=fixed", 2, "model.pool=fixed takes one square size"),
-    ("train schedule.scales=[64,-2]", 2, "schedule.scales.1=-2: input should be greater"),
+    ("train schedule.scales=[64,-2]", 2, "schedule.scales: got -2, input should be greater"),
     ("train schedule.scales=[]", 2, "schedule.scales=[]: at least 1 value needed"),
     ("train schedule.scales=64", 2, "write schedule.scales=[64]"),
     ("train schedule=random schedule.scales=[64]", 2, "random takes two scales or more, got [64]"),
@@ -136,7 +138,7 @@ WRONG = [
     ("train -m seed=", 2, "seed"),
     ("train -m seed=0,1 run_dir=r", 2, "run_dir= is for one run"),
     ("train -m seed=0,1 sweep.baseline=zzz", 2, "zzz"),
-    ("train metrics.test_scales=[2]", 2, "metrics.test_scales.0=2"),
+    ("train metrics.test_scales=[2]", 2, "metrics.test_scales: got 2"),
     ("train trainer.max_epochs=0", 2, "trainer.max_epochs=0"),
     ("train trainer.patience=0", 2, "trainer.patience=0"),
     ("train optim.name=adamm", 2, "optim.name=adamm is unknown; did you mean 'adamw'?"),

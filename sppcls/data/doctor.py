@@ -18,6 +18,7 @@ from sppcls.data.files import scan
 from sppcls.data.paths import Groups, class_folders, image_files, part_folders
 from sppcls.data.plan import plan_cut
 from sppcls.data.schedule import Schedule
+from sppcls.data.table import table_parts
 from sppcls.errors import ConfigError, DataError, counted
 from sppcls.terminal import track
 
@@ -86,7 +87,7 @@ def scale_costs(
 
 
 def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False) -> DataFacts:
-    """Look through a folder that holds train/ and val/, or a folder a class; broken files do not end it.
+    """Look through a folder that holds train/ and val/, or a folder a class, or a table; broken files do not end it.
 
     A file is broken if its header cannot be read, or, with ``decode_all``, the whole of it.
 
@@ -96,10 +97,10 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
     """
     _check_scales(scales)
     folder = Path(root).expanduser().absolute()
-    if not folder.is_dir():
-        raise DataError(f"{shown(root)} is no folder; give the one that holds train/ and val/, or a folder a class")
-    tops = part_folders(folder)
-    parts = {"all" if top == folder else top.name: class_folders(top) for top in tops}
+    if not folder.exists():
+        raise DataError(f"{shown(root)} is not there; give train/ and val/, a folder a class, or a table")
+    tops = part_folders(folder) if folder.is_dir() else []
+    parts = {"all" if top == folder else top.name: class_folders(top) for top in tops} or table_parts(folder)
     places = {
         Path(file): (part, name) for part, groups in parts.items() for name, files in groups.items() for file in files
     }

@@ -166,7 +166,7 @@ def _existing(name: str, root: str | Path | None, download: bool) -> Path:
 def _parts(name: str, root: Path, download: bool) -> list[Groups | Source]:
     """Return the parts of a set in the order train, val, test: one part is still to be split."""
     if name == "table":
-        return [*table_parts(root)]
+        return [*table_parts(root).values()]
     if name == "caltech101":
         return [class_folders(_caltech101(root, download))]
     if name == "imagenet" and not all((root / part).is_dir() for part in ("train", "val")):

@@ -19,8 +19,8 @@ _PART = {"train": "train", "val": "val", "valid": "val", "validation": "val", "t
 _PARQUET = (".parquet", ".pq")
 
 
-def table_parts(file: Path) -> list[Groups]:
-    """Return the files of each label, in the order train, val, test, or one part where there is no column ``split``.
+def table_parts(file: Path) -> dict[str, Groups]:
+    """Return the files of each label by part, in the order train, val, test; without a column ``split`` all are train.
 
     Paths are relative to the table's folder or absolute. Labels are taken as text, in sorted order.
 
@@ -45,8 +45,8 @@ def table_parts(file: Path) -> list[Groups]:
         raise DataError(f"{shown(file)}: no rows; a row has a path and a label")
     if "train" not in parts:
         raise DataError(f"{shown(file)}: no row has the split 'train'")
-    ordered = [parts[part] for part in ("train", "val", "test") if part in parts]
-    return [{label: Names(part[label]) for label in sorted(part)} for part in ordered]
+    ordered = [part for part in ("train", "val", "test") if part in parts]
+    return {part: {label: Names(parts[part][label]) for label in sorted(parts[part])} for part in ordered}
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[str, str, str]]:

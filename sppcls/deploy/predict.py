@@ -40,6 +40,8 @@ def expand(arguments: Iterable[str]) -> list[Path]:
             found += [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
         elif Path(argument).is_dir():
             found += image_files(Path(argument))
+        elif argument.endswith((".csv", ".txt", ".parquet")) and Path(argument).is_file():
+            raise ConfigError(f"{argument} is a list, not an image; name - and give the paths on stdin, one a line")
         elif not Path(argument).exists() and any(sign in argument for sign in "*?["):
             found += [Path(name) for name in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207 - absolute patterns too
         else:

@@ -189,7 +189,7 @@ def _spec_of(signature: Signature) -> Spec:
 def _labelled(root: Path, classes: Sequence[str]) -> tuple[Source, Path]:
     """Return the images of class folders or of a table, of the validation part where it has parts, and where it is."""
     if root.is_file():
-        parts, place = table_parts(root), root
+        parts, place = [*table_parts(root).values()], root
         groups = dict(parts[min(1, len(parts) - 1)])
     elif root.is_dir():
         folders = part_folders(root)

@@ -131,8 +131,8 @@ def _name_ends(axes: Any, lines: Sequence[Any], names: Iterable[str]) -> None:
     low, high = axes.get_ylim()
     ends = [(float(line.get_xdata()[-1]), float(line.get_ydata()[-1])) for line in lines]
     heights = spread([y for _, y in ends], (high - low) * 0.075, high)
-    for line, name, end, height in zip(lines, names, ends, heights, strict=True):
-        lead = {"arrowstyle": "-", "color": line.get_color(), "linestyle": line.get_linestyle(), "linewidth": 0.9}
+    for name, end, height in zip(names, ends, heights, strict=True):
+        lead = {"arrowstyle": "-", "color": INK, "linewidth": 0.5}  # not as the curve, which ends at its last point
         where = {"textcoords": axes.get_yaxis_transform(), "va": "center", "annotation_clip": False}
         axes.annotate(name, end, (1.05, height), color=INK, arrowprops=lead, **where).set_parse_math(False)
     axes.set_ylim(low, high)

@@ -209,6 +209,8 @@ def chosen_baseline(by_variant: dict[str, list[Run]], given: Sequence[str]) -> s
         raise ConfigError(
             f"two baselines, {wanted[0]!r} and {wanted[1]!r}; name one with sweep.baseline= or, in a report, --baseline"
         )
+    if wanted and [*by_variant] == ["all runs"]:
+        raise ConfigError(f"baseline {wanted[0]!r}: the runs differ in their seed alone; there is nothing to compare")
     if wanted and wanted[0] not in by_variant:
         raise ConfigError(f"baseline {wanted[0]!r} is no variant here{did_you_mean(wanted[0], by_variant)}")
     ready = (name for name, runs in by_variant.items() if any(run.finished for run in runs))

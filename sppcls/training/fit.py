@@ -24,7 +24,7 @@ from sppcls.spec import Spec
 from sppcls.terminal import log, show, track
 from sppcls.training.callbacks import RunClock
 from sppcls.training.datamodule import MultiScaleDataModule
-from sppcls.training.lines import data_lines, plan_table
+from sppcls.training.lines import plan_table
 from sppcls.training.loss import balanced_weights
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.overfitting import gap_seconds
@@ -45,7 +45,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
     data = build_data(spec, splits, network.mean)
     trainer = build_trainer(spec, folder, signals, started)
     data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
-    show(*data_lines(data), _device_line(trainer), plan_table(spec, data.planner, trainer.world_size))
+    show(_device_line(trainer), plan_table(spec, data.planner, trainer.world_size))
     if data.caches:  # their room is taken here, before the first epoch
         show(data.cache_line)
     lr = _rate(spec, network, data, trainer.strategy.root_device)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sppcls.checkpoint import KEY, checkpoint_path, read_checkpoint
 from sppcls.errors import ConfigError, DataError, SppclsError
-from sppcls.generations import LAST, PREVIOUS
+from sppcls.generations import LAST, PREVIOUS, has_checkpoint
 from sppcls.spec import Spec, parse
 from sppcls.training.folder import read_config
 from sppcls.training.world import local_ranks, threads_of_each
@@ -43,6 +43,9 @@ def going_on(spec: Spec) -> str:
         DataError: The images are others, and ``resume_data`` is not ``changed``; or the classes are.
         SppclsError: The checkpoint is damaged or no run's.
     """
+    if (Path(spec.run_dir) / "status.json").exists() and not has_checkpoint(Path(spec.run_dir)):
+        again = f"repeat the command that began it, with run_dir={spec.run_dir} in place of resume"
+        raise ConfigError(f"resume={spec.resume}: the run has saved nothing yet; {again}")
     file = checkpoint_path(str(spec.resume))
     checkpoint = read_checkpoint(file)
     try:

@@ -73,6 +73,7 @@ def _plan(spec: Spec) -> None:
 def _train(spec: Spec, folder: RunFolder, signals: Signals) -> None:
     folder.write_config(spec)
     splits, count = precheck(spec), local_ranks(spec)
+    show(*data_lines(splits))  # at once: torch takes some seconds to import
     folder.write_status("running")
     if count > 1:
         from sppcls.training.ranks import run_ranks

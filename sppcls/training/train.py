@@ -31,7 +31,9 @@ def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | No
     if "data.root" in given:
         table = Path(str(given["data.root"])).suffix.lower() in (".csv", ".parquet", ".pq")
         given = {"data.name": "table" if table else "folder", **given}
-    spec = parse(_nested(given) | {"run_dir": str(run_dir or fresh_folder())})
+    values = _nested(given)
+    parse(values)  # before a folder is made
+    spec = parse(values | {"run_dir": str(run_dir or fresh_folder())})
     status = run(spec)
     if status > 128:
         raise KeyboardInterrupt from Interrupted(status - 128)
