@@ -64,12 +64,10 @@ def test_importing_the_module_does_not_import_scipy():
 
 
 @pytest.mark.parametrize(("hits", "images"), [(0, 10), (10, 10), (5, 7), (90, 100), (38000, 50000)])
-@pytest.mark.parametrize(("confidence", "z"), [(0.95, 1.959963984540054), (0.99, 2.5758293035489004)])
-def test_wilson_is_its_closed_formula(hits, images, confidence, z):
-    share = hits / images
-    centre = (share + z * z / (2 * images)) / (1 + z * z / images)
-    half = z / (1 + z * z / images) * math.sqrt(share * (1 - share) / images + z * z / (4 * images**2))
-    assert wilson(hits, images, confidence) == pytest.approx((centre - half, centre + half), abs=1e-12)
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
+def test_wilson_is_scipys(hits, images, confidence):
+    expected = stats.binomtest(hits, images).proportion_ci(confidence, method="wilson")
+    assert wilson(hits, images, confidence) == pytest.approx(tuple(expected), abs=1e-12)
 
 
 def test_wilson_of_a_worked_example():
@@ -78,7 +76,7 @@ def test_wilson_of_a_worked_example():
 
 @pytest.mark.parametrize(("hits", "images"), [(0, 0), (3, 2), (-1, 5)])
 def test_wilson_refuses_impossible_counts(hits, images):
-    with pytest.raises(ValueError, match=r"^(0 images|k )"):
+    with pytest.raises(ValueError, match="expected at least 1 image"):
         wilson(hits, images)
 
 
