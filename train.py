@@ -1,6 +1,6 @@
 """Train a classifier: ``python train.py [key=value ...]``; ``--help`` lists groups and keys."""
 
-from sppcls.cli import train
+from sppcls.commands import train
 
 if __name__ == "__main__":
     train()

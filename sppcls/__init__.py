@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sppcls.checkpoint import load_model
+    from sppcls.model_files import load_model
     from sppcls.models.classifier import SppClassifier
     from sppcls.ops import SpatialPyramidPool2d, region_pyramid_pool2d, spatial_pyramid_pool2d
     from sppcls.report.run_page import plots
@@ -20,7 +20,7 @@ _HOMES = {
     "region_pyramid_pool2d": "sppcls.ops",
     "spatial_pyramid_pool2d": "sppcls.ops",
     "SppClassifier": "sppcls.models.classifier",
-    "load_model": "sppcls.checkpoint",
+    "load_model": "sppcls.model_files",
     "plots": "sppcls.report.run_page",
     "LitSppClassifier": "sppcls.training.module",
     "MultiScaleDataModule": "sppcls.training.datamodule",

@@ -1,6 +1,6 @@
 """``python -m sppcls VERB``."""
 
-from sppcls.cli import command
+from sppcls.commands import command
 
 if __name__ == "__main__":
     command()

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
-from sppcls.overrides import check_flags, unknown_option
-from sppcls.process import leave, own_process
-from sppcls.signals import Interrupted, Signals
+from sppcls.help import check_flags, unknown_option
+from sppcls.process import Interrupted, Signals, leave, own_process
+from sppcls.run_folder import fresh_folder
 from sppcls.spec import Spec, keys, parse, unknown_key
 from sppcls.terminal import OutputClosedError, say, show
-from sppcls.training.folder import fresh_folder
 from sppcls.training.sweep import Job, Sweep, run_job
 from sppcls.training.world import joined_rank
 
@@ -226,7 +225,7 @@ def _parsed(values: dict[str, Any]) -> Spec:
 
 def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
     """Return the spec of the run that goes on, with the values that the overrides stand for."""
-    from sppcls.generations import has_checkpoint
+    from sppcls.checkpoints import has_checkpoint
     from sppcls.training.resume import resumed_spec
 
     run, keys = values["resume"], [override.split("=")[0].lstrip("+~") for override in overrides]

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sppcls.data.catalog import Splits, load_splits
 from sppcls.data.cut import Sizes
 from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
-from sppcls.data.sources import Splits, load_splits
 from sppcls.errors import ConfigError
 from sppcls.settings import AugmentSpec, DataSpec, ModelSpec
 from sppcls.spec import Spec
 
 if TYPE_CHECKING:
-    from sppcls.data.augment import Augment
+    from sppcls.data.images import Augment
     from sppcls.models.classifier import SppClassifier
 
 
@@ -30,7 +30,7 @@ def build_planner(spec: Spec, sizes: Sizes) -> Planner:
 
 def build_augment(spec: AugmentSpec, seed: int) -> "Augment":
     """Return the per-sample augmentation; mixup and cutmix are the training step's."""
-    from sppcls.data.augment import Augment
+    from sppcls.data.images import Augment
 
     return Augment(**spec.model_dump(exclude={"mixup", "cutmix"}), seed=seed)
 

@@ -1,6 +1,7 @@
-"""The errors a user can cause; each carries the exit status that a command ends with."""
+"""The errors a user can cause, each with the exit status that a command ends with, and any error as one line."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -54,3 +55,18 @@ def did_you_mean(got: str, allowed: Iterable[str]) -> str:
         return f"; did you mean {near[0]!r}?"
     shown = ", ".join(words[:12]) + (f" and {len(words) - 12} more" if len(words) > 12 else "")
     return f"; allowed: {shown}"
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as one line."""
+    said = " ".join(str(error).split())
+    if isinstance(error, SppclsError):
+        return said
+    killed = re.search(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (is killed by|exited)[^.]*", said)
+    if killed:
+        return f"{killed[0]}; where memory ran out, lower data.num_workers or data.batch_size, then resume="
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "not enough memory" in said:
+        return f"out of memory: {said[:160]}; lower data.batch_size or the largest of schedule.scales"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sppcls.path_checks import path_fault
+from sppcls.files import path_fault
 
 
 def _path(text: str) -> str:

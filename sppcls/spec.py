@@ -178,6 +178,6 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
         )
     if first["type"] == "value_error":
         return f"{key}: {said}" if key else said
-    one = isinstance(first["loc"][-1], int)
+    one = any(isinstance(part, int) for part in first["loc"][-1:])
     got = f"{key}: got {first['input']!r:.100}, " if one else f"{key}={first['input']!r:.100}: "
     return f"{got}{said[0].lower()}{said[1:]}"

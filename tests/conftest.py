@@ -34,7 +34,7 @@ def train(monkeypatch, tmp_path):
 def save_model():
     """Return a function that writes a checkpoint of a random network whose answers differ from image to image."""
     from sppcls.build import build_classifier
-    from sppcls.checkpoint import KEY, describe, signature_of
+    from sppcls.model_files import KEY, describe, signature_of
     from sppcls.settings import ModelSpec
 
     def save(path, **settings):

@@ -94,9 +94,9 @@ def begin(arguments, folder, started):
     if started:
         start = [sys.executable, arguments[0]] if program == "train" else [Path(sys.executable).with_name("sppcls")]
         return Program.started([*start, *arguments[1:]], folder)
-    from sppcls import cli
+    from sppcls import commands
 
-    return Program.forked(cli.train if program == "train" else cli.command, arguments, folder)
+    return Program.forked(commands.train if program == "train" else commands.command, arguments, folder)
 
 
 def wait_for_moment(case, program, place, whole):
@@ -169,8 +169,8 @@ def main():
     for broken in (folder / "broken").glob("*/*.jpg"):
         broken.write_bytes(broken.read_bytes()[:700])
     if not started:
-        import sppcls.report.evaluation
-        import sppcls.report.sweep
+        import sppcls.commands.evaluate
+        import sppcls.report.tables
         import sppcls.training.fit
         import sppcls.training.resume
         import sppcls.training.run  # noqa: F401

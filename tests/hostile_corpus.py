@@ -13,7 +13,7 @@ import torch
 from hostile_pickles import CODE
 from PIL import Image
 
-from sppcls.checkpoint import KEY
+from sppcls.model_files import KEY
 
 MEMORY = 700  # MB that opening a file may take: a VGG's layers, which no file has to hold, are 500
 SECONDS = 20  # of a clock that other programs slow

@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from sppcls import app, cli
-from sppcls.checkpoint import load_model
+from sppcls import app, commands
 from sppcls.errors import SppclsError
+from sppcls.model_files import load_model
 from sppcls.models.backbones import build_trunk
 
 
@@ -37,7 +37,7 @@ OPENED = {
     "weights": lambda path: build_trunk("tiny", weights=path),
     "train": train,
     "resume": resume,
-    **{verb: (lambda *words, verb=verb: cli.main([verb, *words])) for verb in VERBS},
+    **{verb: (lambda *words, verb=verb: commands.main([verb, *words])) for verb in VERBS},
 }
 
 

@@ -25,7 +25,7 @@ from test_strange_files import (
     write_pt2,
 )  # fmt: skip
 
-from sppcls.checkpoint import KEY
+from sppcls.model_files import KEY
 
 DIGITS = "1" * 27_000
 OBJ = OPCODES["OBJ"]

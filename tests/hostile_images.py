@@ -7,7 +7,7 @@ from hostile_runs import SMALL
 from PIL import Image
 from test_headers import GIF, PNG, chunk
 
-from sppcls.checkpoint import KEY
+from sppcls.model_files import KEY
 
 MARKERS = b"\xff\xd8" + b"\xff\xe5\0\2" * 15_000_000
 EXIF = b"\xff\xd8" + (b"\xff\xe1\xff\xff" + b"Exif\0\0" + bytes(65527)) * 900

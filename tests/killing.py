@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 
-from sppcls import generations
-from sppcls.generations import LAST, last_whole, save_whole
+from sppcls import checkpoints
+from sppcls.checkpoints import LAST, last_whole, save_whole
 from sppcls.spec import parse
-from sppcls.training import checkpoints
 from sppcls.training.callbacks import Curves
 from sppcls.training.run import run
 
@@ -175,7 +174,7 @@ def saves(count, folder, seed):
         except Exception as error:
             print(error, file=sys.stderr)
             unloadable, step = unloadable + 1, acknowledged
-        generations.clear_leftovers(folder)
+        checkpoints.clear_leftovers(folder)
         keep = forked(lambda step=step: keep_saving(step + 1))
     os.kill(keep, signal.SIGKILL)
     os.waitpid(keep, 0)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sppcls import cli
+from sppcls import commands
 from sppcls.bench import BenchReport, paired, saves
 
 SMALL = [
@@ -71,22 +71,22 @@ def test_flags_may_stand_anywhere(train, capsys):
 def test_cli_says_its_errors_in_one_line(capsys):
     for arguments, status in ((["bench", "nothing"], 2), (["benhc"], 2), ([], 2), (["--help"], 0)):
         with pytest.raises(SystemExit) as end:
-            cli.main(arguments)
+            commands.main(arguments)
         assert end.value.code == status
     with pytest.raises(SystemExit) as end:
-        cli.main(["bench", "loader", "--data", "/nowhere"])
+        commands.main(["bench", "loader", "--data", "/nowhere"])
     assert end.value.code == 3
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_a_bench_prints_a_table_or_json(monkeypatch, capsys):
-    import sppcls.bench.pool as pool
+    from sppcls.bench import pool
 
     report = BenchReport("pool", ("shape", "ratio"), [("7x7", 2.0)], {"worst_ratio": 2.0})
     monkeypatch.setattr(pool, "run", lambda: report)
     for flags in ([], ["--json"]):
         with pytest.raises(SystemExit) as end:
-            cli.main(["bench", "pool", *flags])
+            commands.main(["bench", "pool", *flags])
         assert end.value.code == 0
     table, line = capsys.readouterr().out.split("{", 1)
     assert "worst_ratio: 2" in table

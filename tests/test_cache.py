@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppcls import cli
-from sppcls.data.augment import Augment
+from sppcls import commands
 from sppcls.data.cache import PixelCache, _fitted_shapes, open_caches, own_tensors
 from sppcls.data.cache_files import cache_dir, open_reserved
 from sppcls.data.files import FileSource, scan
 from sppcls.data.geometry import fitted_size
+from sppcls.data.images import Augment
 from sppcls.data.loader import BatchDataset
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
@@ -319,7 +319,7 @@ def put(path):
 
 def called(capsys, *arguments):
     with pytest.raises(SystemExit) as end:
-        cli.main(["cache", *arguments])
+        commands.main(["cache", *arguments])
     assert not end.value.code
     return capsys.readouterr().out
 

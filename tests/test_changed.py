@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier
-from sppcls.data.identity import Identity, class_difference
+from sppcls.data.source import Identity, class_difference
 from sppcls.errors import ConfigError, DataError
 from sppcls.models.backbones import build_trunk
+from sppcls.run_folder import RunFolder, fresh_folder
 from sppcls.spec import parse
-from sppcls.training.folder import RunFolder, fresh_folder
 from sppcls.training.run import run
 from sppcls.training.trainer import plain_trainer, quiet_lightning
 

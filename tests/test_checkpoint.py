@@ -10,9 +10,9 @@ from torch import nn
 
 from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_model
 from sppcls.build import build_classifier
-from sppcls.checkpoint import KEY, describe, load, signature_of
 from sppcls.data.shapes import ShapesSource
 from sppcls.errors import ConfigError, SppclsError
+from sppcls.model_files import KEY, describe, load, signature_of
 from sppcls.models.backbones import build_trunk
 from sppcls.settings import ModelSpec
 from sppcls.signature import read_signature

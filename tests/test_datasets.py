@@ -17,12 +17,12 @@ from torchvision.datasets import ImageFolder
 from sppcls import MultiScaleDataModule
 from sppcls.build import build_planner, build_splits
 from sppcls.data.cache import PixelCache, own_tensors
+from sppcls.data.catalog import load_splits
 from sppcls.data.datasets import DatasetSource, from_datasets
 from sppcls.data.files import FileSource
 from sppcls.data.files import Subset as OurSubset
-from sppcls.data.identity import Identity
 from sppcls.data.images import decode
-from sppcls.data.sources import load_splits
+from sppcls.data.source import Identity
 from sppcls.data.split import _shares
 from sppcls.errors import ConfigError, DataError
 from sppcls.spec import parse
@@ -354,7 +354,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_parquet_without_its_reader_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sppcls.data.table.find_spec", lambda _: None)
+    monkeypatch.setattr("sppcls.data.folders.find_spec", lambda _: None)
     (tmp_path / "t.parquet").touch()
     with pytest.raises(ConfigError, match=r"t\.parquet is Parquet, which needs an extra: uv run --extra parquet"):
         load_splits("table", tmp_path / "t.parquet")
@@ -439,6 +439,6 @@ def test_small_plans_show_their_megapixels() -> None:
 
 
 def test_a_check_of_the_data_imports_no_framework() -> None:
-    code = "import sys, sppcls.training.precheck, sppcls.data.sources; print(*sys.modules)"
+    code = "import sys, sppcls.training.precheck, sppcls.data.catalog; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "pytorch_lightning", "torchvision", "pyarrow"} & set(run.stdout.split())

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppcls.data import doctor
+from sppcls.commands.data import data_tables, run
 from sppcls.data.cut import bucket_size, cut_images
-from sppcls.data.doctor import examine, scale_costs
 from sppcls.data.geometry import fitted_size
 from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError
-from sppcls.report.data_page import data_tables, plain, remarks, run_data, sheets, write_data_page
+from sppcls.measure import dataset
+from sppcls.measure.dataset import examine, scale_costs
+from sppcls.report.data_page import plain, remarks, sheets, write_data_page
 
 
 def put(path: Path, h: int = 40, w: int = 50, seed: int | None = None) -> Path:
@@ -163,8 +164,8 @@ def test_files_of_one_length_and_ending_are_not_equal(tmp_path: Path) -> None:
 def test_no_file_of_a_length_of_its_own_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     for name in ("_ending", "_content"):
-        work = getattr(doctor, name)
-        monkeypatch.setattr(doctor, name, lambda file, work=work: read.append(file.name) or work(file))
+        work = getattr(dataset, name)
+        monkeypatch.setattr(dataset, name, lambda file, work=work: read.append(file.name) or work(file))
     for name, h in {"a": 10, "b": 10, "c": 11}.items():
         put(tmp_path / "c" / f"{name}.bmp", h, 10)
     assert examine(tmp_path, []).copies == []
@@ -173,7 +174,7 @@ def test_no_file_of_a_length_of_its_own_is_read(tmp_path: Path, monkeypatch: pyt
 
 def test_a_file_that_goes_away_has_no_equal(tmp_path: Path) -> None:
     files = [put(tmp_path / name, seed=1) for name in ("a.png", "b.png")] + [tmp_path / "gone.png", tmp_path / "x.png"]
-    assert doctor._copies(files, dict.fromkeys(files, ("all", "c"))) == [(False, False, files[:2])]
+    assert dataset._copies(files, dict.fromkeys(files, ("all", "c"))) == [(False, False, files[:2])]
 
 
 def test_loose_files(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_names_of_any_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         pytest.skip("this file system takes UTF-8 alone")
     (root / "c").mkdir()
     (root / "c" / os.fsdecode(b"\xfe\n\x1b.jpg")).touch()
-    assert run_data(str(root), [16], out=str(root / "page.html")) == 3
+    assert run(str(root), [16], out=str(root / "page.html")) == 3
     said = capsys.readouterr().out
     page = (root / "page.html").read_text()
     assert "c/\N{REPLACEMENT CHARACTER}\\n\\x1b.jpg" in said
@@ -312,14 +313,14 @@ def test_plain_names_are_one_printable_line(name: str) -> None:
 
 def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put_classes(tmp_path / "set", {"ant": 1, "bee": 3})
-    assert run_data(str(tmp_path / "set"), [16, 48], decode=True, out=str(tmp_path / "page.html")) == 0
+    assert run(str(tmp_path / "set"), [16, 48], decode=True, out=str(tmp_path / "page.html")) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     for text in ("all (4)", "bee", "upscaled", "100.0%", "broken files: 0 (every file decoded)", "3.0 times"):
         assert text in captured.out
     assert f"page: {tmp_path / 'page.html'}\n" in captured.out
     assert (tmp_path / "page.html").is_file()
-    assert run_data(str(tmp_path / "set"), []) == 0
+    assert run(str(tmp_path / "set"), []) == 0
     assert "page:" not in capsys.readouterr().out
 
 
@@ -332,7 +333,7 @@ def test_a_broken_file_is_exit_status_3_after_all_was_said(
     if content is not None:
         bad.write_bytes(content)
     page = tmp_path / "page.html"
-    assert run_data(str(tmp_path / "set"), [16], decode=decode, out=str(page)) == 3
+    assert run(str(tmp_path / "set"), [16], decode=decode, out=str(page)) == 3
     assert "ant/bad.jpg" in capsys.readouterr().out
     assert "ant/bad.jpg" in page.read_text()
 
@@ -340,7 +341,7 @@ def test_a_broken_file_is_exit_status_3_after_all_was_said(
 def test_a_page_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
     for out in (tmp_path, tmp_path / "missing" / "page.html"):
         with pytest.raises(ConfigError, match=r"--out .*give FILE\.html in a folder that exists"):
-            run_data(str(tmp_path / "nowhere"), [16], out=str(out))
+            run(str(tmp_path / "nowhere"), [16], out=str(out))
 
 
 def test_every_cell_is_text(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sppcls import cli, load_model
+from sppcls import commands, load_model
 from sppcls.data.images import decode, fit_image
 from sppcls.data.shapes import ShapesSource
 from sppcls.spec import parse
@@ -56,7 +56,7 @@ def evaluate(tmp_path, capsys):
 
     def call(*arguments):
         with pytest.raises(SystemExit) as end:
-            cli.main(["evaluate", "--device", "cpu", "--out", str(tmp_path / "out"), *map(str, arguments)])
+            commands.main(["evaluate", "--device", "cpu", "--out", str(tmp_path / "out"), *map(str, arguments)])
         said = capsys.readouterr()
         found = tmp_path / "out" / "evaluation.json"
         return end.value.code, json.loads(found.read_text()) if found.exists() else None, said
@@ -116,7 +116,7 @@ def test_evaluations_say_what_they_are_of_and_replace_no_other(model, photos, tm
 
     def evaluated(*arguments):
         with pytest.raises(SystemExit) as end:
-            cli.main(["evaluate", str(run_folder), "--scales", "24", "--device", "cpu", *map(str, arguments)])
+            commands.main(["evaluate", str(run_folder), "--scales", "24", "--device", "cpu", *map(str, arguments)])
         assert end.value.code == 0
         return capsys.readouterr()
 
@@ -147,7 +147,7 @@ def test_the_best_checkpoint_is_the_one_named(model, photos, capsys, tmp_path):
     image, said = str(next(photos.rglob("*.png"))), []
     for chosen in (["predict", str(model), image, "--checkpoint", "best"], ["predict", str(model), image]):
         with pytest.raises(SystemExit):
-            cli.main(chosen)
+            commands.main(chosen)
         said.append(capsys.readouterr().err)
     assert [line.count("\n") for line in said] == [1, 1]
     assert "checkpoints/best.ckpt, epoch" in said[0]
@@ -156,7 +156,7 @@ def test_the_best_checkpoint_is_the_one_named(model, photos, capsys, tmp_path):
     (run_folder / "checkpoints" / "best.ckpt").write_bytes(b"PK")
     for name, text in ((run_folder, "best.ckpt is damaged"), (run_folder / "checkpoints/last.ckpt", "is for a run")):
         with pytest.raises(SystemExit):
-            cli.main(["export", str(name), "--format", "safetensors", "--checkpoint", "best"])
+            commands.main(["export", str(name), "--format", "safetensors", "--checkpoint", "best"])
         error = capsys.readouterr().err
         assert text in error
         assert error.count("\n") == 1
@@ -217,7 +217,7 @@ def test_a_report_of_single_trainings_is_that_of_the_latest(model, tmp_path, cap
         (runs / name / "report.html").unlink(missing_ok=True)
     for folder, names in ((runs, ["2026-01-10_09-00-00/report.html"]), (tmp_path / "jobs", ["report.html"])):
         with pytest.raises(SystemExit) as end:
-            cli.main(["report", str(folder)])
+            commands.main(["report", str(folder)])
         said = capsys.readouterr()
         assert (end.value.code, said.err) == (0, "")
         assert sorted(str(path.relative_to(folder)) for path in folder.rglob("report.html")) == names
@@ -317,6 +317,6 @@ def test_a_table_is_measured_and_the_images_of_the_run_itself_are_its_validation
     assert train("data=table", "data.root=all.csv", "data.num_workers=0", *small, "run_dir=run") == 0
     for name, images in (("all.csv", 4), ("few.csv", 6)):
         with pytest.raises(SystemExit) as end:
-            cli.main(["evaluate", "run", "--data", name, "--scales", "16"])
+            commands.main(["evaluate", "run", "--data", name, "--scales", "16"])
         assert end.value.code == 0
         assert f", {images} images (* trained)" in capsys.readouterr().out

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from sppcls import cli, load_model
+from sppcls import commands, load_model
 from sppcls.build import build_classifier
-from sppcls.checkpoint import signature_of
 from sppcls.deploy import graph, parity
 from sppcls.deploy.runtime import open_model, softmax
+from sppcls.model_files import signature_of
 from sppcls.ops import pyramid
 from sppcls.settings import ModelSpec
 from tests.readme import blocks
@@ -27,7 +27,7 @@ CLASSES = ("cat", "dog", "emu")
 
 def export(capsys, *arguments):
     with pytest.raises(SystemExit) as end:
-        cli.main(["export", *map(str, arguments)])
+        commands.main(["export", *map(str, arguments)])
     said = capsys.readouterr()
     return end.value.code, said.out, said.err
 

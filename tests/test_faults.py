@@ -19,15 +19,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sppcls import app, generations
-from sppcls.checkpoint import read_checkpoint
+from sppcls import app, checkpoints
+from sppcls.checkpoints import is_whole, last_whole, save_whole
 from sppcls.data.shapes import ShapesSource
 from sppcls.errors import ConfigError, DataError, SppclsError
-from sppcls.generations import is_whole, last_whole, save_whole
-from sppcls.signals import Interrupted, Signals
-from sppcls.training import checkpoints
+from sppcls.model_files import read_checkpoint
+from sppcls.process import Interrupted, Signals
+from sppcls.run_folder import RunFolder
+from sppcls.training import saving
 from sppcls.training.callbacks import Curves
-from sppcls.training.folder import RunFolder
 from sppcls.training.run import run
 from tests.processes import run_to_end
 from tests.test_training import spec
@@ -135,7 +135,7 @@ def test_where_links_are_unknown_the_last_is_copied(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(generations.os, "link", refuse)
+    monkeypatch.setattr(checkpoints.os, "link", refuse)
     save(tmp_path, 1.0)
     save(tmp_path, 2.0)
     assert (value(tmp_path / "last.ckpt"), value(tmp_path / "previous.ckpt")) == (2.0, 1.0)
@@ -281,7 +281,7 @@ def failed(tmp_path, capsys, wanted, status=1):
 
 
 def test_a_disk_that_fills_up_while_saving_costs_the_last_save_only(tmp_path, monkeypatch, capsys):
-    real, wanted = checkpoints.torch.save, spec(tmp_path, trainer={"max_epochs": 3})
+    real, wanted = saving.torch.save, spec(tmp_path, trainer={"max_epochs": 3})
 
     def full(state, file):
         if state["epoch"] == 1:
@@ -289,7 +289,7 @@ def test_a_disk_that_fills_up_while_saving_costs_the_last_save_only(tmp_path, mo
             raise OSError(errno.ENOSPC, "No space left on device")
         real(state, file)
 
-    monkeypatch.setattr(checkpoints.torch, "save", full)
+    monkeypatch.setattr(saving.torch, "save", full)
     line = failed(tmp_path, capsys, wanted)
     assert line.startswith("error: ")
     assert line.endswith(".ckpt cannot be written: No space left on device; the checkpoint before it is whole")
@@ -386,9 +386,9 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_saving_by_the_clock_costs_a_bounded_share(tmp_path, monkeypatch):
-    saver = checkpoints.SaveLastAndBest(tmp_path, every_minutes=1)
+    saver = saving.SaveLastAndBest(tmp_path, every_minutes=1)
     now = [0.0]
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
     saver._saved_at, saver._took = 0.0, 0.5
     now[0] = 59.0
     assert not saver._is_time(1)

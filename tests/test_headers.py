@@ -43,7 +43,7 @@ def test_a_header_without_an_end_is_refused(tmp_path, name):
 
 def test_a_header_has_seconds_of_its_threads_own_time(tmp_path, monkeypatch):
     """Segments of EXIF are joined one by one: 60 MB of them took 15 s."""
-    monkeypatch.setattr("sppcls.data.header._SECONDS", 0.0)
+    monkeypatch.setattr("sppcls.data.decode._SECONDS", 0.0)
     path = tmp_path / "a.jpg"
     path.write_bytes(b"\xff\xd8" + (b"\xff\xe1\xff\xff" + b"Exif\0\0" + bytes(65527)) * 30)
     for opened in (read_size, decode_array):
@@ -52,7 +52,7 @@ def test_a_header_has_seconds_of_its_threads_own_time(tmp_path, monkeypatch):
 
 
 def test_bytes_that_are_read_again_and_again_are_counted():
-    from sppcls.data.header import bounded
+    from sppcls.data.decode import bounded
 
     read = bounded(lambda count: bytes(count or 0), 1 << 20)
     for _ in range(18):  # the file twice, and 16 MB
@@ -119,7 +119,7 @@ def test_real_files_with_much_beside_their_pixels_are_read(tmp_path, picture, na
 
 def test_what_follows_the_header_is_pixels(tmp_path, monkeypatch):
     """The bounds of a header are not those of the pixels, which have many more parts in some formats."""
-    monkeypatch.setattr("sppcls.data.header._PARTS", 60)
+    monkeypatch.setattr("sppcls.data.decode._PARTS", 60)
     monkeypatch.setattr(ImageFile, "MAXBLOCK", 1024)
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)).save(path)

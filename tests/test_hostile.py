@@ -18,9 +18,9 @@ from hostile_pickles import CODE, OPCODES, archive
 from hostile_runs import CONFIGS, MADE, REPORTED, SMALL, overrides, runs
 from hydra.utils import instantiate
 
-from sppcls import cli
+from sppcls import commands
 from sppcls.errors import ConfigError
-from sppcls.training.folder import RunFolder, is_held
+from sppcls.run_folder import RunFolder, is_held
 
 TRAIN = str(Path(__file__).parent.parent / "train.py")
 
@@ -54,7 +54,7 @@ def test_the_tags_objects_and_targets_run_where_nothing_hinders_them(tmp_path):
 def test_what_a_file_is_called_commands_no_terminal(capsys):
     for words in (["evaluate", "a\x1b[2J\nb"], ["predict", "a", "b", "--\x1b[2J\n"]):
         with pytest.raises(SystemExit) as end:
-            cli.main(words)
+            commands.main(words)
         (line,) = capsys.readouterr().err.splitlines()
         assert end.value.code == 2
         assert line.startswith("error: ")

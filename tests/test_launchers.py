@@ -12,8 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from sppcls import app
+from sppcls.run_folder import RunFolder
 from sppcls.spec import Spec
-from sppcls.training.folder import RunFolder
 from sppcls.training.sweep import run_job, state_of
 from tests.processes import Program, run_to_end
 from tests.test_sweep import SMALL, stamps

@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "settings": set(),
     "signature": set(),
     "build": {"models", "data", "spec", "settings"},
-    "checkpoint": {"build", "spec", "settings", "models", "signature", "generations"},
-    "generations": set(),
-    "measure": {"ops", "build", "spec", "settings", "models", "data", "checkpoint", "signature", "deploy"},
+    "model_files": {"build", "spec", "settings", "models", "signature", "checkpoints"},
+    "checkpoints": set(),
+    "run_folder": {"spec", "settings", "checkpoints"},
+    "measure": {"ops", "build", "spec", "settings", "models", "data", "model_files", "signature", "deploy"},
     "training": {
         "build",
         "signature",
@@ -27,30 +28,27 @@ MAY_IMPORT = {
         "settings",
         "models",
         "data",
-        "checkpoint",
-        "generations",
+        "model_files",
+        "checkpoints",
         "measure",
         "report",
+        "run_folder",
     },
     "report": {"measure", "data", "build"},
-    "deploy": {"checkpoint", "build", "signature", "models", "data"},
-    "bench": {"ops", "models", "data", "build", "spec", "settings", "training", "measure", "generations"},
-    "overrides": {"spec", "settings"},
+    "deploy": {"model_files", "build", "signature", "models", "data"},
+    "bench": {"ops", "models", "data", "build", "spec", "settings", "training", "measure", "checkpoints"},
     "help": {"spec", "settings"},
-    "app": {"spec", "settings", "training", "generations", "overrides", "help"},
-    "cli": {"bench", "measure", "report", "deploy", "checkpoint", "spec", "settings", "data", "app"},
-    "__main__": {"cli"},
-    "__init__": {"ops", "models", "checkpoint", "training", "report"},
+    "app": {"spec", "settings", "training", "checkpoints", "help", "run_folder"},
+    "commands": {"bench", "build", "measure", "report", "deploy", "data", "signature"},
+    "__main__": {"commands"},
+    "__init__": {"ops", "models", "model_files", "training", "report"},
     "errors": set(),
-    "atomic": set(),
+    "files": set(),
     "terminal": set(),
-    "path_checks": set(),
-    "failure": set(),
     "process": set(),
-    "signals": set(),
     "plugins": set(),
 }
-EVERYONES = {"errors", "failure", "atomic", "terminal", "path_checks", "process", "signals", "plugins"}
+EVERYONES = {"errors", "files", "terminal", "process", "plugins"}
 ONLY_IN = {
     "pytorch_lightning": {"training"},
     "lightning_fabric": {"training"},
@@ -103,7 +101,9 @@ def test_the_package_needs_torch_alone():
 
 
 def test_help_loads_nothing_heavy():
-    assert not loaded("import sppcls.cli as c; c._parser().format_help()") & (HEAVY | {"torch", "numpy", "pydantic"})
+    assert not loaded("import sppcls.commands as c; c._parser().format_help()") & (
+        HEAVY | {"torch", "numpy", "pydantic"}
+    )
 
 
 def test_no_config_names_code():

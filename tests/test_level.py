@@ -7,7 +7,7 @@ from scipy.special import expit
 
 from sppcls.measure.answers import Answers
 from sppcls.measure.statistics import crossed, estimate
-from sppcls.report.comparison import contributions
+from sppcls.report.study import contributions
 
 IMAGES = 600
 DIFFICULTY = 2.0  # standard deviations on the logit scale: of the images, the same for both variants,

@@ -15,8 +15,8 @@ import torch
 
 import sppcls
 from sppcls.data import workers
-from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache, own_tensors
+from sppcls.data.images import Augment
 from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader, batches_of
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule

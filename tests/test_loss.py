@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sppcls import LitSppClassifier
+from sppcls.data.catalog import load_splits
 from sppcls.data.loader import IGNORED, PlannedLoader
 from sppcls.data.plan import plan_rest
 from sppcls.data.schedule import Schedule
-from sppcls.data.sources import load_splits
 
 CALTECH = os.environ.get("SPPCLS_CALTECH101")  # its folder
 SCHEDULE = Schedule("alternate", (64, 48))
@@ -195,7 +195,7 @@ def losses(logits, targets, weights, smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_of_an_image_is_the_mixture_of_its_classes_losses(smoothing):
-    from sppcls.training.loss import image_losses
+    from sppcls.training.optim import image_losses
 
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 4, generator=rng, dtype=torch.float64)
@@ -211,7 +211,7 @@ def test_the_loss_of_an_image_is_the_mixture_of_its_classes_losses(smoothing):
 
 
 def test_balanced_weights_are_one_in_the_mean_over_images_also_where_a_class_has_none():
-    from sppcls.training.loss import balanced_weights
+    from sppcls.training.optim import balanced_weights
 
     source = SimpleNamespace(targets=np.array([0, 0, 0, 2]), classes=("a", "b", "c"))
     weights = balanced_weights(source)

@@ -14,19 +14,19 @@ from sppcls.data.images import fit_image
 from sppcls.data.plan import aspect_buckets, bucket_size
 from sppcls.data.shapes import ShapesSource
 from sppcls.errors import DataError, SppclsError
-from sppcls.measure.answers import Answers, load_answers
+from sppcls.measure.answers import Answers, load_answers, surest_right, worst_mistakes
 from sppcls.measure.evaluate import mapped
-from sppcls.measure.mistakes import surest_right, worst_mistakes
-from sppcls.measure.recalibrate import recalibrate_bn
-from sppcls.measure.result import ScaleResult, calibration_error, rows_of
 from sppcls.measure.scales import (
     Evaluation,
+    ScaleResult,
     averaged,
+    calibration_error,
     evaluate_scales,
     full_view,
     gap_subset,
+    rows_of,
 )
-from sppcls.measure.views import crop_boxes, multi_view, multi_view_by_crops
+from sppcls.measure.views import crop_boxes, multi_view, multi_view_by_crops, recalibrate_bn
 from sppcls.models.backbones import build_trunk
 from sppcls.report.run_page import write_run_page
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sppcls.errors import ConfigError
 from sppcls.models import backbones, lite
 from sppcls.models.backbones import Trunk, backbone_names, build_trunk
-from sppcls.models.paper import TABLE
+from sppcls.models.trunks import TABLE
 from sppcls.models.weights import load_weights
 
 # The smallest of each torchvision family; the others differ from it in numbers only (the slow test runs them all).

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppcls import cli, load_model
+from sppcls import commands, load_model
 from sppcls.data.images import decode, fit_image
 from sppcls.data.plan import plan_evaluation
 from sppcls.deploy.predict import expand, predict
@@ -44,7 +44,7 @@ def folder(exported):
 
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as end:
-        cli.main(["predict", *map(str, arguments)])
+        commands.main(["predict", *map(str, arguments)])
     said = capsys.readouterr()
     return end.value.code, said.out, said.err
 
@@ -193,8 +193,8 @@ class Block:
             raise ImportError(f"{name} is blocked")
 ALLOWED = set(sys.stdlib_module_names) | {"sppcls", "numpy", "PIL", "onnxruntime"} | set(sys.argv.pop(1).split(","))
 sys.meta_path.insert(0, Block())
-from sppcls import cli
-cli.main(sys.argv[1:])
+from sppcls import commands
+commands.main(sys.argv[1:])
 """
 
 
@@ -202,7 +202,7 @@ def test_onnx_needs_onnxruntime_pillow_and_numpy_alone(folder, tmp_path):
     command = ["predict", str(folder / "a-export" / "model.onnx"), str(folder / "images"), "--json"]
     # What onnxruntime itself asks for: flatbuffers, protobuf, packaging; none of them is torch.
     own = "flatbuffers,google,packaging"
-    package = str(Path(cli.__file__).parents[1])
+    package = str(Path(commands.__file__).parents[2])
     done = run_to_end([sys.executable, "-c", BLOCKED, own, *command], tmp_path, PYTHONPATH=package)
     assert done.err == f"model: {folder}/a-export/model.onnx\n"
     assert len(done.out.splitlines()) == len(SIZES)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.svm import LinearSVC
 
-from sppcls import SppClassifier, cli
+from sppcls import SppClassifier, commands
 from sppcls.data.cache_files import cache_dir
 from sppcls.data.files import FileSource
 from sppcls.data.images import decode, fit_image
@@ -46,7 +46,7 @@ def probe(tmp_path, capsys, monkeypatch):
         out = tmp_path / "out"
         shutil.rmtree(out, ignore_errors=True)
         with pytest.raises(SystemExit) as end:
-            cli.main(["probe", "--data", str(data), *small, "--out", str(out), *map(str, arguments)])
+            commands.main(["probe", "--data", str(data), *small, "--out", str(out), *map(str, arguments)])
         monkeypatch.setattr(FileSource, "read", plain)
         found = out / "probe.json"
         return end.value.code, json.loads(found.read_text()) if found.exists() else None, capsys.readouterr(), read

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppcls import cli
+from sppcls import commands
 from sppcls.deploy.runtime import open_model
 
 
@@ -28,7 +28,7 @@ def graph(exported, tmp_path):
 
 def quantize(*arguments):
     with pytest.raises(SystemExit) as end:
-        cli.main(["quantize", *map(str, arguments)])
+        commands.main(["quantize", *map(str, arguments)])
     return end.value.code
 
 

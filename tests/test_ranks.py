@@ -22,9 +22,9 @@ from sppcls.data.plan import plan_epoch, plan_rest
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
 from sppcls.measure.scales import evaluate_scales
-from sppcls.signals import Signals
+from sppcls.process import Signals
+from sppcls.run_folder import is_held
 from sppcls.spec import parse
-from sppcls.training.folder import is_held
 from sppcls.training.ranks import _ended
 from sppcls.training.replan import replan
 from sppcls.training.world import local_ranks

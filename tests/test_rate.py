@@ -11,7 +11,7 @@ from sppcls.build import build_classifier
 from sppcls.data.shapes import ShapesSource
 from sppcls.errors import ConfigError
 from sppcls.settings import ModelSpec, OptimSpec
-from sppcls.training.rate import HIGHEST, LOWEST, STEPS, find_rate
+from sppcls.training.optim import HIGHEST, LOWEST, STEPS, find_rate
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import nn
 import sppcls
 from sppcls import SppClassifier, region_pyramid_pool2d
 from sppcls.bench import regions as bench
-from sppcls.measure.regions import region_accuracy
+from sppcls.measure.views import region_accuracy
 from sppcls.ops import bins, region_cells, spatial_pyramid_pool2d
 
 LEVELS = (4, 2, 1)

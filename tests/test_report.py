@@ -17,18 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sppcls import cli
+from sppcls import commands
+from sppcls.commands.report import run as report
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.measure.answers import Answers
-from sppcls.measure.result import ScaleResult, ScaleRow
+from sppcls.measure.scales import ScaleResult, ScaleRow
 from sppcls.measure.statistics import Estimate, crossed, estimate
 from sppcls.report import run_page, sweep_page
-from sppcls.report.comparison import TESTED, study, values_of
 from sppcls.report.confusion import MOST, confusion
 from sppcls.report.page import percent, points
-from sppcls.report.report import report
 from sppcls.report.runs import Run, chosen_baseline, flat, read_runs, variants
-from sppcls.report.sweep import MEASURES, interval, write_sweep_report
+from sppcls.report.study import TESTED, study, values_of
+from sppcls.report.tables import MEASURES, interval, write_sweep_report
 from sppcls.spec import parse
 from sppcls.terminal import show
 
@@ -1137,7 +1137,7 @@ def command(capsys):
 
     def call(*arguments):
         with pytest.raises(SystemExit) as end:
-            cli.main(["report", *map(str, arguments)])
+            commands.main(["report", *map(str, arguments)])
         told = capsys.readouterr()
         return end.value.code, told.out, told.err
 

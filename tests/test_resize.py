@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sppcls.data.decode import decode_array, read_size
+from sppcls.data.geometry import fit_array
 from sppcls.data.images import fit_image
-from sppcls.data.resize import fit_array
 
 SIDE = st.integers(1, 90)
 

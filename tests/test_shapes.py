@@ -12,7 +12,7 @@ from sppcls.data import shapes
 from sppcls.data.shapes import _OUTLINES, CONTRAST, LUMA, SPLITS, ShapesSource, _contrasting, _mask
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError
-from sppcls.models.tiny import tiny
+from sppcls.models.trunks import tiny
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sppcls.data import files
+from sppcls.data.catalog import load_splits
 from sppcls.data.decode import read_size_unguarded
 from sppcls.data.files import ArraySource, FileSource, Subset, read_groups, scan, size_cache
-from sppcls.data.names import Names
-from sppcls.data.paths import class_folders, image_files
-from sppcls.data.source import Source
-from sppcls.data.sources import load_splits
+from sppcls.data.folders import class_folders, image_files
+from sppcls.data.source import Names, Source
 from sppcls.data.split import split_by_class
 from sppcls.errors import ConfigError, DataError
 
@@ -655,7 +654,7 @@ READER = """
 import sys, time
 from pathlib import Path
 from sppcls.data import files
-from sppcls.data.paths import class_folders
+from sppcls.data.folders import class_folders
 real, root, log = files.read_size_unguarded, Path(sys.argv[1]), Path(sys.argv[2])
 def slowly(path):
     with log.open("a") as file:

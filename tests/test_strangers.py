@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from sppcls import cli, load_model
-from sppcls.atomic import replacing, write_json
-from sppcls.checkpoint import KEY, read_checkpoint
+from sppcls import commands, load_model
 from sppcls.data.plan import plan_evaluation
 from sppcls.deploy.predict import predict
 from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError
+from sppcls.files import replacing, write_json
+from sppcls.model_files import KEY, read_checkpoint
 from sppcls.models.weights import load_weights
+from sppcls.run_folder import RunFolder
 from sppcls.spec import parse
 from sppcls.terminal import show, table
-from sppcls.training.folder import RunFolder
 from sppcls.training.sweep import run_job
 from tests.test_report import write_run
 
@@ -38,7 +38,7 @@ ESCAPES = "\x1b]52;c;cm0gLXJm\x07\x1b]0;title\x07\x1b[2J\u202e"
 def verb(capsys, *words):
     """Return the exit status of a verb and what it printed."""
     with pytest.raises(SystemExit) as end:
-        cli.main([str(word) for word in words])
+        commands.main([str(word) for word in words])
     said = capsys.readouterr()
     return end.value.code, said.out, said.err
 
@@ -76,7 +76,7 @@ def test_a_job_whose_name_leads_out_of_the_sweep_is_refused(tmp_path, name, caps
 
 @given(st.text(max_size=12))
 def test_a_name_is_one_that_makes_a_folder_inside(text):
-    from sppcls.path_checks import is_name
+    from sppcls.files import is_name
 
     assert is_name(text) == (text.isprintable() and text not in ("", ".", "..") and not set("/\\") & set(text))
 
@@ -418,7 +418,7 @@ def test_a_file_where_a_folder_is_meant_is_one_line(tmp_path, train, save_model,
 
 def test_nothing_else_prints():
     """What a terminal shows goes by way of `sppcls.terminal`, and JSON by way of `to_json`."""
-    package = Path(cli.__file__).parent
+    package = Path(commands.__file__).parents[1]
     for file in package.rglob("*.py"):
         text = file.read_text()
         if file.name != "terminal.py":

@@ -13,9 +13,9 @@ import yaml
 from sppcls import app
 from sppcls.errors import ConfigError
 from sppcls.report.runs import read_runs, variants
+from sppcls.run_folder import RunFolder
 from sppcls.spec import Spec, parse
-from sppcls.training.checkpoints import SaveLastAndBest
-from sppcls.training.folder import RunFolder
+from sppcls.training.saving import SaveLastAndBest
 from sppcls.training.sweep import Job, Sweep, state_of
 from tests.processes import Program, run_to_end
 
@@ -108,9 +108,9 @@ def test_the_same_command_means_the_same_folder_and_order_does_not_matter(train,
     [
         (["-m", "seed="], "seed"),
         (["-m", "seed=range(0,0)"], "the sweep has no job"),
-        (["-m", "seed=0,1", "sweep.baseline=nothing"], "baseline 'nothing' is no variant here"),
+        (["-m", "seed=0,1", "sweep.baseline=nothing"], "baseline 'nothing': the runs differ in their seed alone"),
         (["-m", "model.levels=[1],[2]", "sweep.baseline='model.levels=[1]','model.levels=[2]'"], "two baselines"),
-        (["-m", "model.levels=[1],[0]"], "model.levels.0=0: input should be greater"),
+        (["-m", "model.levels=[1],[0]"], "model.levels: got 0, input should be greater"),
         (["-m", "seed=0,1", "resume=somewhere"], "a sweep's command goes on when given again"),
         (["sweep.dry_run=true"], "lists the jobs of a sweep; add -m"),
         (

@@ -18,24 +18,24 @@ from torch.optim.swa_utils import AveragedModel
 
 from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_model
 from sppcls.build import build_schedule
-from sppcls.checkpoint import load
-from sppcls.cli import main
+from sppcls.commands import main
 from sppcls.data.files import ArraySource
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
-from sppcls.deploy.card import model_card
+from sppcls.deploy.parity import model_card
 from sppcls.errors import ConfigError, SppclsError
+from sppcls.model_files import load
 from sppcls.models.backbones import build_trunk
+from sppcls.run_folder import read_config
 from sppcls.settings import OptimSpec
 from sppcls.spec import parse
 from sppcls.training import overfitting
 from sppcls.training.callbacks import Curves, LargestShapeFirst
-from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
-from sppcls.training.folder import read_config
 from sppcls.training.lines import plan_table
 from sppcls.training.optim import parameter_groups
 from sppcls.training.resume import going_on
 from sppcls.training.run import run
+from sppcls.training.saving import DurableCheckpointIO, SaveLastAndBest
 from sppcls.training.trainer import build_trainer, plain_trainer, quiet_lightning
 from sppcls.training.world import threads_of_each
 

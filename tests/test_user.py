@@ -14,7 +14,7 @@ from PIL import Image
 from test_app import SMALL
 
 import sppcls
-from sppcls import cli, process, terminal
+from sppcls import commands, process, terminal
 from sppcls.errors import ConfigError
 
 TRAIN = Path(__file__).parent.parent / "train.py"
@@ -22,7 +22,7 @@ TRAIN = Path(__file__).parent.parent / "train.py"
 
 def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["--version"])
+        commands.main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith("sppcls ")
 
@@ -58,7 +58,7 @@ def reader_gone():
 
 
 def test_closed_output_ends_what_prints_and_what_logs(tmp_path):
-    from sppcls.training.folder import logging_to
+    from sppcls.run_folder import logging_to
 
     for speak in (terminal.show, logging.getLogger("sppcls").info):
         with reader_gone(), logging_to(tmp_path), pytest.raises(terminal.OutputClosedError):
@@ -74,7 +74,7 @@ def test_closed_output_interrupts_a_run(train, tmp_path, capsys):
 
 
 def test_a_notebooks_backend_is_not_for_our_processes(train, monkeypatch, capsys):
-    for start in (lambda: train("--version"), lambda: cli.main(["--version"])):
+    for start in (lambda: train("--version"), lambda: commands.main(["--version"])):
         monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         with suppress(SystemExit):
             start()
@@ -103,7 +103,7 @@ def test_a_notebooks_backend_and_a_reader_that_goes_leave_no_traceback(tmp_path)
 
 
 def test_train_py_imports_nothing_that_ctrl_c_could_meet_before_it_is_handled():
-    assert "import" not in TRAIN.read_text().replace("from sppcls.cli import train", "")
+    assert "import" not in TRAIN.read_text().replace("from sppcls.commands import train", "")
 
 
 def test_output_that_was_never_open_goes_nowhere(monkeypatch):

@@ -27,8 +27,8 @@ from sppcls.data import decode as decoding
 from sppcls.data.cache import PixelCache, own_tensors
 from sppcls.data.decode import decode_array, read_size
 from sppcls.data.files import FileSource, scan
+from sppcls.data.folders import class_folders, image_files
 from sppcls.data.loader import BatchDataset
-from sppcls.data.paths import class_folders, image_files
 from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.errors import DataError

@@ -9,9 +9,9 @@ from wild_batches import empty, folder, half, large, long, no_image, pipe, turne
 from wild_files import mutant, whole_files
 
 from sppcls.data.decode import shown
-from sppcls.data.doctor import examine
 from sppcls.data.images import decode
 from sppcls.errors import DataError
+from sppcls.measure.dataset import examine
 from sppcls.training import fit
 from tests.test_sweep import SMALL as SHAPES
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
-from sppcls import cli
+from sppcls import commands
 from tests.processes import faults, run_to_end
 
 
@@ -151,7 +151,7 @@ def test_wrong_input_is_one_line(place, monkeypatch, capsys, arguments, status, 
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["sppcls"])  # `train` sets it
     with pytest.raises(SystemExit) as end:
-        cli.main(arguments.split())
+        commands.main(arguments.split())
     out, err = capsys.readouterr()
     assert (end.value.code, out, err.count("\n")) == (status, "", 1), err
     assert err.startswith("error: ")
@@ -174,6 +174,6 @@ def test_wrong_input_as_a_command(place):
 def test_a_missing_image_is_not_called_broken(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit) as end:
-        cli.main(["predict", "a.ckpt", "nothing.jpg"])
+        commands.main(["predict", "a.ckpt", "nothing.jpg"])
     assert end.value.code == 3
     assert "nothing.jpg: No such file or directory; check its name" in capsys.readouterr().err

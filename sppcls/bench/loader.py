@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from sppcls.bench import BenchReport, paired
 from sppcls.data.cache import PixelCache, own_tensors
 from sppcls.data.files import read_groups
+from sppcls.data.folders import class_folders
 from sppcls.data.loader import BatchDataset
-from sppcls.data.paths import class_folders
 from sppcls.data.plan import plan_evaluation
 from sppcls.data.shapes import ShapesSource
 from sppcls.data.source import Source

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sppcls.atomic import to_json
 from sppcls.bench import BenchReport, paired
 from sppcls.data.cut import Sizes, aspect_buckets, cut_images
 from sppcls.data.plan import plan_cut
 from sppcls.data.schedule import Schedule
+from sppcls.files import to_json
 from sppcls.terminal import say
 
 CASES = ((1_280_000, 256, 64), (14_000_000, 256, 8))  # images, batch size, ranks: ImageNet's, ImageNet-21k's

@@ -10,12 +10,12 @@ import torch
 
 from sppcls.bench import BenchReport
 from sppcls.build import build_classifier, build_splits
-from sppcls.generations import LAST
+from sppcls.checkpoints import LAST
 from sppcls.models.classifier import SppClassifier
 from sppcls.settings import DataSpec, ModelSpec
-from sppcls.training.checkpoints import DurableCheckpointIO
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
+from sppcls.training.saving import DurableCheckpointIO
 from sppcls.training.trainer import Callback, plain_trainer
 
 BLOCK = 8  # steps

@@ -1,16 +1,12 @@
-"""The files in the user's cache folder: opened with their room reserved, listed and removed."""
+"""The files in the user's cache folder: opened with their room reserved, and listed."""
 
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-
-from sppcls.data.decode import shown
-from sppcls.errors import counted
-from sppcls.terminal import show, table
 
 HEADER = 4096  # bytes before the pixels: what the file is, and which images it is of
 _MAGIC = b"sppcls pixels\n"
@@ -89,34 +85,6 @@ def cache_files(days: float = 0) -> Iterator[CacheFile]:
                     yield CacheFile(path, 512 * status.st_blocks, used, "" if kind else _images_of(path))
 
 
-def run_cache(clear: bool = False, days: float = 0) -> int:
-    """List the cache files, or remove those that no process uses, and return the exit status 0."""
-    files = list(cache_files(days))
-    free = {file.path for file in files if not _in_use(file.path)}
-    said = _counted(files if not clear else [file for file in files if file.path in free])
-    if not clear:
-        rows = [_row(file, file.path not in free) for file in files]
-        if rows:
-            show(table(f"Cache files in {cache_dir()}", ("file", "MB", "last used", "in use", "images of"), rows))
-        show(said + ("; sppcls cache --clear removes those not in use" if files else ""))
-        return 0
-    for path in free:
-        path.unlink(missing_ok=True)
-    kept = f"; {len(files) - len(free)} in use, kept" if len(free) < len(files) else ""
-    show(f"removed {said}, from {cache_dir()}{kept}")
-    return 0
-
-
-def _counted(files: Sequence[CacheFile]) -> str:
-    return f"{counted(len(files), 'file')}, {megabytes(sum(file.size for file in files))} MB"
-
-
-def _row(file: CacheFile, in_use: bool) -> list[str]:
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.used))
-    name = str(file.path.relative_to(cache_dir()))
-    return [name, megabytes(file.size), used, "yes" if in_use else "", shown(file.images_of)]
-
-
 def header(images_of: str) -> bytes:
     """Return the first bytes of a file of pixels, which say what it is."""
     return (_MAGIC + os.fsencode(images_of))[: HEADER - 1].ljust(HEADER, b"\0")
@@ -130,7 +98,8 @@ def _images_of(path: Path) -> str:
     return ""
 
 
-def _in_use(path: Path) -> bool:
+def in_use(path: Path) -> bool:
+    """Return whether a process has the file open."""
     try:
         with path.open("rb") as file:
             return not _lock(file, exclusive=True)

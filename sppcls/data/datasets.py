@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sppcls.data.decode import Pixels, image_array
+from sppcls.data.decode import image_array
 from sppcls.data.files import read_files
-from sppcls.data.identity import class_difference
-from sppcls.data.names import Names
-from sppcls.data.source import Source
+from sppcls.data.geometry import Pixels
+from sppcls.data.source import Names, Source, class_difference
 from sppcls.errors import ConfigError, DataError
 from sppcls.terminal import track
 

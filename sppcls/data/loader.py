@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache
 from sppcls.data.cut import Fit
 from sppcls.data.geometry import Size, fitted_size, same_aspect
-from sppcls.data.images import fit_image
+from sppcls.data.images import Augment, fit_image
 from sppcls.data.plan import Batch, EpochPlan
 from sppcls.data.source import Source
 from sppcls.data.workers import close_workers, end_workers, started, worker_options

@@ -1,14 +1,17 @@
-"""What a data set is to the plan and the loader: sizes and targets known beforehand, pixels on demand.
+"""Where images come from: what a source is, the names of its files, and whether they are those of before."""
 
-There are `FileSource` (files), `ArraySource` (images of one size in memory) and `Subset` in `sppcls.data.files`,
-`DatasetSource` (any map-style data set) in `sppcls.data.datasets`, and any class of yours with these attributes.
-"""
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
+
+from sppcls.files import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -36,3 +39,120 @@ class Source(Protocol):
         side is still at least that many pixels. Raises ``DataError`` naming the file where it cannot be read.
         """
         ...
+
+
+class Names(Sequence[str]):
+    """Strings in one block of bytes: 16 bytes each beside their text, and nothing that a fork has to copy.
+
+    >>> names = Names(["a/b.jpg", "c.png"])
+    >>> names[-1], list(names), len(names.pick([1, 1]))
+    ('c.png', ['a/b.jpg', 'c.png'], 2)
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._text, ends = bytearray(), array("q", [0])
+        for name in names:
+            self._text += name.encode(errors="surrogateescape")
+            ends.append(len(self._text))
+        edges = np.array(ends)
+        self._starts, self._ends = edges[:-1], edges[1:]
+
+    def pick(self, indices: npt.ArrayLike) -> "Names":
+        """Return the names at ``indices``, which share the text."""
+        picked = Names()
+        picked._text, at = self._text, np.asarray(indices, np.int64)
+        picked._starts, picked._ends = self._starts[at], self._ends[at]
+        return picked
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Names": ...
+    def __getitem__(self, at: int | slice) -> "str | Names":
+        if isinstance(at, slice):
+            return self.pick(range(*at.indices(len(self))))
+        return self._text[self._starts[at] : self._ends[at]].decode(errors="surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+
+FILE = "images.npz"
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Names, sizes and classes of the images of a run; where their folder lies plays no part.
+
+    Attributes:
+        classes: The class names, in the order of the targets.
+        names: A hash of each image's part (train or val) and name.
+        images: A hash of each image's part, name, class and (H, W), in the same order.
+        counts: Images of each part.
+    """
+
+    classes: tuple[str, ...]
+    names: Hashes
+    images: Hashes
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, *parts: Source | None) -> "Identity":
+        """Return the identity of training and validation images."""
+        there = [part for part in parts if part is not None]
+        hashes = [pair for number, part in enumerate(there) for pair in _hashes(number, part)]
+        names, images = np.array(hashes, np.uint64).reshape(-1, 2).T
+        return cls(there[0].classes, names, images, tuple(len(part.targets) for part in there))
+
+    def save(self, folder: Path) -> None:
+        """Write ``images.npz`` into ``folder``."""
+        write_arrays(folder / FILE, names=self.names, images=self.images, counts=np.array(self.counts))
+
+    @classmethod
+    def read(cls, folder: Path, classes: tuple[str, ...]) -> "Identity | None":
+        """Return what is kept in a folder, or None where there is nothing that can be read."""
+        try:
+            found = read_arrays(folder / FILE)
+            return cls(classes, found["names"], found["images"], tuple(found["counts"].tolist()))
+        except (KeyError, ValueError):
+            return None
+
+    @property
+    def digest(self) -> str:
+        """What two identities are compared by: the same images, in the same order, of the same classes."""
+        found = hashlib.sha256("\0".join(self.classes).encode(errors="surrogateescape"))
+        found.update(self.images.tobytes())
+        return found.hexdigest()[:16]
+
+    def difference(self, before: "Identity") -> str:
+        """Return in words what has changed since ``before``, image by image."""
+        added, removed = (
+            int((~np.isin(some.names, other.names)).sum()) for some, other in ((self, before), (before, self))
+        )
+        changed = int((~np.isin(self.images, before.images)).sum()) - added
+        found = {"removed": removed, "added": added, "of another class or size": changed}
+        return ", ".join(f"{count} {what}" for what, count in found.items() if count) or "in another order"
+
+
+def class_difference(now: tuple[str, ...], before: tuple[str, ...]) -> str:
+    """Return in words how two lists of classes differ, or nothing where they are equal."""
+    gone, new = ([name for name in one if name not in other] for one, other in ((before, now), (now, before)))
+    found = {"removed": gone, "added": new}
+    listed = [f"{what} {', '.join(map(repr, names[:5]))}" for what, names in found.items() if names]
+    return "; ".join(listed) if listed else "in another order" if now != before else ""
+
+
+def _hashes(part: int, source: Source) -> Iterator[tuple[int, int]]:
+    # Of sorted names, the first and the last have in common what all have.
+    common = len(os.path.commonpath([Path(min(source.names)).parent, Path(max(source.names)).parent]))
+    for name, target, (height, width) in zip(source.names, source.targets, source.sizes.tolist(), strict=True):
+        within = f"{part}\0{name[common:]}"
+        yield _hash(within), _hash(f"{within}\0{source.classes[target]}\0{height}\0{width}")
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest())

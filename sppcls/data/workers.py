@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from typing import TYPE_CHECKING, Any
 
-from sppcls.signals import signals_held
+from sppcls.process import signals_held
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

@@ -9,15 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sppcls.atomic import to_json, write_bytes, write_json, write_text
-from sppcls.checkpoint import KEY, WEIGHTS, Model, describe, load
 from sppcls.data.geometry import PIXELS
-from sppcls.deploy.card import model_card, proof_table
 from sppcls.deploy.graph import OPSET, check_regions, trace, write_onnx
-from sppcls.deploy.parity import prove
+from sppcls.deploy.parity import model_card, proof_table, prove
 from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
-from sppcls.path_checks import checked_path
+from sppcls.files import checked_path, to_json, write_bytes, write_json, write_text
+from sppcls.model_files import KEY, WEIGHTS, Model, describe, load
 from sppcls.signature import Signature
 from sppcls.terminal import say, show, table
 
@@ -71,12 +69,6 @@ def export(
     say(f"model: {loaded}")
     show(table("Against the checkpoint", *proof_table(proofs)), f"written: {folder}")
     return folder
-
-
-def run_export(**options: Any) -> int:
-    """Do `export` and return 0."""
-    export(**options)
-    return 0
 
 
 def _check_free(folder: Path, force: bool) -> None:

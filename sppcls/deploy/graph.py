@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from sppcls.atomic import to_json
-from sppcls.checkpoint import KEY
 from sppcls.data.cut import BUCKETS_PER_OCTAVE, EDGE
 from sppcls.errors import ConfigError
+from sppcls.files import to_json
+from sppcls.model_files import KEY
 from sppcls.models.classifier import SppClassifier
 from sppcls.signature import Signature
 

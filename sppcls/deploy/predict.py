@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sppcls.data.decode import Pixels, decode_array, read_size
-from sppcls.data.geometry import PIXELS, Size, images_at
-from sppcls.data.paths import image_files
+from sppcls.data.decode import decode_array, read_size
+from sppcls.data.folders import image_files
+from sppcls.data.geometry import PIXELS, Pixels, Size, images_at
 from sppcls.data.plan import Batch, plan_evaluation
 from sppcls.deploy.runtime import Floats, Images, Runtime
 from sppcls.errors import ConfigError, DataError

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from sppcls.atomic import to_json, write_bytes
 from sppcls.errors import ConfigError, SppclsError
+from sppcls.files import to_json, write_bytes
 
 _TEXT_LIMIT = 16 << 20  # Inception has 1 MB; parsed, text takes some twenty times its size
 # What convolutional networks use, in place too; nothing that reads files, packed weights or memory that nobody wrote.

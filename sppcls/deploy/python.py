@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sppcls.checkpoint import signature_of
 from sppcls.data.decode import image_array
 from sppcls.deploy.predict import Readable, answer, checked_scales, expand, predict
 from sppcls.deploy.runtime import of_network
 from sppcls.errors import DataError
+from sppcls.model_files import signature_of
 from sppcls.models.classifier import SppClassifier
 
 

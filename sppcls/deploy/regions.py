@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sppcls.atomic import write_bytes
 from sppcls.data.decode import decode_array, read_size
 from sppcls.data.geometry import Size, fitted_size
 from sppcls.deploy.predict import fitted, plan_of
 from sppcls.deploy.runtime import Boxes, Floats, Runtime
 from sppcls.errors import ConfigError, DataError
+from sppcls.files import write_bytes
 
 _LEGIBLE = 480  # pixels of the shorter side that labels need
 _COLOURS = ("crimson", "seagreen", "royalblue", "darkorange", "purple", "teal", "sienna", "olive", "navy", "maroon")

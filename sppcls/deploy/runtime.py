@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.data.resize import fit_array
+from sppcls.data.geometry import fit_array
 from sppcls.errors import ConfigError, SppclsError
-from sppcls.path_checks import checked_path
+from sppcls.files import checked_path
 from sppcls.signature import Signature, read_signature
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Runtime:
     Attributes:
         signature: How to use it.
         run: From uint8 images [N, 3, H, W] to logits or probabilities [N, K].
-        fit: From the pixels of an image to those of a batch, as `sppcls.data.resize.fit_array`.
+        fit: From the pixels of an image to those of a batch, as `sppcls.data.geometry.fit_array`.
         regions: From one image [1, 3, H, W] and boxes [K, 4] in its pixels to what ``run`` gives; None if it cannot.
         source: Which weights these are, in one line.
     """
@@ -135,7 +135,7 @@ def _of_pt2(file: Path) -> Runtime:
 
 def _of_file(path: str | Path, device: str, checkpoint: str | None) -> Runtime:
     from sppcls.build import pick_device
-    from sppcls.checkpoint import load
+    from sppcls.model_files import load
 
     loaded = load(path, checkpoint)
     network = loaded.network.to(pick_device(device))

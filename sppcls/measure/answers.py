@@ -1,16 +1,19 @@
-"""What a network answered, image by image, at each test scale; a few bytes an image, kept in a run's folder."""
+"""What a network answered, image by image: kept, by class, and where it was wrong."""
 
+import base64
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.atomic import read_arrays, write_arrays
-from sppcls.errors import SppclsError
+from sppcls.data.source import Source
+from sppcls.errors import DataError, SppclsError
+from sppcls.files import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor  # a report reads answers without torch
@@ -105,3 +108,92 @@ def load_answers(folder: Path) -> Answers | None:
         return Answers(**values | {"images": str(values["images"])})
     except (KeyError, TypeError, ValueError) as error:
         raise SppclsError(f"{path} is damaged ({error}); train or evaluate again") from None
+
+
+def confusion_counts(answers: Answers, scale: int, classes: int) -> npt.NDArray[np.int64]:
+    """Return [K, K] how many images of each true class (row) are taken for each class (column) at a scale."""
+    predicted = answers.predicted[answers.at(scale)]
+    seen = predicted != UNREAD
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (answers.targets[seen], predicted[seen]), 1)
+    return counts
+
+
+def by_class(answers: Answers, names: Sequence[str], scale: int) -> dict[str, Any]:
+    """Return the rows ``per_class``, their means over the classes that have images, and ``confusion``, all at a scale.
+
+    A share of nothing is None: the precision of a class that was never answered, the recall of one without images.
+    """
+    counts = confusion_counts(answers, scale, len(names))
+    right, images, answered = counts.diagonal(), counts.sum(1), counts.sum(0)
+    rows = [
+        {
+            "class": names[k],
+            "images": int(images[k]),
+            "precision": _share(right[k], answered[k]),
+            "recall": _share(right[k], images[k]),
+            "f1": _share(2 * right[k], images[k] + answered[k]),
+        }
+        for k in range(len(names))
+    ]
+    present = [row for row in rows if row["images"]]
+    means = {name: float(np.mean([row[name] or 0.0 for row in present])) for name in ("precision", "recall", "f1")}
+    matrix = {"scale": scale, "classes": list(names), "counts": counts.tolist()}
+    return {"class_scale": scale, "per_class": rows, "class_means": means, "confusion": matrix}
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(float(part / whole), 6) if whole else None
+
+
+def worst_mistakes(
+    source: Source, answers: Answers, classes: Sequence[str], scale: int, count: int = 12, side: int = 128
+) -> list[dict[str, Any]]:
+    """Return the ``count`` most confident wrong answers at ``scale``: image, classes, confidence, JPEG thumbnail."""
+    wrong = ~answers.right[answers.at(scale)]
+    return _described(source, answers, classes, scale, _surest(answers, scale, wrong)[:count], side)
+
+
+def surest_right(
+    source: Source, answers: Answers, classes: Sequence[str], scale: int, count: int = 12, side: int = 128
+) -> list[dict[str, Any]]:
+    """Return the most confident right answers at ``scale``, one a class and ``count`` at most, as `worst_mistakes`."""
+    surest = _surest(answers, scale, answers.right[answers.at(scale)])
+    _, first = np.unique(answers.targets[surest], return_index=True)
+    return _described(source, answers, classes, scale, surest[np.sort(first)[:count]], side)
+
+
+def _surest(answers: Answers, scale: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    row = answers.at(scale)
+    found = np.flatnonzero(wanted & (answers.predicted[row] != UNREAD))
+    return found[np.argsort(-answers.confidence[row, found], kind="stable")]
+
+
+def _described(
+    source: Source, answers: Answers, classes: Sequence[str], scale: int, images: npt.NDArray[np.int64], side: int
+) -> list[dict[str, Any]]:
+    row = answers.at(scale)
+    return [
+        {
+            "image": source.names[index].encode(errors="surrogateescape").decode(errors="replace"),
+            "class": classes[answers.targets[index]],
+            "predicted": classes[answers.predicted[row, index]],
+            "confidence": round(float(answers.confidence[row, index]), 4),
+            "size": source.sizes[index].tolist(),
+            "thumbnail": _thumbnail(source, int(index), side),
+        }
+        for index in images.tolist()
+    ]
+
+
+def _thumbnail(source: Source, index: int, side: int) -> str | None:
+    from PIL import Image
+
+    try:
+        image = Image.fromarray(source.read(index, side).permute(1, 2, 0).numpy())
+    except DataError:  # gone since it was measured
+        return None
+    image.thumbnail((side, side))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return base64.b64encode(file.getvalue()).decode()

@@ -10,24 +10,19 @@ from typing import Any
 import numpy as np
 
 from sppcls.build import build_splits, pick_device
-from sppcls.checkpoint import Model, load
 from sppcls.data.decode import shown
 from sppcls.data.files import Subset, read_groups
+from sppcls.data.folders import class_folders, part_folders, table_parts
 from sppcls.data.geometry import PIXELS
-from sppcls.data.paths import class_folders, part_folders
 from sppcls.data.source import Source
-from sppcls.data.table import table_parts
 from sppcls.deploy.runtime import graph_file
 from sppcls.errors import ConfigError, DataError
-from sppcls.measure.answers import Answers
-from sppcls.measure.classes import by_class
-from sppcls.measure.graph import GraphNetwork, opened_graph
-from sppcls.measure.recalibrate import recalibrate_bn
-from sppcls.measure.result import ScaleResult
-from sppcls.measure.scales import Predict, evaluate_scales, full_view, gap_subset
-from sppcls.measure.views import multi_view
+from sppcls.files import checked_path
+from sppcls.measure.answers import Answers, by_class
+from sppcls.measure.scales import Predict, ScaleResult, evaluate_scales, full_view, gap_subset
+from sppcls.measure.views import GraphNetwork, multi_view, opened_graph, recalibrate_bn
+from sppcls.model_files import Model, load
 from sppcls.models.classifier import SppClassifier
-from sppcls.path_checks import checked_path
 from sppcls.settings import DataSpec, ModelSpec, ScheduleSpec
 from sppcls.signature import Signature, far_scales
 from sppcls.spec import Spec

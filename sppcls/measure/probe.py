@@ -17,7 +17,7 @@ import torch
 from sppcls.data.cache_files import cache_dir
 from sppcls.data.cut import Fit
 from sppcls.data.files import Subset, read_groups
-from sppcls.data.paths import class_folders, part_folders
+from sppcls.data.folders import class_folders, part_folders
 from sppcls.data.source import Source
 from sppcls.data.split import split_by_class
 from sppcls.errors import ConfigError, DataError, counted, missing_extra

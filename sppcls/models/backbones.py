@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from sppcls.errors import ConfigError, did_you_mean, missing_extra
 from sppcls.models.lite import efficientnet_lite0
-from sppcls.models.paper import TABLE, paper_trunk
-from sppcls.models.tiny import tiny
+from sppcls.models.trunks import TABLE, paper_trunk, tiny
 from sppcls.models.weights import load_weights, reason
 
 Triple = tuple[float, float, float]

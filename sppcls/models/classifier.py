@@ -1,4 +1,4 @@
-"""The classifier: a trunk, a pooling that takes maps of any size, and a head."""
+"""The classifier: a trunk, a pyramid on its map, and a head."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,8 +9,43 @@ from torch import Tensor, nn
 
 from sppcls.errors import did_you_mean
 from sppcls.models.backbones import Trunk, build_trunk
-from sppcls.models.heads import LevelsHead, StackHead
 from sppcls.ops import region_pyramid_pool2d, spatial_pyramid_levels2d
+
+
+class LevelsHead(nn.Module):
+    """A classifier for each level, normalised apart so that none drowns another; their logits are averaged."""
+
+    def __init__(self, lengths: Sequence[int], classes: int, hidden: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(n), nn.Dropout(dropout), _layers(n, classes, hidden, dropout)) for n in lengths
+        )
+
+    def forward(self, bins: Sequence[Tensor]) -> Tensor:
+        """Return logits [N, K] of one [N, C * n * n] a level."""
+        return torch.stack([level(x) for level, x in zip(self.levels, bins, strict=True)]).mean(0)
+
+
+class StackHead(nn.Module):
+    """One stack of layers on all bins together, as in the paper (there ``hidden=(4096, 4096), dropout=0.5``)."""
+
+    def __init__(self, lengths: Sequence[int], classes: int, hidden: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.layers = _layers(sum(lengths), classes, hidden, dropout)
+
+    def forward(self, bins: Sequence[Tensor]) -> Tensor:
+        """Return logits [N, K] of one [N, C * n * n] a level."""
+        logits: Tensor = self.layers(torch.cat(list(bins), 1))
+        return logits
+
+
+def _layers(inputs: int, outputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
 
 _HEADS: dict[str, type[LevelsHead | StackHead]] = {"levels": LevelsHead, "stack": StackHead}
 _POOLS = ("spp", "gap", "fixed")

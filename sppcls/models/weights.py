@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sppcls.errors import ConfigError
+from sppcls.files import checked_path
 from sppcls.models.pickled import load_plain
-from sppcls.path_checks import checked_path
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # all but the first are torch pickles
 

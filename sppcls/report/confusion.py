@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.measure.answers import Answers
-from sppcls.measure.classes import confusion_counts
+from sppcls.measure.answers import Answers, confusion_counts
 
 MOST = 20
 

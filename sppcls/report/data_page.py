@@ -1,42 +1,14 @@
-"""What `sppcls.data.doctor` finds in a data set: tables for the terminal and one offline HTML page."""
+"""What `sppcls.measure.dataset` finds in a data set: tables for the terminal and one offline HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from sppcls.data.decode import shown
-from sppcls.data.doctor import DataFacts, Histogram, examine
-from sppcls.errors import ConfigError, DataError
+from sppcls.measure.dataset import DataFacts, Histogram
 from sppcls.report.page import percent, write_page
 from sppcls.report.plots import histogram
-from sppcls.terminal import show, table
 
 Sheet = tuple[list[str], list[list[str]]]  # columns and rows of a table
-
-
-def run_data(directory: str, scales: Sequence[int], decode: bool = False, out: str | Path | None = None) -> int:
-    """Do `examine`, print what was found, write it to the page ``out`` if given, and return the exit status.
-
-    It is 3 where a file is broken, and 0 otherwise.
-    """
-    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
-        raise ConfigError(f"--out {plain(out)}: no place for a page; give FILE.html in a folder that exists")
-    facts = examine(directory, scales, decode_all=decode)
-    show(*data_tables(facts), *remarks(facts))
-    if out is not None:
-        show(f"page: {plain(write_data_page(facts, Path(out)))}")
-    return DataError.exit_status if facts.broken else 0
-
-
-def data_tables(facts: DataFacts) -> list[Table]:
-    """Return the tables that have rows, long ones as their first 12 and last 5."""
-    found = {title: sheet for title, sheet in sheets(facts).items() if sheet[1]}
-    return [table(title, columns, _shortened(rows)) for title, (columns, rows) in found.items()]
-
-
-def _shortened(rows: list[list[str]]) -> list[list[str]]:
-    return rows if len(rows) <= 18 else [*rows[:12], [f"... {len(rows) - 17} more"], *rows[-5:]]
 
 
 def write_data_page(facts: DataFacts, path: Path) -> Path:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sppcls.atomic import write_text
+from sppcls.files import write_text
 from sppcls.terminal import ece_column
 
 

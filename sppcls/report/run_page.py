@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sppcls.atomic import write_csv, write_text
+from sppcls.files import write_csv, write_text
 from sppcls.report.page import duration, percent, points, scale_cells, scale_columns, write_page
 from sppcls.report.plots import Curve, accuracy_curve, line_plot, scale_plot
 from sppcls.report.runs import Run, flat, read_run

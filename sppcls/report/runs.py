@@ -10,10 +10,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sppcls.atomic import read_bytes, read_config_values
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
+from sppcls.files import is_name, read_bytes, read_config_values
 from sppcls.measure.answers import Answers, load_answers
-from sppcls.path_checks import is_name
 
 MANIFEST = "sweep.json"  # of a sweep
 # Of a run's settings, those that say where and how it ran, or which of several alike it is.

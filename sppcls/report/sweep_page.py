@@ -6,11 +6,11 @@ from typing import Any
 from urllib.parse import quote
 
 from sppcls.measure.statistics import Estimate, estimate
-from sppcls.report.comparison import Study, Variant
 from sppcls.report.confusion import confusion
 from sppcls.report.page import middle, percent, write_page
 from sppcls.report.plots import Curve, dot_plot, line_plot, scale_plot
 from sppcls.report.runs import Run, differences, flat, read_manifest
+from sppcls.report.study import Study, Variant
 
 
 def write_sweep_page(

@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-from sppcls.atomic import write_csv
 from sppcls.data.loader import ImageBatch
 from sppcls.errors import ConfigError
+from sppcls.files import write_csv
 from sppcls.report.page import duration
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule

@@ -10,18 +10,17 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from sppcls.data.augment import Augment
 from sppcls.data.cache import PixelCache, Shapes, open_caches, own_tensors
 from sppcls.data.cache_files import cache_dir
+from sppcls.data.catalog import load_splits
 from sppcls.data.cut import Fit
 from sppcls.data.datasets import from_datasets
-from sppcls.data.identity import Identity
+from sppcls.data.images import Augment
 from sppcls.data.loader import BatchDataset, Batches, PlannedLoader, batches_of
 from sppcls.data.plan import Batch, EpochPlan, TrainingPlan, plan_evaluation
 from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
-from sppcls.data.source import Source
-from sppcls.data.sources import load_splits
+from sppcls.data.source import Identity, Source
 from sppcls.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -5,32 +5,83 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from sppcls.atomic import write_json, write_text
 from sppcls.build import build_augment, build_classifier, build_schedule
-from sppcls.checkpoint import checkpoint_path
+from sppcls.data.catalog import Splits
 from sppcls.data.decode import shown
-from sppcls.data.sources import Splits
 from sppcls.errors import ConfigError, SppclsError, counted
+from sppcls.files import write_json, write_text
+from sppcls.measure.answers import surest_right, worst_mistakes
+from sppcls.measure.dataset import scale_costs
+from sppcls.measure.scales import ScaleRow, evaluate_scales, gap_subset
+from sppcls.model_files import checkpoint_path
 from sppcls.models.classifier import SppClassifier
-from sppcls.signals import Signals
+from sppcls.process import Signals
 from sppcls.signature import far_scales
 from sppcls.spec import Spec
 from sppcls.terminal import log, show, track
 from sppcls.training.callbacks import RunClock
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.lines import plan_table
-from sppcls.training.loss import balanced_weights
 from sppcls.training.module import LitSppClassifier
+from sppcls.training.optim import LOWEST, STEPS, balanced_weights, find_rate
 from sppcls.training.overfitting import gap_seconds
-from sppcls.training.rate import LOWEST, STEPS, find_rate
-from sppcls.training.summary import summarize
 from sppcls.training.trainer import build_trainer
+
+
+def summarize(
+    spec: Spec, network: SppClassifier, data: MultiScaleDataModule, folder: Path, trainer: pl.Trainer
+) -> dict[str, Any]:
+    """Measure the trained network and return what summary.json holds; the answers and mistakes go beside it."""
+    own, values = data.val_scale, spec.data
+    how = values.model_dump(include={"fit", "batch_size", "num_workers", "max_aspect"})
+    options: dict[str, Any] = how | {"device": trainer.strategy.root_device, "bar": True}
+    summary: dict[str, Any] = {"acc1": None, "generalization_gap": None, "scales": []}
+    if data.val is not None:
+        wanted = [scale for scale in spec.test_scales if scale >= network.smallest]
+        scales = {own, *wanted}
+        result = evaluate_scales(network, data.val, sorted(scales), **options)
+        result.answers.save(folder)
+        chosen = (data.val, result.answers, network.classes, own)
+        examples = {"worst": worst_mistakes(*chosen), "right": surest_right(*chosen)}
+        write_json(folder / "mistakes.json", {"scale": own, "classes": network.classes} | examples)
+        at_own = next(row for row in result.rows if row.scale == own)
+        # Over the scales that were asked for: variants of a sweep may be validated at different ones.
+        summary |= result.over(wanted or scales).summary()
+        summary |= {"scales": [asdict(row) for row in result.rows], "acc1": at_own.acc1}
+        if spec.metrics.gap_images:
+            part, at = gap_subset(data.train, spec.metrics.gap_images), sorted({*spec.gap_scales, own} & scales)
+            val = {row.scale: row.acc1 for row in result.rows}
+            gaps = [gap_row(row, val[row.scale]) for row in evaluate_scales(network, part, at, **options).rows]
+            at_own_scale = gaps[at.index(own)]
+            summary |= {key: at_own_scale[key] for key in ("train_acc1", "generalization_gap")} | {"gaps": gaps}
+    how = values.model_dump(include={"fit", "batch_size", "max_aspect"})
+    costs = scale_costs(data.train.sizes, data.schedule.choices, **how)
+    return summary | {
+        "val_scale": own,
+        "epochs": trainer.current_epoch,
+        "train_megapixels": round(sum(data.plan(e).pixels for e in range(trainer.current_epoch)) / 1e6, 3),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "seed": spec.seed,
+        "label_smoothing": spec.optim.label_smoothing,
+        "classes": len(network.classes),
+        "train_images": len(data.train.targets),
+        "train_repeats": data.plan(0).repeats,
+        "val_images": len(data.val.targets) if data.val else 0,
+        "data_costs": [asdict(cost) for cost in costs],
+    }
+
+
+def gap_row(on_train: ScaleRow, val_acc1: float) -> dict[str, float]:
+    """Return the generalization gap at one scale: training less validation accuracy."""
+    gap = on_train.acc1 - val_acc1
+    return {"scale": on_train.scale, "train_acc1": on_train.acc1, "generalization_gap": gap}
 
 
 def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:

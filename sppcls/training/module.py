@@ -10,20 +10,18 @@ from torch import nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from sppcls.checkpoint import KEY, describe, signature_of
-from sppcls.data.identity import class_difference
 from sppcls.data.loader import IGNORED, ImageBatch
+from sppcls.data.source import class_difference
 from sppcls.errors import DataError, SppclsError, counted
 from sppcls.measure.answers import UNREAD, Answers
-from sppcls.measure.result import rows_of
-from sppcls.measure.scales import full_view
+from sppcls.measure.scales import full_view, rows_of
+from sppcls.model_files import KEY, describe, signature_of
 from sppcls.models.classifier import SppClassifier
 from sppcls.settings import OptimSpec
 from sppcls.spec import Spec
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
-from sppcls.training.loss import image_losses
-from sppcls.training.optim import build_optimizer, build_scheduler
+from sppcls.training.optim import build_optimizer, build_scheduler, image_losses
 from sppcls.training.random_state import random_state, set_random_state
 from sppcls.training.replan import replan
 

@@ -1,12 +1,18 @@
-"""Optimiser, parameter groups and the rate over time."""
+"""The optimiser, its rates, the weights of the loss and the moving average of the network."""
 
+import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
+from sppcls.data.loader import IGNORED, ImageBatch
+from sppcls.data.source import Source
+from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier
 from sppcls.plugins import plugin
 from sppcls.settings import OPTIMIZERS, OptimSpec
@@ -67,3 +73,115 @@ def build_scheduler(
         return rate_factor((step + 1) / max(steps, 1) if step < warmup * steps else step / max(steps, 1), warmup, spec)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def image_losses(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Return the loss [N] of each image: its cross entropy times the weight of its class.
+
+    A mixture of classes, as mixup makes it, has the mixture of its classes' losses, each with its own weight.
+
+    Args:
+        logits: [N, K].
+        targets: [N] classes or [N, K] probabilities.
+        weights: [K] weights of the classes.
+        smoothing: Label smoothing.
+    """
+    if weights is None:
+        return functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    if targets.ndim == 1:
+        weight = weights[targets]
+    else:
+        targets = targets * weights
+        weight = targets.sum(1)
+        targets = targets / weight[:, None]
+    return weight * functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+
+
+def balanced_weights(source: Source) -> torch.Tensor:
+    """Return weights [K] that give every class with images the same share of the loss; 1 in the mean over images."""
+    counts = np.bincount(source.targets, minlength=len(source.classes))
+    return torch.tensor(len(source.targets) / (np.count_nonzero(counts) * counts.clip(1)), dtype=torch.float32)
+
+
+def ramped_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Return (average, current, t) -> average after update t, with decay ``min(decay, (1 + t) / (10 + t))``.
+
+    A constant decay near 1 would keep much of the first, untrained weights for as long as a short run lasts.
+
+    >>> average = ramped_average(0.9)
+    >>> [round(float(average(torch.ones(1), torch.zeros(1), t)), 3) for t in (1, 10, 79, 80, 1000)]
+    [0.182, 0.55, 0.899, 0.9, 0.9]
+    """
+
+    def average(before: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+        done = torch.as_tensor(updates)  # stays on its device: to ask for its value would wait for the device
+        kept = ((1 + done) / (10 + done)).clamp(max=decay)
+        return before * kept + current * (1 - kept)
+
+    return average
+
+
+LOWEST, HIGHEST, STEPS = 3e-5, 10.0, 100
+_SMOOTH = 0.9  # of the loss's moving average
+_FIRST = 10  # steps that only fill the average
+_NEAR = 1.03  # times the lowest loss
+_DIVERGED = 2.0  # times the first loss
+
+
+def find_rate(
+    network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch], device: torch.device | str = "cpu"
+) -> float:
+    """Return half of the largest rate that a network bears: the smoothed loss there is within 3 % of the lowest.
+
+    The rates are those of ``STEPS`` steps from ``LOWEST`` to ``HIGHEST``, or to where the loss is twice the first one.
+    The loss is that of whole images, each with the same weight: without mixup, cutmix and class weights. The network
+    and the random numbers stay as they are (a range test: Smith 2017, arXiv:1506.01186).
+
+    Args:
+        network: The network to train.
+        spec: Its optimiser; ``lr`` is not read.
+        batches: ``STEPS`` training batches.
+        device: Where to train the copy.
+
+    Raises:
+        ConfigError: The loss grows from the first steps on, or there is no image to read.
+    """
+    with torch.random.fork_rng():
+        rates, losses = _ramp(copy.deepcopy(network).to(device).train(), spec, batches, device)
+    rates, losses = rates[_FIRST:], losses[_FIRST:]
+    if not losses:
+        raise ConfigError("optim.lr=auto: the loss grew at the lowest rates already; name a number")
+    near = _NEAR * min(losses)
+    return float(f"{max(rate for rate, loss in zip(rates, losses, strict=True) if loss <= near) / 2:.2g}")
+
+
+def _ramp(
+    network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch], device: Any
+) -> tuple[list[float], list[float]]:
+    """Return the rates that were tried and the smoothed loss before the step at each."""
+    optimizer = build_optimizer(network, spec.model_copy(update={"lr": 1.0}))
+    shares = [group["lr"] for group in optimizer.param_groups]
+    rates: list[float] = []
+    losses: list[float] = []
+    average = 0.0
+    for step, batch in enumerate(batches):
+        kept = batch["targets"] != IGNORED
+        if not bool(kept.any()):
+            continue
+        images, targets = batch["images"][kept].to(device), batch["targets"][kept].to(device)
+        loss = image_losses(network(network.normalize(images)), targets, None, spec.label_smoothing).mean()
+        average = _SMOOTH * average + (1 - _SMOOTH) * loss.item()
+        smooth = average / (1 - _SMOOTH ** (len(losses) + 1))
+        if not smooth < _DIVERGED * (losses[0] if losses else float("inf")):
+            break
+        rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
+        rates.append(rate)
+        losses.append(smooth)
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = rate * share
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return rates, losses

@@ -9,11 +9,10 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from sppcls.atomic import write_csv
 from sppcls.data.cache import PixelCache
 from sppcls.data.source import Source
-from sppcls.measure.result import rows_of
-from sppcls.measure.scales import evaluate_scales, gap_subset
+from sppcls.files import write_csv
+from sppcls.measure.scales import evaluate_scales, gap_subset, rows_of
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sppcls.build import build_splits
-from sppcls.data.sources import Splits
+from sppcls.data.catalog import Splits
 from sppcls.errors import ConfigError, missing_extra
 from sppcls.plugins import plugin
 from sppcls.settings import OPTIMIZERS

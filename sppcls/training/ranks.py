@@ -13,16 +13,14 @@ import time
 import traceback
 from pathlib import Path
 
-from sppcls.atomic import write_json
-from sppcls.data.sources import Splits
+from sppcls.data.catalog import Splits
 from sppcls.data.workers import serve_workers
-from sppcls.errors import SppclsError
-from sppcls.failure import one_line
-from sppcls.process import leave
-from sppcls.signals import STATUSES, Interrupted, Signals
+from sppcls.errors import SppclsError, one_line
+from sppcls.files import write_json
+from sppcls.process import STATUSES, Interrupted, Signals, leave
+from sppcls.run_folder import RunFolder, logging_to, read_config
 from sppcls.spec import Spec
 from sppcls.terminal import log
-from sppcls.training.folder import RunFolder, logging_to, read_config
 from sppcls.training.precheck import precheck
 from sppcls.training.world import joined_rank, threads_of_each
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sppcls.checkpoint import KEY, checkpoint_path, read_checkpoint
+from sppcls.checkpoints import LAST, PREVIOUS, has_checkpoint
 from sppcls.errors import ConfigError, DataError, SppclsError
-from sppcls.generations import LAST, PREVIOUS, has_checkpoint
+from sppcls.model_files import KEY, checkpoint_path, read_checkpoint
+from sppcls.run_folder import read_config
 from sppcls.spec import Spec, parse
-from sppcls.training.folder import read_config
 from sppcls.training.world import local_ranks, threads_of_each
 
 # Nothing here changes what a step computes, but for how long, on what and by how many.
@@ -77,7 +77,7 @@ def going_on(spec: Spec) -> str:
 def _changed_images(spec: Spec, checkpoint: Mapping[str, Any], file: Path) -> str:
     """Return how the images differ from those that a checkpoint was trained on, or nothing."""
     from sppcls.build import build_splits
-    from sppcls.data.identity import Identity, class_difference
+    from sppcls.data.source import Identity, class_difference
 
     splits = build_splits(spec.data)
     if differ := class_difference(splits.train.classes, tuple(checkpoint[KEY]["signature"]["classes"])):

@@ -6,15 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from sppcls.build import build_planner
-from sppcls.errors import SppclsError
-from sppcls.failure import one_line
-from sppcls.generations import has_checkpoint
+from sppcls.checkpoints import has_checkpoint
+from sppcls.errors import SppclsError, one_line
+from sppcls.process import Interrupted, Signals
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.report.runs import read_json
-from sppcls.signals import Interrupted, Signals
+from sppcls.run_folder import RunFolder
 from sppcls.spec import Spec
 from sppcls.terminal import OutputClosedError, log, printable, say, show
-from sppcls.training.folder import RunFolder
 from sppcls.training.lines import closing_lines, data_lines, plan_table, result_table
 from sppcls.training.precheck import precheck
 from sppcls.training.world import joined_rank, local_ranks

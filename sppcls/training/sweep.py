@@ -11,15 +11,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sppcls.atomic import locked, write_json
+from sppcls.checkpoints import has_checkpoint
 from sppcls.errors import ConfigError, SppclsError
-from sppcls.generations import has_checkpoint
+from sppcls.files import locked, write_json
+from sppcls.process import Interrupted
 from sppcls.report.page import percent
 from sppcls.report.runs import MANIFEST, Run, chosen_baseline, is_run, read_json, read_manifest, read_run, variants
-from sppcls.signals import Interrupted
+from sppcls.run_folder import is_held
 from sppcls.spec import Spec
 from sppcls.terminal import only_logged, show, table
-from sppcls.training.folder import is_held
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Sweep:
 
     def finish(self) -> int:
         """Report on the folder and return 1 where a job of this sweep has not finished, else 0."""
-        from sppcls.report.sweep import write_sweep_report
+        from sppcls.report.tables import write_sweep_report
 
         # What another process still runs, for another command or a launcher that was lost.
         while "running" in (states := [state_of(self.folder / name) for name in self.jobs]):
@@ -140,7 +140,7 @@ def job_line(path: Path, left: str) -> str:
 def _has_checkpoint(run: Path) -> bool:
     if not has_checkpoint(run):
         return False
-    from sppcls.checkpoint import read_checkpoint
+    from sppcls.model_files import read_checkpoint
 
     try:
         read_checkpoint(run)

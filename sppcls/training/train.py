@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from sppcls.errors import ConfigError, SppclsError
+from sppcls.process import Interrupted
 from sppcls.report.runs import read_json
-from sppcls.signals import Interrupted
+from sppcls.run_folder import fresh_folder
 from sppcls.spec import parse
-from sppcls.training.folder import fresh_folder
 from sppcls.training.run import run
 
 _CHOICE = {"data": "name", "model": "backbone", "optim": "name", "schedule": "kind", "logger": "name"}

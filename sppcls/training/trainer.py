@@ -1,4 +1,4 @@
-"""The Lightning trainer of a spec."""
+"""Lightning's trainer, and the processes that it runs in."""
 
 import logging
 import os
@@ -14,13 +14,13 @@ from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 
 from sppcls.errors import ConfigError, missing_extra
 from sppcls.plugins import plugin
+from sppcls.process import Signals
 from sppcls.settings import LoggerSpec
-from sppcls.signals import Signals
 from sppcls.spec import Spec
 from sppcls.training.callbacks import Curves, LargestShapeFirst, RunClock, ScaleBar
-from sppcls.training.checkpoints import DurableCheckpointIO, SaveLastAndBest
-from sppcls.training.ema import ramped_average
+from sppcls.training.optim import ramped_average
 from sppcls.training.overfitting import GapCurves
+from sppcls.training.saving import DurableCheckpointIO, SaveLastAndBest
 
 
 def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None, started: float | None = None) -> pl.Trainer:

@@ -1,4 +1,4 @@
-"""When a run saves: each epoch, every so many steps or minutes inside it, and when a signal ends it."""
+"""Checkpoints while a network trains: what is saved and when, and the state of the generators."""
 
 import time
 from pathlib import Path
@@ -9,10 +9,10 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from sppcls.checkpoint import read_checkpoint
+from sppcls.checkpoints import BEST, LAST, save_whole
 from sppcls.errors import SppclsError
-from sppcls.generations import BEST, LAST, save_whole
-from sppcls.signals import Signals
+from sppcls.model_files import read_checkpoint
+from sppcls.process import Signals
 from sppcls.training.callbacks import fresh_metrics
 
 # A save is not begun before this many times as long as the last one took, so that saving costs at most 3 %.

@@ -1,4 +1,4 @@
-"""What is in a folder of images, what is broken in it (`examine`), and what an epoch costs a scale (`scale_costs`)."""
+"""What is in a set of images, what is broken in it, and what an epoch costs at each scale."""
 
 import hashlib
 import os
@@ -15,10 +15,9 @@ import numpy.typing as npt
 from sppcls.data.cut import Fit, Sizes, cut_images
 from sppcls.data.decode import decode_array, quiet, shown
 from sppcls.data.files import scan
-from sppcls.data.paths import Groups, class_folders, image_files, part_folders
+from sppcls.data.folders import Groups, class_folders, image_files, part_folders, table_parts
 from sppcls.data.plan import plan_cut
 from sppcls.data.schedule import Schedule
-from sppcls.data.table import table_parts
 from sppcls.errors import ConfigError, DataError, counted
 from sppcls.terminal import track
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from sppcls.data.decode import shown
 from sppcls.data.files import ArraySource, Skipped, Subset, read_groups
-from sppcls.data.paths import Groups, class_folders, named_folders, part_folders
+from sppcls.data.folders import Groups, class_folders, named_folders, part_folders, table_parts
 from sppcls.data.source import Source
 from sppcls.data.split import pick_per_class, split_by_class
-from sppcls.data.table import table_parts
 from sppcls.errors import ConfigError, DataError, did_you_mean
 
 

@@ -1,4 +1,4 @@
-"""The runs of a sweep side by side: means over seeds, and each variant against the baseline, paired by seed."""
+"""Variants compared: by seed, by image, and at equal compute."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""The run folder: who holds it, what state it is in, and its log."""
+"""The run folder: its files, who holds it, what state it is in, and its log."""
 
 import itertools
 import logging
@@ -15,9 +15,9 @@ from typing import IO, Any, TextIO
 
 import yaml
 
-from sppcls.atomic import read_config_values, write_json, write_text
+from sppcls.checkpoints import CHECKPOINTS, clear_leftovers
 from sppcls.errors import ConfigError
-from sppcls.generations import CHECKPOINTS, clear_leftovers
+from sppcls.files import read_config_values, write_json, write_text
 from sppcls.spec import Spec, parse
 from sppcls.terminal import close_output, is_only_logged, log
 

@@ -1,5 +1,6 @@
-"""What ``sppcls predict`` prints: a line an image, as text, JSON or CSV."""
+"""``sppcls predict``: a line an image, as text, JSON or CSV."""
 
+import argparse
 import csv
 import sys
 from argparse import Namespace
@@ -10,20 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from sppcls.atomic import csv_cell, to_json
+from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list
 from sppcls.data.decode import read_size
 from sppcls.data.geometry import Size
 from sppcls.deploy.predict import answer, checked_scales, expand, predict, top
 from sppcls.deploy.regions import boxes_of_images, checked_boxes, classify, distinct, draw, grid, read_boxes
 from sppcls.deploy.runtime import Boxes, Floats, Runtime, open_model
 from sppcls.errors import ConfigError, DataError
+from sppcls.files import csv_cell, to_json
 from sppcls.signature import far_scales
 from sppcls.terminal import say, track
 
 _SHOWN = 10  # regions of a grid that are printed and drawn
 
 
-def run_predict(**options: Any) -> int:
+def run(**options: Any) -> int:
     """Print what the model says of each image; return 0, or 3 where some could not be read."""
     given = Namespace(**options)
     paths = expand(given.images)
@@ -132,3 +134,40 @@ def _print(row: dict[str, Any]) -> None:
 
 def _line(row: dict[str, Any]) -> str:
     return ", ".join(f"{answer['label']} {answer['probability']:.1%}" for answer in row["top"])
+
+
+def options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = verb.add_argument
+    add(
+        "model",
+        type=path_text,
+        metavar="MODEL",
+        help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2",
+    )
+    checkpoint_option(verb)
+    add("images", type=path_text, metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on stdin")
+    scale = verb.add_mutually_exclusive_group()
+    scale.add_argument("--scale", type=at_least(8, 8192), help="shorter side in pixels (the largest trained)")
+    scale.add_argument("--fuse", type=scale_list, metavar="SCALES", help="average the probabilities of these scales")
+    add("--top", type=at_least(1), default=5, metavar="N", help="how many classes to name (5)")
+    kind = verb.add_mutually_exclusive_group()
+    kind.add_argument("--json", action="store_true", help="a JSON object a line")
+    kind.add_argument("--csv", action="store_true", help="a table with a heading")
+    boxes = verb.add_mutually_exclusive_group()
+    boxes.add_argument(
+        "--boxes",
+        type=path_text,
+        metavar="FILE",
+        help="regions, x1 y1 x2 y2: .json or .csv; of many images path,x1,y1,x2,y2",
+    )
+    boxes.add_argument("--grid", type=at_least(1, 64), metavar="N", help="propose squares, N to the shorter side")
+    add("--scales", type=scale_list, help="scales to take regions from, as 480,576,688,864")
+    add(
+        "--draw",
+        type=path_text,
+        metavar="FILE",
+        help="draw labels and regions, as a .png or .jpg; of many images into a folder",
+    )
+    add("--batch-size", type=at_least(1), default=32)
+    add("--device", default="auto", help="auto, cpu, cuda ...")

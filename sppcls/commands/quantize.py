@@ -1,27 +1,31 @@
 """``sppcls quantize``: an ONNX export in 8 bits, with its accuracy beside that of the original."""
 
+import argparse
 import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sppcls.commands.arguments import at_least, path_text
+from sppcls.data.catalog import load_splits
 from sppcls.data.source import Source
-from sppcls.data.sources import load_splits
 from sppcls.deploy.predict import predict
 from sppcls.deploy.runtime import Floats, Images, Runtime, open_model
 from sppcls.errors import ConfigError, SppclsError, missing_extra
-from sppcls.measure.evaluate import Evaluated, Options, evaluate, mapped
-from sppcls.path_checks import checked_path
+from sppcls.files import checked_path
 from sppcls.terminal import show, table
+
+if TYPE_CHECKING:
+    from sppcls.measure.evaluate import Evaluated
 
 _LAYERS = ["Conv", "Gemm", "MatMul"]
 
 
-def run_quantize(model: str, data: str, images: int, out: str | None) -> int:
+def run(model: str, data: str, images: int, out: str | None) -> int:
     """Write the 8-bit file, show what it does to the accuracy on the validation images, and return 0.
 
     Raises:
@@ -29,6 +33,8 @@ def run_quantize(model: str, data: str, images: int, out: str | None) -> int:
         DataError: Images that cannot be read, or of other classes.
         SppclsError: The graph cannot be quantised.
     """
+    from sppcls.measure.evaluate import mapped
+
     file = checked_path(model, "model")
     if file.suffix != ".onnx" or not file.is_file():
         raise ConfigError(f"{model} is not an ONNX file; write one with sppcls export MODEL --format onnx")
@@ -116,11 +122,13 @@ def _calibration(opened: Runtime, source: Source, images: int) -> Iterator[Float
         batches.clear()
 
 
-def _measured(file: Path, data: str, scale: int) -> Evaluated:
+def _measured(file: Path, data: str, scale: int) -> "Evaluated":
+    from sppcls.measure.evaluate import Options, evaluate
+
     return evaluate(str(file), Options(scales=(scale,), data=data, split="val"))
 
 
-def _comparison(found: dict[Path, Evaluated]) -> Any:
+def _comparison(found: dict[Path, "Evaluated"]) -> Any:
     """Return a table, a row a file."""
     first = next(iter(found.values()))
     rows = []
@@ -132,3 +140,18 @@ def _comparison(found: dict[Path, Evaluated]) -> Any:
         rows.append([path.name, size, f"{row['acc1']:.1%}", between, f"{same:.1%}", speed])
     columns = ["file", "MB", "top-1", "95 % interval", "same answers", "images/s"]
     return table(f"At scale {first.found['scales'][0]['scale']}", columns, rows)
+
+
+def options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = verb.add_argument
+    add("model", type=path_text, metavar="MODEL.onnx", help="a file of sppcls export --format onnx")
+    add(
+        "--data",
+        type=path_text,
+        required=True,
+        metavar="DIR",
+        help="what was trained on: class folders, train/ and val/, or a table",
+    )
+    add("--images", type=at_least(1, 10_000), default=200, metavar="N", help="training images to calibrate on (200)")
+    add("--out", type=path_text, metavar="FILE.onnx", help="a new file (MODEL-int8.onnx)")

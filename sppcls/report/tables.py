@@ -1,4 +1,4 @@
-"""The report of a sweep: summary.csv, summary.json, summary.md, report.html and the tables on the terminal."""
+"""The tables and files of a sweep's report."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
-from sppcls.atomic import write_csv, write_json, write_text
+from sppcls.files import write_csv, write_json, write_text
 from sppcls.measure.answers import FILE as ANSWERS
 from sppcls.measure.statistics import Estimate
-from sppcls.report.comparison import Study, Variant, as_values, study
 from sppcls.report.page import percent, points
 from sppcls.report.runs import Run, chosen_baseline, is_run, read_manifest, read_runs, variants
+from sppcls.report.study import Study, Variant, as_values, study
 from sppcls.report.sweep_page import write_sweep_page
 from sppcls.terminal import markdown, markdown_text, table, width
 

@@ -1,4 +1,4 @@
-"""A checkpoint as data: tensors and plain values, rebuilt from names, safe to load from a stranger."""
+"""A model file as data: tensors and plain values, rebuilt from names, safe to load from a stranger."""
 
 import json
 import pickle
@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from sppcls.checkpoints import BEST, is_whole, last_whole
 from sppcls.errors import ConfigError, SppclsError
-from sppcls.generations import BEST, is_whole, last_whole
+from sppcls.files import checked_path
 from sppcls.models.classifier import SppClassifier
 from sppcls.models.pickled import load_plain
 from sppcls.models.weights import fault_of
-from sppcls.path_checks import checked_path
 from sppcls.signature import Signature, read_signature
 from sppcls.spec import Spec, parse, parse_model
 from sppcls.terminal import printable

@@ -1,17 +1,19 @@
 """``sppcls report DIR``: the report of a run or of a sweep, from the files in its folder."""
 
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from sppcls.commands.arguments import path_text
 from sppcls.errors import ConfigError
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.report.runs import MANIFEST, is_run, read_run
-from sppcls.report.sweep import problems, write_sweep_report
+from sppcls.report.tables import problems, write_sweep_report
 from sppcls.terminal import show
 
 
-def report(directory: str, baselines: Sequence[str] = ()) -> int:
+def run(directory: str, baselines: Sequence[str] = ()) -> int:
     """Write the report of a run folder or of a folder of run folders, show its tables and problems, and return 0.
 
     Raises:
@@ -39,3 +41,11 @@ def _latest(folder: Path) -> list[Path]:
     runs = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
     alone = all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\S*", path.name) for path in runs)
     return runs if alone and not (folder / MANIFEST).exists() else []
+
+
+def options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = verb.add_argument
+    add("directory", type=path_text, metavar="DIR", help="a run folder, or a folder of run folders")
+    what = "what variants are tested against"
+    add("--baseline", action="append", default=[], dest="baselines", metavar="VARIANT", help=what)

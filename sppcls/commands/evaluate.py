@@ -1,25 +1,31 @@
-"""What ``sppcls evaluate`` shows and writes: tables of scales and classes, files named by checkpoint and data."""
+"""``sppcls evaluate``: accuracy, calibration and cost at each scale."""
 
+import argparse
 import re
 from collections.abc import Sequence
 from itertools import chain, combinations, count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from sppcls.atomic import write_csv, write_json, write_text
+from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list
 from sppcls.errors import ConfigError, counted
+from sppcls.files import write_csv, write_json, write_text
 from sppcls.measure.answers import UNREAD
-from sppcls.measure.evaluate import Evaluated, Options, evaluate
 from sppcls.report.page import percent, points, scale_cells, scale_columns
 from sppcls.report.plots import Curve, accuracy_curve, scale_plot
 from sppcls.report.runs import read_json
 from sppcls.terminal import say, show, table
 
+if TYPE_CHECKING:
+    from sppcls.measure.evaluate import Evaluated
 
-def run_evaluate(model: str, out: str | None, classes: bool = False, answers: str | None = None, **options: Any) -> int:
+
+def run(model: str, out: str | None, classes: bool = False, answers: str | None = None, **options: Any) -> int:
     """Measure with `Options`, write the files into ``out`` or beside the model, show the tables, and return 0."""
+    from sppcls.measure.evaluate import Options, evaluate
+
     measured = evaluate(model, Options(**options))
     found, file = measured.found, Path(model)
     beside = file.parent.parent if file.parent.name == "checkpoints" else file.parent
@@ -74,7 +80,7 @@ def _name(folder: Path, found: dict[str, Any], wanted: Sequence[str]) -> str:
     raise AssertionError
 
 
-def _write_answers(file: Path, measured: Evaluated) -> None:
+def _write_answers(file: Path, measured: "Evaluated") -> None:
     """Write a row an image and scale; an image that could not be read has no answer."""
     answers, classes = measured.answers, measured.classes
     rows = [
@@ -158,3 +164,31 @@ def _plot(found: dict[str, Any]) -> str:
     if "train_acc1" in rows[0]:
         curves["training"] = Curve([(row["scale"], row["train_acc1"]) for row in rows], (), "--")
     return scale_plot(curves, [row["scale"] for row in rows if row["trained"]])
+
+
+def options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = verb.add_argument
+    add("model", type=path_text, metavar="MODEL", help="a run folder, a checkpoint or any export")
+    checkpoint_option(verb)
+    add("--scales", type=scale_list, help="test scales, as 64,96,128 (those of the run)")
+    add(
+        "--data",
+        type=path_text,
+        metavar="DIR",
+        help="class folders or a table; with --split, the run's data set moved there",
+    )
+    add("--split", choices=("val", "test", "train"), help="which part of the run's data set (val)")
+    add("--fit", choices=("keep", "crop", "warp"), help="how an image meets a scale (the run's)")
+    add("--gap", action="store_true", help="measure a fixed part of the training set too")
+    add("--views", choices=("full", "multi"), default="full", help="multi: crops and mirror images of one map")
+    add("--places", type=int, choices=range(2, 17), metavar="N", default=3, help="crops along each axis (3)")
+    add("--fuse", type=scale_list, metavar="SCALES", help="average whole-image predictions over these scales")
+    add("--recalibrate-bn", action="store_true", help="batch-norm statistics of each test scale")
+    add("--classes", action="store_true", help="show precision, recall and F1 of each class")
+    add("--answers", type=path_text, metavar="FILE.csv", help="write each image's path, class, answer and probability")
+    add("--object-scale", action="store_true", help="accuracy by the object's true size (data=shapes)")
+    add("--batch-size", type=at_least(1), default=32)
+    add("--num-workers", type=at_least(0), default=0)
+    add("--device", default="auto", help="auto, cpu, cuda ...")
+    add("--out", type=path_text, metavar="DIR", help="where evaluation.json, .csv and .svg go (the run folder)")

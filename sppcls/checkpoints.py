@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from sppcls.atomic import read_bytes, replacing, write_text
 from sppcls.errors import SppclsError
+from sppcls.files import read_bytes, replacing, write_text
 from sppcls.terminal import log
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"

@@ -1,0 +1,46 @@
+"""``sppcls data``: what is in a data set, and what is broken in it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from sppcls.commands.arguments import path_text, scale_list
+from sppcls.errors import ConfigError, DataError
+from sppcls.measure.dataset import DataFacts, examine
+from sppcls.report.data_page import plain, remarks, sheets, write_data_page
+from sppcls.terminal import show, table
+
+
+def run(directory: str, scales: Sequence[int], decode: bool = False, out: str | Path | None = None) -> int:
+    """Do `examine`, print what was found, write it to the page ``out`` if given, and return the exit status.
+
+    It is 3 where a file is broken, and 0 otherwise.
+    """
+    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise ConfigError(f"--out {plain(out)}: no place for a page; give FILE.html in a folder that exists")
+    facts = examine(directory, scales, decode_all=decode)
+    show(*data_tables(facts), *remarks(facts))
+    if out is not None:
+        show(f"page: {plain(write_data_page(facts, Path(out)))}")
+    return DataError.exit_status if facts.broken else 0
+
+
+def data_tables(facts: DataFacts) -> list[Table]:
+    """Return the tables that have rows, long ones as their first 12 and last 5."""
+    found = {title: sheet for title, sheet in sheets(facts).items() if sheet[1]}
+    return [table(title, columns, _shortened(rows)) for title, (columns, rows) in found.items()]
+
+
+def _shortened(rows: list[list[str]]) -> list[list[str]]:
+    return rows if len(rows) <= 18 else [*rows[:12], [f"... {len(rows) - 17} more"], *rows[-5:]]
+
+
+def options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = verb.add_argument
+    add("directory", type=path_text, metavar="DIR", help="class folders, train/ and val/, or a table")
+    add("--scales", type=scale_list, default=(96, 128, 224), help="what each would do (96,128,224)")
+    add("--decode", action="store_true", help="decode every image whole, to find truncated ones")
+    add("--out", type=path_text, metavar="FILE.html", help="write an offline page")

@@ -1,0 +1,110 @@
+"""``sppcls probe``: a linear SVM on features of a frozen network, the paper's protocol."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from sppcls.commands.arguments import at_least, path_text, scale_list
+from sppcls.data.decode import shown
+from sppcls.errors import ConfigError
+from sppcls.files import write_json
+from sppcls.report.page import points
+from sppcls.terminal import show, table
+
+
+def run(out: str, device: str, **options: Any) -> int:
+    """Measure with `Options`, show the table, write probe.json into ``out``, and return 0."""
+    from sppcls.build import pick_device
+    from sppcls.measure.probe import Options, probe
+
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}; name a folder that can be written") from None
+    found = probe(Options(device=pick_device(device), **options))
+    write_json(folder / "probe.json", found)
+    show(probe_table(found), *_lines(found), f"written: {folder}/probe.json")
+    return 0
+
+
+def probe_table(found: dict[str, Any]) -> Table:
+    """Return a row a variant: accuracy over images and over classes, and the difference from the first row."""
+    options, sizes = found["options"], f"{found['train_images']} + {found['test_images']} images"
+    network = f"{options['backbone']} ({options['layer']})"
+    title = f"{network}, {found['classes']} classes, {options['splits']} splits of {sizes}"
+    columns = ("fit", "scales", "levels", "accuracy, %", "mean over classes, %", "against the first, points")
+    rows = []
+    for row in found["variants"]:
+        levels = "gap" if row["levels"] == (0,) else ",".join(map(str, row["levels"]))
+        scores = [_spread(row[name], row[f"{name}_std"]) for name in ("accuracy", "mean_class_accuracy")]
+        half = row["difference_half_width"]
+        gain = points(row["difference"]) + (f" ± {half * 100:.1f}" if half is not None else "")
+        last = "" if row is found["variants"][0] else gain
+        rows.append([row["fit"], ",".join(map(str, row["scales"])), levels, *scores, last])
+    return table(title, columns, rows)
+
+
+def _spread(mean: float, deviation: float | None) -> str:
+    return f"{mean * 100:.2f}" + (f" ± {deviation * 100:.2f}" if deviation is not None else "")
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    left_out = [f"left out, cannot be read: {shown(name)}" for name in found["left_out"]]
+    return [
+        *left_out,
+        f"{found['images']} images; features {found['seconds_features']} s, SVM {found['seconds_svm']} s",
+    ]
+
+
+def _several(one: Callable[[str], object]) -> Callable[[str], object]:
+    return lambda text: tuple(one(part) for part in text.split("/"))
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    if text == "gap":
+        return (0,)
+    if not all(part.isdecimal() and 1 <= int(part) <= 32 for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: gap, or grid sizes from 1 to 32, as 6,3,2,1")
+    return tuple(map(int, text.split(",")))
+
+
+def _fit(text: str) -> str:
+    if text not in ("keep", "crop", "warp"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: keep, crop, warp")
+    return text
+
+
+def _cost(text: str) -> float:
+    try:
+        cost = float(text)
+    except ValueError:
+        cost = 0.0
+    if not 1e-6 <= cost <= 1e3:
+        raise argparse.ArgumentTypeError(f"got {text!r}, a number from 1e-6 to 1000 is needed")
+    return cost
+
+
+def options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = verb.add_argument
+    verb.epilog = "Several --levels, --scales or --fit, with / between them, give a row each, from the same splits."
+    add("--data", type=path_text, required=True, metavar="DIR", help="a folder of class folders")
+    add("--backbone", default="efficientnet_lite0", help="as model.backbone (efficientnet_lite0)")
+    add("--weights", type=path_text, default="pretrained", help="pretrained, a file, or none (pretrained)")
+    add("--layer", default="spp", help="spp, the last map, or a module such as net.blocks.10 (spp)")
+    add("--levels", type=_several(_levels), default="3,2,1", help="pyramids or gap, as gap/6,3,2,1")
+    add("--scales", type=_several(scale_list), default="224", help="shorter sides, as 224/160,224,288")
+    add("--fit", type=_several(_fit), default="keep", help="how an image meets a scale, as keep/warp")
+    add("--train-per-class", type=at_least(1), default=30, metavar="N")
+    add("--test-per-class", type=at_least(1), default=50, metavar="N", help="at most (50)")
+    add("--splits", type=at_least(1), default=10, metavar="N", help="random splits (10)")
+    add("--seed", type=at_least(0), default=0, help="of the first split, the next has the next (0)")
+    add("--C", type=_cost, default=1.0, dest="c", metavar="C", help="of the SVM (1)")
+    add("--batch-size", type=at_least(1), default=8)
+    add("--device", default="auto", help="auto, cpu, cuda ...")
+    add("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep features for the next time")
+    add("--out", type=path_text, default="runs/probe", metavar="DIR", help="where probe.json goes (runs/probe)")
