@@ -1,4 +1,4 @@
-"""The commands of README.md, and how each is made small."""
+"""The commands of README.md and of the pages in docs/, and how each is made small."""
 
 import re
 import shlex
@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = "\n".join(page.read_text() for page in PAGES if page.name not in ("decisions.md", "results.md"))
 RUN, SWEEP = "runs/2026-11-22_14-15-00", "sweeps/made"
 
 # The beginning of a command that is not run, and why.
@@ -33,7 +34,7 @@ ADDED = {
     "sppcls cache": "",
     "sppcls train": NARROW,
     "uv run train.py --help": "",
-    "$ uv run train.py model.levls": "",
+    "$ uv run train.py 'model.levls": "",
     "uv run train.py resume=": "trainer.max_epochs=2",
     "uv run --extra lite train.py experiment=caltech101": f"{TINY} {FEW} schedule.scales=[64,96] "
     "metrics.test_scales=[96] metrics.gap_scales=[96]",

@@ -15,7 +15,7 @@ from tests.processes import faults, patience, run_to_end
 from tests.readme import ADDED, NOT_RUN, ROOT, RUN, SWEEP, begins, blocks, commands, made_small, other_lines
 
 QUICK = {
-    "uv run train.py data=folder data.root=photos schedule.scales=[96,128]",
+    "uv run train.py data=folder data.root=photos 'schedule.scales=[96,128]'",
     "uv run sppcls predict runs/... photos --json",
     "uv run sppcls data photos --scales 96,128,224 --decode --out photos.html",
 }
@@ -29,6 +29,8 @@ def place(tmp_path_factory):
     names = ShapesSource.classes[:2]
     photographs(folder / "photos", names)
     photographs(folder / "PATH" / "101_ObjectCategories", names)
+    rows = [f"{file.relative_to(folder)},{file.parent.name}" for file in sorted((folder / "photos").rglob("*.jpg"))]
+    (folder / "photos.csv").write_text("\n".join(["path,label", *rows]))
     photographs(folder / "single", ["one"], 1, (120, 160))
     shutil.copytree(folder / "single" / "one", folder / "more")
     shutil.copy(folder / "single" / "one" / "0.jpg", folder / "photo.jpg")
