@@ -235,15 +235,7 @@ class TrainerSpec(Values):
 
 
 class MetricsSpec(Values):
-    """What is measured at the end of a run, and of the generalization gap on the way there (gap.csv).
-
-    ``val_scale`` is where each epoch is validated and where top-1 and the gap of a run are read; null is the largest
-    scale that is trained.
-
-    At the end the gap is measured on ``gap_images`` training images (0: not at all). ``gap_every`` is for the curves
-    alone: on all ``gap_images`` every so many epochs, 0 is never, and null is after as many validations and on as many
-    of the images as a tenth of the training's pixels pays for (`training.overfitting.affordable`).
-    """
+    """What is measured at the end of a run, and of the generalization gap on the way there (gap.csv)."""
 
     val_scale: Scale | None = None
     """Scale of validation, of top-1 and of the gap; null is the largest that is trained."""
@@ -252,28 +244,6 @@ class MetricsSpec(Values):
     gap_images: From0 = 600
     """Training images that the gap is measured on; 0 is no gap at all."""
     gap_every: From0 | None = None
-    """Epochs between rows of gap.csv; null is a tenth of the training's pixels, 0 never."""
+    """Epochs between rows of gap.csv; null is what a tenth of the training's pixels pays for, 0 never."""
     gap_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
     """Scales of the gap; null is the schedule's."""
-
-
-class LoggerSpec(Values):
-    """Where curves go besides the run folder's metrics.csv."""
-
-    name: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
-    """Curves elsewhere, besides metrics.csv."""
-    project: str = "sppcls"
-    """The project's name there."""
-
-
-class SweepSpec(Values):
-    """What belongs to a sweep as a whole; ``variants`` names sets of values, and a job takes those of ``variant``."""
-
-    variant: str | None = None
-    """The named set of values that a job takes."""
-    variants: dict[str, dict[str, Any]] = {}
-    """Named sets of values."""
-    baseline: str | None = None
-    """The variant that others are compared with."""
-    dry_run: bool = False
-    """List the jobs and stop."""

@@ -12,14 +12,12 @@ from sppcls.errors import ConfigError, counted, did_you_mean
 from sppcls.settings import (
     AugmentSpec,
     DataSpec,
-    LoggerSpec,
     MetricsSpec,
     ModelSpec,
     OptimSpec,
     PathText,
     ScheduleSpec,
     Seed,
-    SweepSpec,
     TrainerSpec,
     Values,
 )
@@ -35,6 +33,28 @@ _ELSEWHERE = {
     "trainer.precision", "output": "run_dir", "out": "run_dir", "output_dir": "run_dir", "name": "run_dir",
     "learning_rate": "optim.lr", "workers_per_gpu": "data.num_workers", "model_ema_decay": "optim.ema",
 }  # fmt: skip
+
+
+class LoggerSpec(Values):
+    """Where curves go besides the run folder's metrics.csv."""
+
+    name: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Curves elsewhere, besides metrics.csv."""
+    project: str = "sppcls"
+    """The project's name there."""
+
+
+class SweepSpec(Values):
+    """What belongs to a sweep as a whole; ``variants`` names sets of values, and a job takes those of ``variant``."""
+
+    variant: str | None = None
+    """The named set of values that a job takes."""
+    variants: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - pydantic copies it
+    """Named sets of values."""
+    baseline: str | None = None
+    """The variant that others are compared with."""
+    dry_run: bool = False
+    """List the jobs and stop."""
 
 
 class Spec(Values):

@@ -15,8 +15,7 @@ from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 from sppcls.errors import ConfigError, missing_extra
 from sppcls.plugins import plugin
 from sppcls.process import Signals
-from sppcls.settings import LoggerSpec
-from sppcls.spec import Spec
+from sppcls.spec import LoggerSpec, Spec
 from sppcls.training.callbacks import Curves, LargestShapeFirst, RunClock, ScaleBar
 from sppcls.training.optim import ramped_average
 from sppcls.training.overfitting import GapCurves
