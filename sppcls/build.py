@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sppcls.data.catalog import Splits, load_splits
+from sppcls.data.catalog import DATA_SETS, Splits, load_splits
 from sppcls.data.cut import Sizes
 from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError
+from sppcls.plugins import plugin
 from sppcls.settings import AugmentSpec, DataSpec, ModelSpec
 from sppcls.spec import Spec
 
@@ -37,6 +38,9 @@ def build_augment(spec: AugmentSpec, seed: int) -> "Augment":
 
 def build_splits(spec: DataSpec) -> Splits:
     """Return the training, validation and test sources."""
+    if spec.name not in DATA_SETS:
+        splits: Splits = plugin("sources", spec.name, "data.name", DATA_SETS)(spec)
+        return splits
     loading = {"name", "fit", "batch_size", "num_workers", "cache", "split_seed", "max_aspect"}
     return load_splits(spec.name, seed=spec.split_seed, **spec.model_dump(exclude=loading))
 

@@ -1,4 +1,4 @@
-"""What other packages add under a name, by entry points: backbones, optimisers, callbacks."""
+"""What other packages add under a name, by entry points: see docs/extending.md."""
 
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
@@ -7,13 +7,17 @@ from typing import Any
 from sppcls.errors import ConfigError, did_you_mean
 
 
-def plugin(kind: str, name: str, key: str, own: Iterable[str] = ()) -> Callable[..., Any]:
-    """Return what an installed package offers as ``name`` in the group ``sppcls.kind``.
+def plugins(kind: str) -> dict[str, Callable[[], Callable[..., Any]]]:
+    """Return what loads each name of the entry point group ``sppcls.KIND``."""
+    return {point.name: point.load for point in entry_points(group=f"sppcls.{kind}")}
 
-    Raises ``ConfigError`` naming the setting where there is none; ``own`` are the names that need no package.
+
+def plugin(kind: str, name: str, key: str, own: Iterable[str] = ()) -> Callable[..., Any]:
+    """Return what an installed package offers as ``name``; ``own`` are the names that need no package.
+
+    Raises ``ConfigError`` naming the setting ``key`` where there is none.
     """
-    found = {point.name: point for point in entry_points(group=f"sppcls.{kind}")}
+    found = plugins(kind)
     if name not in found:
         raise ConfigError(f"{key}={name} is unknown{did_you_mean(name, [*own, *found] or ['none is installed'])}")
-    loaded: Callable[..., Any] = found[name].load()
-    return loaded
+    return found[name]()

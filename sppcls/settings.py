@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sppcls.files import path_fault
+from sppcls.plugins import plugin
 
 
 def _path(text: str) -> str:
@@ -12,6 +13,9 @@ def _path(text: str) -> str:
         raise ValueError(f"got {text[:60]!r}: {fault}")
     return text
 
+
+SCHEDULES = ("single", "alternate", "random", "progressive")  # that need no other package, as
+OPTIMIZERS = ("adamw", "sgd")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -57,10 +61,8 @@ class AugmentSpec(Values):
 class DataSpec(Values):
     """Which images, and how they meet a scale."""
 
-    name: Literal[
-        "shapes", "folder", "table", "caltech101", "cifar10", "flowers102", "food101", "oxford_iiit_pet", "imagenet"
-    ] = "shapes"
-    """The data set; set by data=name."""
+    name: str = "shapes"
+    """The data set, set by data=name; another package's by data.name=name."""
     root: PathText | None = None
     """The folder of the data set; of data=table, a CSV or Parquet file of path, label and perhaps split."""
     train_dir: PathText | None = None
@@ -135,8 +137,8 @@ class ModelSpec(Values):
 class ScheduleSpec(Values):
     """The scale of every epoch (or step)."""
 
-    kind: Literal["single", "alternate", "random", "progressive"] = "alternate"
-    """One scale, in turn by epoch, drawn from the smallest to the largest, or one after another."""
+    kind: str = "alternate"
+    """single scale, alternate by epoch, random between smallest and largest, progressive, or another package's."""
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (64, 48)
     """Shorter sides in pixels that are trained."""
     every: Literal["epoch", "batch"] = "epoch"
@@ -147,22 +149,21 @@ class ScheduleSpec(Values):
     @model_validator(mode="before")
     @classmethod
     def _one_scale_is_single(cls, values: Any) -> Any:
-        scales = values.get("scales") if isinstance(values, dict) else None
-        alone = isinstance(scales, list | tuple) and len(scales) == 1
-        return values | {"kind": "single"} if alone and values.get("kind", "alternate") == "alternate" else values
+        given = values if isinstance(values, dict) and isinstance(values.get("scales"), list | tuple) else {}
+        alone = len(given.get("scales", ())) == 1 and given.get("kind", "alternate") == "alternate"
+        return given | {"kind": "single"} if alone else values
 
     @model_validator(mode="after")
     def _enough_scales(self) -> "ScheduleSpec":
-        if self.kind == "single" and len(self.scales) != 1:
+        if self.kind not in SCHEDULES:
+            plugin("schedules", self.kind, "schedule.kind", SCHEDULES)
+        elif self.kind == "single" and len(self.scales) != 1:
             raise ValueError(f"single takes one scale, got {list(self.scales)}; name one, or use schedule=alternate")
-        if self.kind != "single" and len(set(self.scales)) < 2:
+        elif self.kind != "single" and len(set(self.scales)) < 2:
             raise ValueError(f"{self.kind} takes two scales or more, got {list(self.scales)}; or use schedule=single")
         if self.every == "batch" and self.kind != "random":
             raise ValueError(f"every: batch goes with schedule=random, got {self.kind}")
         return self
-
-
-OPTIMIZERS = ("adamw", "sgd")  # that need no other package
 
 
 class OptimSpec(Values):

@@ -276,14 +276,14 @@ def test_another_package_s_backbone_is_found_by_its_entry_point(monkeypatch):
         assert group == "sppcls.backbones"
         return [FromPackage(make)]
 
-    monkeypatch.setattr(backbones, "entry_points", points)
+    monkeypatch.setattr("sppcls.plugins.entry_points", points)
     assert "theirs" in backbone_names()
     trunk = build_trunk("theirs", width=0.5)
     assert (trunk.channels, trunk.mean) == (4, (0.1, 0.2, 0.3))
     with pytest.raises(ConfigError, match=r"model.norm is 'batch', but theirs cannot take it"):
         build_trunk("theirs", norm="batch")
-    monkeypatch.setattr(backbones, "entry_points", lambda group: [FromPackage(lambda width: (group, width))])
-    with pytest.raises(ConfigError, match=r"package:make returned tuple, not an nn.Module"):
+    monkeypatch.setattr("sppcls.plugins.entry_points", lambda group: [FromPackage(lambda width: (group, width))])
+    with pytest.raises(ConfigError, match=r"its package returned tuple, not an nn.Module"):
         build_trunk("theirs")
 
 

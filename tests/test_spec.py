@@ -12,7 +12,7 @@ from sppcls.spec import Spec, keys, parse
         ({"data": {"batch_sise": 3}}, "unknown key data.batch_sise; did you mean 'data.batch_size'?"),
         ({"model": {"levels": [4, 0]}}, "model.levels: got 0, input should be greater than or equal to 1"),
         ({"model": {"levels": []}}, "model.levels=[]: at least 1 value needed"),
-        ({"schedule": {"kind": "sinlge"}}, "schedule.kind='sinlge': input should be 'single', 'alternate'"),
+        ({"schedule": {"kind": "sinlge"}}, "schedule.kind=sinlge is unknown; did you mean 'single'?"),
         (
             {"schedule": {"kind": "progressive", "scales": [64]}},
             "progressive takes two scales or more, got [64]",

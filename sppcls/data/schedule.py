@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["single", "alternate", "random", "progressive"]
+from sppcls.errors import ConfigError
+from sppcls.plugins import plugin
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Schedule:
         kind: ``single``: the one scale. ``alternate``: epoch e uses ``scales[e mod k]`` (paper, section 2.3).
             ``random``: one draw an epoch (or a step, with ``every="batch"``) from the smallest to the largest
             scale by ``step`` pixels. ``progressive``: the scales in turn, each for an equal part of the epochs.
+            Any other is a callable of another package, (scales, epoch, epochs, seed) -> one of the scales.
         scales: Shorter sides in pixels.
         epochs: Length of the run, which ``progressive`` divides.
 
@@ -24,7 +26,7 @@ class Schedule:
     [[64], [96], [64]]
     """
 
-    kind: Kind
+    kind: str
     scales: tuple[int, ...]
     every: Literal["epoch", "batch"] = "epoch"
     step: int = 8
@@ -57,4 +59,9 @@ class Schedule:
         if self.kind == "progressive":
             part = min(epoch * len(self.scales) // max(self.epochs, 1), len(self.scales) - 1)
             return [self.scales[part]] * steps
-        return [self.scales[epoch % len(self.scales)]] * steps
+        if self.kind in ("single", "alternate"):
+            return [self.scales[epoch % len(self.scales)]] * steps
+        scale = plugin("schedules", self.kind, "schedule.kind")(self.scales, epoch, self.epochs, self.seed)
+        if scale not in self.scales:
+            raise ConfigError(f"schedule.kind={self.kind} gave {scale!r} for epoch {epoch}; allowed: {self.scales}")
+        return [scale] * steps

@@ -22,6 +22,7 @@ from sppcls.errors import DataError, counted
 from sppcls.measure.answers import BY_SCALE, UNREAD, Answers
 from sppcls.measure.statistics import log_scale_area, pairwise_agreement, wilson
 from sppcls.models.classifier import SppClassifier
+from sppcls.plugins import plugins
 from sppcls.terminal import track
 
 
@@ -74,7 +75,9 @@ class ScaleResult:
     def summary(self) -> dict[str, Any]:
         """Return the rows and what they say together, as plain values."""
         worst = min(self.rows, key=lambda row: row.acc1)
+        added = {name: float(load()(self.answers)) for name, load in plugins("measures").items()}
         return {
+            **({"measures": added} if added else {}),
             "scales": [asdict(row) for row in self.rows],
             "scale_spread": self.spread,
             "scale_consistency": self.consistency,

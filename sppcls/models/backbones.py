@@ -4,7 +4,6 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from itertools import takewhile
 from typing import Any
@@ -16,6 +15,7 @@ from sppcls.errors import ConfigError, did_you_mean, missing_extra
 from sppcls.models.lite import efficientnet_lite0
 from sppcls.models.trunks import TABLE, paper_trunk, tiny
 from sppcls.models.weights import load_weights, reason
+from sppcls.plugins import plugin, plugins
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -95,7 +95,7 @@ def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weigh
 
 def backbone_names() -> list[str]:
     """Return every name that `build_trunk` takes, without those of timm."""
-    return sorted({*_OWN, *_torchvision_names(), *_registered()})
+    return sorted({*_OWN, *_torchvision_names(), *plugins("backbones")})
 
 
 def _network(name: str, **settings: Any) -> nn.Module:
@@ -113,8 +113,8 @@ def _find(name: str) -> Builder:
         return partial(_timm, name.removeprefix("timm:"))
     if name in _torchvision_names():
         return partial(_torchvision, name)
-    if name in (registered := _registered()):
-        return partial(_from_package, registered[name])
+    if name in plugins("backbones"):
+        return partial(_from_package, name)
     if name.startswith(_TRANSFORMERS):
         raise ConfigError(
             f"model.backbone={name} is a transformer, not a convolutional network, and gives no feature map "
@@ -123,15 +123,11 @@ def _find(name: str) -> Builder:
     raise ConfigError(f"model.backbone is {name!r}, which is unknown{did_you_mean(name, backbone_names())}")
 
 
-def _from_package(point: EntryPoint, width: float = 1.0) -> nn.Module:
-    net = point.load()(width=width)
+def _from_package(name: str, width: float = 1.0) -> nn.Module:
+    net = plugin("backbones", name, "model.backbone")(width=width)
     if not isinstance(net, nn.Module):
-        raise ConfigError(f"model.backbone={point.name}: {point.value} returned {type(net).__name__}, not an nn.Module")
+        raise ConfigError(f"model.backbone={name}: its package returned {type(net).__name__}, not an nn.Module")
     return net
-
-
-def _registered() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group="sppcls.backbones")}
 
 
 def _torchvision_names() -> list[str]:
