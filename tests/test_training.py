@@ -577,8 +577,8 @@ def test_another_package_adds_an_optimiser_and_a_callback(tmp_path, monkeypatch)
     }
 
     def entry_points(group):
-        name, made = points[group]
-        return [SimpleNamespace(name=name, load=lambda: made)]
+        name, made = points.get(group, ("", None))
+        return [SimpleNamespace(name=name, load=lambda: made)] if name else []
 
     monkeypatch.setattr("sppcls.plugins.entry_points", entry_points)
     assert run(spec(tmp_path, optim={"name": "radam"}, trainer={"callbacks": ["seeing"]})) == 0
