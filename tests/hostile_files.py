@@ -10,20 +10,7 @@ import onnx
 import torch
 from hostile_pickles import DEMANDS, HUGE, OPCODES, REFUSED, archive, old, state, tar
 from safetensors.torch import save_file
-from test_strange_files import (
-    CONSTANTS,
-    MODEL,
-    PICKLE,
-    WEIGHTS,
-    add_node,
-    call,
-    changed,
-    edited,
-    external,
-    pickled,
-    weight,
-    write_pt2,
-)  # fmt: skip
+from test_strange_files import CONSTANTS, PICKLE, add_node, changed, edited, external, pickled, write_pt2
 
 from sppcls.model_files import KEY
 
@@ -198,24 +185,10 @@ ONNX = {
 }
 
 
-def _programs(canary):
-    """Return the changes of a program, and what the line says."""
-    calls, made = "calls tensor operators only", {"as_string": str(canary)}
-    opaque = lambda values: values["config"].update(x=PICKLE)  # noqa: E731
-    return {
-        "call of torch.load": (lambda m: edited(m, MODEL, call("torch.load", made)), calls),
-        "call of exec": (
-            lambda m: edited(m, MODEL, call("_operator.__builtins__.exec", made)),
-            "calls tensor operators",
-        ),
-        "methodcaller": (lambda m: edited(m, MODEL, call("_operator.methodcaller", made)), calls),
-        "path above": (lambda m: edited(m, WEIGHTS, weight(path_name="../../../secret")), "damaged"),
-        "pickled constant": (
-            lambda m: edited(m | {"data/constants/opaque_obj_0": pickled(canary)}, CONSTANTS, opaque),
-            "as a pickle",
-        ),
-        "text": (lambda m: m | {MODEL: b"[" * (17 << 20)}, "more than any network"),
-    }
+def _pickled(path, canary, members):
+    """Write a program with a constant that makes a folder when it is unpickled."""
+    evil = members | {"data/constants/opaque_obj_0": pickled(canary)}
+    write_pt2(path, edited(evil, CONSTANTS, lambda values: values["config"].update(x=PICKLE)))
 
 
 def exports(corpus):
@@ -225,6 +198,5 @@ def exports(corpus):
         corpus.add(f"ONNX, {name}", "predict", maker, says, corpus.image, file="a.onnx")
     with zipfile.ZipFile(corpus.exported / "model.pt2") as file:
         members = {name.removeprefix("archive/"): file.read(name) for name in file.namelist()}
-    for name, (change, says) in _programs(corpus.canaries / "program").items():
-        maker = lambda p, _, c=change: write_pt2(p, c(members))  # noqa: E731
-        corpus.add(f"program, {name}", "predict", maker, says, corpus.image, file="a.pt2")
+    maker = lambda path, canary: _pickled(path, canary, members)  # noqa: E731
+    corpus.add("program, pickled constant", "predict", maker, "can run code", corpus.image, file="a.pt2")

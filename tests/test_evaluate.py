@@ -197,7 +197,8 @@ def test_a_graph_is_measured_as_its_checkpoint_is(exported, evaluate, tmp_path):
         coarse.resize((50 + number // 3, 60)).save(image)
     photos = ["--data", tmp_path / "photos"]
     for name in (exported.parent / "a.ckpt", graph, exported / "model.pt2"):
-        status, found, said = evaluate(name, *photos, "--scales", "24,40,41", "--fuse", "24,40", "--batch-size", "5")
+        options = ["--trust", "--scales", "24,40,41", "--fuse", "24,40", "--batch-size", "5"]
+        status, found, said = evaluate(name, *photos, *options)
         assert (status, said.err.count("\n")) == (0, 1), said.err
         of_graph.append([*found["scales"], found["fused"]])
     for row, *others in zip(*of_graph, strict=True):

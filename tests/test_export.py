@@ -69,7 +69,7 @@ def test_the_proof_measures_what_a_loop_measures(exported, model):
 def test_class_names_and_preprocessing_travel_in_each_file(exported, model):
     network = load_model(model)
     for name in ("", "model.safetensors", "model.onnx", "model.pt2"):
-        signature = open_model(exported / name).signature
+        signature = open_model(exported / name, trust=True).signature
         assert signature == signature_of(network)
     config = json.loads((exported / "config.json").read_text())
     assert config["id2label"] == {"0": "cat", "1": "dog", "2": "emu"}
@@ -139,7 +139,7 @@ def test_options_change_what_goes_in_and_comes_out(tmp_path, capsys, model, opti
     with torch.no_grad():
         logits = network(network.normalize(torch.from_numpy(images))).numpy()
     for name in ("model.onnx", "model.pt2"):
-        found = open_model(out / name)
+        found = open_model(out / name, trust=True)
         assert found.signature.input == kind
         said = found.run(images)
         assert said.dtype == np.float32
@@ -230,7 +230,7 @@ def test_a_fixed_network_exports_at_its_one_size(tmp_path, capsys, save_model):
     model = save_model(tmp_path / "fixed.ckpt", pool="fixed")
     assert export(capsys, model, "--format", "onnx,pt2")[0] == 0
     for name in ("model.onnx", "model.pt2"):
-        found = open_model(tmp_path / "fixed-export" / name)
+        found = open_model(tmp_path / "fixed-export" / name, trust=True)
         assert found.signature.input_size == (40, 40)
         assert found.run(np.zeros((4, 3, 40, 40), np.uint8)).shape == (4, 3)
 

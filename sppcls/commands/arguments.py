@@ -39,3 +39,8 @@ def path_text(text: str) -> str:
 def checkpoint_option(verb: argparse.ArgumentParser) -> None:
     """Add ``--checkpoint``, of the verbs that take a run."""
     verb.add_argument("--checkpoint", choices=("last", "best"), help="which of a run's (last)")
+
+
+def trust_option(verb: argparse.ArgumentParser) -> None:
+    """Add ``--trust``, of the verbs that can open a file which runs code."""
+    verb.add_argument("--trust", action="store_true", help="allow a .pt2 file, which can run code; only one you made")

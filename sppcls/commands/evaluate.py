@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list
+from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option
 from sppcls.errors import ConfigError, counted
 from sppcls.files import write_csv, write_json, write_text
 from sppcls.measure.answers import UNREAD
@@ -171,6 +171,7 @@ def options(verb: argparse.ArgumentParser) -> None:
     add = verb.add_argument
     add("model", type=path_text, metavar="MODEL", help="a run folder, a checkpoint or any export")
     checkpoint_option(verb)
+    trust_option(verb)
     add("--scales", type=scale_list, help="test scales, as 64,96,128 (those of the run)")
     add(
         "--data",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list
+from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option
 from sppcls.data.decode import read_size
 from sppcls.data.geometry import Size
 from sppcls.deploy.predict import answer, checked_scales, expand, predict, top
@@ -34,7 +34,7 @@ def run(**options: Any) -> int:
     given.above = commonpath([Path(normpath(path.absolute())).parent for path in paths]) if len(paths) > 1 else None
     given.rows = boxes_of_images(given.boxes) if given.boxes else None
     _check_regions(given, paths)
-    model = open_model(given.model, given.device, given.checkpoint)
+    model = open_model(given.model, given.device, given.checkpoint, given.trust)
     scales = checked_scales(model.signature, given.fuse or (given.scale and (given.scale,)))
     answers: Iterable[tuple[Path, Floats | DataError]] = predict(model, paths, scales, given.batch_size)
     if not sys.stdout.isatty():
@@ -146,6 +146,7 @@ def options(verb: argparse.ArgumentParser) -> None:
         help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2",
     )
     checkpoint_option(verb)
+    trust_option(verb)
     add("images", type=path_text, metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on stdin")
     scale = verb.add_mutually_exclusive_group()
     scale.add_argument("--scale", type=at_least(8, 8192), help="shorter side in pixels (the largest trained)")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sppcls.data.geometry import PIXELS
-from sppcls.deploy.graph import OPSET, check_regions, trace, write_onnx
+from sppcls.deploy.graph import OPSET, check_regions, save_pt2, trace, write_onnx
 from sppcls.deploy.parity import model_card, proof_table, prove
 from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
@@ -112,7 +112,7 @@ def _staged(folder: Path) -> Iterator[Path]:
 
 def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[str, Any]:
     _write(path, name, loaded, signature)
-    found = prove(path.name, loaded.network, open_model(path))
+    found = prove(path.name, loaded.network, open_model(path, trust=True))
     found |= {"file": path.name, "bytes": path.stat().st_size}
     worst = found["largest_difference"]
     if not worst <= found["tolerance"]:
@@ -136,8 +136,6 @@ def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
     elif name == "onnx":
         write_onnx(trace(network, signature), signature, description, path)
     else:
-        from sppcls.deploy.pt2_file import save_pt2
-
         save_pt2(trace(network, signature), description, path)
 
 

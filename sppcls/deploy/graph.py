@@ -1,5 +1,6 @@
 """A network as a graph of tensor operators that takes any batch and any size."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from sppcls.data.cut import BUCKETS_PER_OCTAVE, EDGE
 from sppcls.errors import ConfigError
-from sppcls.files import to_json
+from sppcls.files import to_json, write_bytes
 from sppcls.model_files import KEY
 from sppcls.models.classifier import SppClassifier
 from sppcls.signature import Signature
@@ -178,3 +179,16 @@ def instructions(signature: Signature) -> dict[str, str]:
         "input": f"images [N, 3, H, W], {kind}, RGB",
         "output": f"[N, {len(signature.classes)}] {answers}, in the order of classes",
     } | {name: to_json(value) for name, value in values.items()}
+
+
+def save_pt2(program: ExportedProgram, description: dict[str, Any], path: Path) -> None:
+    """Write a program, and take out of it where it was made; raises ``ConfigError`` where torch cannot write it."""
+    program._example_inputs = None
+    for node in program.graph.nodes:
+        node.meta = {key: known for key, known in node.meta.items() if key == "val"}
+    try:
+        torch.export.save(program, content := io.BytesIO(), extra_files={"sppcls.json": to_json(description)})
+    except Exception as error:  # an operator on sizes that torch has no words for
+        line = str(error).partition("\n")[0]
+        raise ConfigError(f"torch cannot write this network ({line}); use --format safetensors") from error
+    write_bytes(path, content.getvalue())

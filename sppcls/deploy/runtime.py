@@ -1,5 +1,6 @@
 """One way to run a model, whatever file it is in: a run, a checkpoint, safetensors, ONNX or a program of PyTorch."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,13 +60,14 @@ def softmax(logits: Floats) -> Floats:
     return shares
 
 
-def open_model(path: str | Path, device: str = "cpu", checkpoint: str | None = None) -> Runtime:
+def open_model(path: str | Path, device: str = "cpu", checkpoint: str | None = None, trust: bool = False) -> Runtime:
     """Open a run folder, a checkpoint, an exported folder, or a .safetensors, .onnx or .pt2 file.
 
-    ``checkpoint`` is which of a run's: last or best.
+    ``checkpoint`` is which of a run's: last or best. ``trust`` allows a .pt2 file, which PyTorch opens by running code
+    that it holds.
 
     Raises:
-        ConfigError: There is nothing at ``path``, or an extra is not installed.
+        ConfigError: There is nothing at ``path``, an extra is not installed, or a .pt2 file is not trusted.
         SppclsError: The file is damaged, foreign, or refused because it could do more than compute.
     """
     file = graph_file(checked_path(path, "model"))
@@ -75,6 +77,9 @@ def open_model(path: str | Path, device: str = "cpu", checkpoint: str | None = N
         return _of_file(path, device, checkpoint)
     if device not in ("auto", "cpu"):
         raise ConfigError(f"--device {device}: {file.name} runs on the CPU here; use a run, checkpoint or safetensors")
+    if file.suffix == ".pt2" and not trust:
+        other = "use the safetensors or ONNX export, or add --trust if you made the file"
+        raise ConfigError(f"{file} is refused: opening a .pt2 file can run code that it holds; {other}")
     opened = _of_onnx(file) if file.suffix == ".onnx" else _of_pt2(file)
     return replace(opened, source=str(file))
 
@@ -120,17 +125,29 @@ def _of_onnx(file: Path) -> Runtime:
 def _of_pt2(file: Path) -> Runtime:
     import torch
 
-    from sppcls.deploy.pt2_file import load_pt2
-
-    program, described = load_pt2(file)
+    held = {"sppcls.json": ""}
+    try:
+        program = torch.export.load(file, extra_files=held).module()
+        described = json.loads(held["sppcls.json"])
+    except Exception as error:  # damage shows first in a zip, JSON, a key, a type or a tensor
+        raise SppclsError(f"{file} is damaged or not a program of `sppcls export` ({_line(error)})") from None
     signature = read_signature(described.get("signature"), str(file))
 
     def run(images: Images) -> Floats:
-        with torch.inference_mode():
-            said: Floats = program(torch.from_numpy(signature.prepared(images))).numpy()
-            return said
+        prepared = torch.from_numpy(signature.prepared(images))
+        try:
+            with torch.inference_mode():
+                said: Floats = program(prepared).numpy()
+        except Exception as error:  # each operator raises its own
+            got = f"{list(prepared.shape)} of {prepared.dtype}"
+            raise SppclsError(f"{file} does not take images {got} ({_line(error)})") from None
+        return said
 
     return Runtime(signature, run, _fit_by_torch)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _of_file(path: str | Path, device: str, checkpoint: str | None) -> Runtime:

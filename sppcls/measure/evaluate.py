@@ -46,6 +46,7 @@ class Options:
     num_workers: int = 0
     device: str = "cpu"
     checkpoint: str | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _open(model: str, options: Options) -> Model:
         raise ConfigError(
             f"{model} is a graph, and --views multi and --recalibrate-bn need layers; give the checkpoint"
         )
-    return opened_graph(file, options.device)
+    return opened_graph(file, options.device, options.trust)
 
 
 def _headline(measured: Sequence[int], trained: Sequence[int]) -> int:

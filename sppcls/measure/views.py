@@ -169,9 +169,9 @@ class GraphNetwork(nn.Module):
         return said.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
-def opened_graph(file: Path, device: str) -> Model:
+def opened_graph(file: Path, device: str, trust: bool = False) -> Model:
     """Return an .onnx or .pt2 file as `sppcls.model_files.load` returns a checkpoint."""
-    runtime = open_model(file, device)
+    runtime = open_model(file, device, trust=trust)
     network: Any = GraphNetwork(runtime)
     return _GraphModel(network, runtime.signature, None, {}, file)
 
