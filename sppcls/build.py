@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sppcls.data.catalog import DATA_SETS, Splits, load_splits
 from sppcls.data.cut import Sizes
-from sppcls.data.planner import Planner
+from sppcls.data.plan import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError
 from sppcls.plugins import plugin

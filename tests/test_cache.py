@@ -73,7 +73,7 @@ def batches(source, schedule, fit, cache):
     train = BatchDataset(source, fit, augment=Augment(brightness=0.2, seed=1), cache=cache)
     plain = BatchDataset(source, fit, cache=cache)
     for epoch in (0, 1):
-        for batch in plan_epoch(source.sizes, schedule, epoch, seed=0, batch_size=4, fit=fit).batches:
+        for batch in plan_epoch(source.sizes, schedule, epoch, seed=0, batch_size=4, fit=fit):
             yield train[batch]["images"]
     for scale in (*schedule.choices, 40, 150) * 2:
         for batch in plan_evaluation(source.sizes, scale, batch_size=4, fit=fit):
@@ -110,7 +110,7 @@ def test_batches_of_wide_and_tall_images_are_kept_as_well(source, cache, monkeyp
         return MultiScaleDataModule(source, schedule=(48, 96), batch_size=12, cache=cache, augment=Augment(hue=0.1))
 
     plain, cached = module("none").train_dataloader(), module(cache).train_dataloader()
-    assert any(min(batch.size) > batch.scale for batch in plain.plan(0).batches)
+    assert any(min(batch.size) > batch.scale for batch in plain.plan(0))
     reads, real = [], FileSource.read
     monkeypatch.setattr(FileSource, "read", lambda self, i, short: reads.append(i) or real(self, i, short))
     for _ in range(4):

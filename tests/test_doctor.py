@@ -229,7 +229,7 @@ def test_costs_of_keep_are_those_of_its_batches(sizes: list[tuple[int, int]], sc
     assert cost.padding == pytest.approx(1 - used / total, abs=1e-9)
     assert cost.megapixels == total / 1e6
     assert cost.upscaled == pytest.approx(sum(min(size) < scale for size in sizes) / len(sizes))
-    batches = plan_epoch(array, Schedule("single", (scale,)), 0, seed=0, batch_size=batch_size).batches
+    batches = plan_epoch(array, Schedule("single", (scale,)), 0, seed=0, batch_size=batch_size)
     assert {batch.size for batch in batches} == set(shapes)
     assert cost.shapes == len(set(shapes))
     assert (cost.lost, cost.distortion) == (0.0, 1.0)

@@ -67,7 +67,7 @@ def test_every_epoch_has_the_plans_batches_and_scale(workers):
     multi = loader(workers=workers)
     for epoch in range(3):
         batches = list(multi)
-        planned = multi.plan(epoch).batches
+        planned = multi.plan(epoch)
         assert [tuple(b["images"].shape[2:]) for b in batches] == [b.size for b in planned]
         assert [tuple(b["indices"].tolist()) for b in batches] == [b.indices for b in planned]
         assert len(batches) == len(multi)
@@ -163,7 +163,7 @@ def test_workers_fill_one_cache():
     cached = loader(source, cache=PixelCache(source, own_tensors(source.sizes, (24, 32))).open(), workers=2)
     batches = list(cached)
     source.broken = range(30)
-    assert seen(cached.dataset[batch] for batch in cached.plan(0).batches) == seen(batches)
+    assert seen(cached.dataset[batch] for batch in cached.plan(0)) == seen(batches)
     assert source.reads == 0  # not in this process
 
 
@@ -195,8 +195,8 @@ def test_random_crops_move_and_centre_crops_do_not():
     source = Noise(4)
     source.sizes[:] = (40, 80)
     dataset = BatchDataset(source, fit="crop", augment=Augment(flip=0))
-    train = plan_epoch(source.sizes, Schedule("single", (32,)), 0, seed=0, batch_size=4, fit="crop").batches[0]
-    later = plan_epoch(source.sizes, Schedule("single", (32,)), 1, seed=0, batch_size=4, fit="crop").batches[0]
+    train = plan_epoch(source.sizes, Schedule("single", (32,)), 0, seed=0, batch_size=4, fit="crop")[0]
+    later = plan_epoch(source.sizes, Schedule("single", (32,)), 1, seed=0, batch_size=4, fit="crop")[0]
     by_index = [dict(zip(b.indices, dataset[b]["images"], strict=True)) for b in (train, later)]
     assert not torch.equal(by_index[0][0], by_index[1][0])
     test = plan_evaluation(source.sizes, 32, batch_size=4, fit="crop")[0]
@@ -259,7 +259,7 @@ def test_a_closed_loader_has_no_workers_and_starts_new_ones(begun):
     multi, workers = begun
     multi.close()
     assert not any(worker.is_alive() for worker in workers)
-    assert [b["indices"].tolist() for b in multi] == [list(b.indices) for b in multi.plan(1).batches]
+    assert [b["indices"].tolist() for b in multi] == [list(b.indices) for b in multi.plan(1)]
     multi.close()
 
 

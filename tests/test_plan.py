@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sppcls.data import cut as cutting
 from sppcls.data.cut import cut_images, cut_into_steps
-from sppcls.data.plan import aspect_buckets, bucket_size, padding_share, plan_cut, plan_epoch, plan_evaluation
+from sppcls.data.plan import TrainingPlan, aspect_buckets, bucket_size, padding_share, plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 
 sides = st.integers(1, 3000)
@@ -37,10 +37,10 @@ def padding(batches, sizes) -> float:
 def test_every_image_once_and_ranks_agree(sizes, batch_size, world, epoch, fit):
     schedule = Schedule("alternate", (32, 48))
     plan = plan_epoch(sizes, schedule, epoch, seed=3, batch_size=batch_size, world=world, fit=fit)
-    images = [i for batch in plan.batches for i in batch.indices]
+    images = [i for batch in plan for i in batch.indices]
     assert len(images) == len(sizes) + plan.repeats
     assert set(images) == set(range(len(sizes)))
-    shares = [plan.of_rank(rank) for rank in range(world)]
+    shares = [list(plan.of_rank(rank)) for rank in range(world)]
     assert {len(share) for share in shares} == {plan.steps}
     for step in zip(*shares, strict=True):
         assert len({batch.size for batch in step}) == 1
@@ -48,8 +48,8 @@ def test_every_image_once_and_ranks_agree(sizes, batch_size, world, epoch, fit):
     if len(sizes) >= world:
         assert plan.repeats == 0 or len(sizes) < (batch_size // 2) * world
     if len(sizes) >= batch_size * world:
-        assert min(len(b.indices) for b in plan.batches) >= batch_size // 2
-    assert max(len(b.indices) for b in plan.batches) <= batch_size
+        assert min(len(b.indices) for b in plan) >= batch_size // 2
+    assert max(len(b.indices) for b in plan) <= batch_size
 
 
 @given(image_sizes, batch_sizes, worlds)
@@ -57,8 +57,7 @@ def test_every_image_once_and_ranks_agree(sizes, batch_size, world, epoch, fit):
 def test_as_many_batches_at_every_scale_and_epoch(sizes, batch_size, world):
     schedule = Schedule("random", (16, 160), step=8)
     lengths = {
-        len(plan_epoch(sizes, schedule, epoch, seed=0, batch_size=batch_size, world=world).batches)
-        for epoch in range(6)
+        len(plan_epoch(sizes, schedule, epoch, seed=0, batch_size=batch_size, world=world)) for epoch in range(6)
     }
     assert len(lengths) == 1
 
@@ -66,10 +65,10 @@ def test_as_many_batches_at_every_scale_and_epoch(sizes, batch_size, world):
 def test_the_plan_is_pure_and_shuffles():
     sizes = photographs(300)
     one, again = (plan_epoch(sizes, Schedule("single", (64,)), 2, seed=5, batch_size=16) for _ in range(2))
-    assert one == again
+    assert list(one) == list(again)
     for other in ({"seed": 6, "epoch": 2}, {"seed": 5, "epoch": 3}):
         different = plan_epoch(sizes, Schedule("single", (64,)), other["epoch"], seed=other["seed"], batch_size=16)
-        assert {b.indices for b in different.batches}.isdisjoint({b.indices for b in one.batches})
+        assert {b.indices for b in different}.isdisjoint({b.indices for b in one})
 
 
 @given(st.lists(st.integers(-6, 6), min_size=2, max_size=14).map(sorted), st.integers(2, 5))
@@ -97,8 +96,8 @@ def test_padding_is_small_on_photographs():
     sizes = photographs(3000)
     for scale in (96, 128, 224):
         plan = plan_epoch(sizes, Schedule("single", (scale,)), 0, seed=0, batch_size=32)
-        assert padding(plan.batches, sizes) < 0.03
-        assert abs(padding(plan.batches, sizes) - plan.padding(sizes)) < 0.001
+        assert padding(plan, sizes) < 0.03
+        assert abs(padding(plan, sizes) - plan.padding(sizes)) < 0.001
         assert padding(plan_evaluation(sizes, scale, batch_size=32), sizes) < 0.02
 
 
@@ -133,14 +132,14 @@ def test_extreme_aspects_share_the_outermost_bucket():
 
 def test_crop_and_warp_take_square_tensors_in_full_batches():
     plan = plan_epoch(photographs(100), Schedule("single", (64,)), 0, seed=0, batch_size=10, fit="warp")
-    assert {b.size for b in plan.batches} == {(64, 64)}
-    assert [len(b.indices) for b in plan.batches] == [10] * 10
+    assert {b.size for b in plan} == {(64, 64)}
+    assert [len(b.indices) for b in plan] == [10] * 10
 
 
 def test_repeats_are_counted_where_ranks_outnumber_images():
     plan = plan_epoch(np.full((3, 2), 50), Schedule("single", (32,)), 0, seed=0, batch_size=4, world=5)
     assert plan.repeats == 2
-    assert [len(b.indices) for b in plan.batches] == [1] * 5
+    assert [len(b.indices) for b in plan] == [1] * 5
 
 
 def test_schedules():
@@ -217,11 +216,11 @@ def test_what_an_epoch_costs_needs_no_shuffling(sizes, batch_size, world, kind, 
         patch.setattr(cutting.Cut, "shuffle", None)
         plan = plan_epoch(sizes, schedule, 3, seed=1, batch_size=batch_size, world=world)
         facts = plan.steps, plan.images, plan.pixels, plan.shapes, plan.smallest
-        assert len(plan.batches) == len(plan.of_rank(0)) * world
-    areas = [len(b.indices) * b.size[0] * b.size[1] for b in plan.batches]
-    images, shapes = [len(b.indices) for b in plan.batches], {b.size for b in plan.batches}
+        assert len(plan) == plan.steps * world
+    areas = [len(b.indices) * b.size[0] * b.size[1] for b in plan]
+    images, shapes = [len(b.indices) for b in plan], {b.size for b in plan}
     assert facts == (len(areas) // world, sum(images), sum(areas), len(shapes), min(images))
-    assert plan.largest == plan.batches[areas.index(max(areas))]
+    assert plan.largest == plan[areas.index(max(areas))]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +236,7 @@ def test_what_an_epoch_costs_needs_no_shuffling(sizes, batch_size, world, kind, 
 def test_plans_are_those_of_earlier_versions(batch_size, world, fit, epoch, digest):
     schedule = Schedule("random", (64, 96), every="batch", seed=2)
     plan = plan_epoch(photographs(3000), schedule, epoch, seed=7, batch_size=batch_size, world=world, fit=fit)
-    said = repr([(b.indices, b.size, b.scale, b.epoch) for b in plan.batches])
+    said = repr([(b.indices, b.size, b.scale, b.epoch) for b in plan])
     assert hashlib.sha256(said.encode()).hexdigest()[:16] == digest
 
 
@@ -245,7 +244,8 @@ def test_one_cut_serves_every_epoch():
     sizes, schedule = photographs(500), Schedule("alternate", (32, 48))
     cut = cut_images(sizes, batch_size=16, world=2)
     for epoch in range(4):
-        assert plan_cut(cut, schedule, epoch, 5) == plan_epoch(sizes, schedule, epoch, seed=5, batch_size=16, world=2)
+        whole = plan_epoch(sizes, schedule, epoch, seed=5, batch_size=16, world=2)
+        assert list(TrainingPlan(cut, schedule, epoch, 5)) == list(whole)
 
 
 def test_the_bench_measures_each_case_in_a_process_of_its_own(monkeypatch):

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppcls import MultiScaleDataModule, load_model
-from sppcls.data.plan import plan_epoch, plan_rest
+from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
 from sppcls.measure.scales import evaluate_scales
@@ -232,7 +232,7 @@ def test_ranks_share_every_image_once_but_for_the_stated_repeats(sizes, world, b
     sizes = np.array(sizes)
     schedule = Schedule("alternate", (24, 32))
     plan = plan_epoch(sizes, schedule, epoch, seed=1, batch_size=batch_size, world=world, fit=fit)
-    ranks = [plan.of_rank(rank) for rank in range(world)]
+    ranks = [list(plan.of_rank(rank)) for rank in range(world)]
     assert len({len(rank) for rank in ranks}) == 1
     assert all(len({batch.size for batch in step}) == 1 for step in zip(*ranks, strict=True))
     handed = [index for rank in ranks for batch in rank for index in batch.indices]
@@ -240,39 +240,21 @@ def test_ranks_share_every_image_once_but_for_the_stated_repeats(sizes, world, b
     assert len(handed) - len(sizes) == plan.repeats
 
 
-@given(
-    SIZES, st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4)), max_size=3), st.integers(1, 3), st.integers(2, 9)
-)
-@settings(deadline=None)
-def test_an_epoch_that_several_numbers_of_ranks_share_has_every_image_once(sizes, done, world, batch_size):
-    sizes, how = np.array(sizes), {"seed": 3, "batch_size": batch_size}
-    schedule = Schedule("alternate", (24, 32))
-    seen, before = [], []
-    for ranks, steps in done:
-        plan = plan_rest(sizes, schedule, 2, before, world=ranks, **how)
-        if steps >= plan.steps:
-            break
-        seen += sorted({index for batch in plan.batches[: steps * ranks] for index in batch.indices})
-        before.append((ranks, steps))
-    rest = plan_rest(sizes, schedule, 2, before, world=world, **how)
-    left = {index for batch in rest.batches for index in batch.indices}
-    assert sorted([*seen, *left]) == list(range(len(sizes)))
-
-
-def test_a_checkpoint_counts_in_the_steps_of_as_many_ranks_as_there_are():
+@pytest.mark.parametrize("over", [False, True], ids=["in an epoch", "at its end"])
+def test_a_checkpoint_of_another_number_of_ranks_resumes_at_the_end_of_an_epoch(over):
     data = MultiScaleDataModule(ShapesSource("train", 200), schedule=(24, 32), batch_size=8)
-    two, one = data.plan(1, (), 2), data.plan(1)
-    current = {"ready": 5, "started": 5, "processed": 5, "completed": 4}
-    loader = {"epoch": 1, "position": 5, "world": 2, "done": ()}
-    loop = {"state_dict": {"combined_loader": [loader]}, "epoch_loop.batch_progress": {"current": current}}
-    checkpoint = {"loops": {"fit_loop": loop}, "lr_schedulers": [{"last_epoch": two.steps + 5}]}
-    said = replan(checkpoint, data)
-    left = data.plan(1, ((2, 5),)).steps
-    assert said == f"1 ranks after 2: {left} of {one.steps} batches of epoch 2 are left"
-    assert current == {"ready": one.steps - left, "started": one.steps - left, "processed": one.steps - left,
-                       "completed": one.steps - left - 1}  # fmt: skip
-    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 2 * one.steps - left
-    assert abs((one.steps - left) / one.steps - 5 / two.steps) < 0.15
+    steps = data.plan(1).steps
+    two = data.planner.plan(1, 2).steps
+    loader = {"epoch": 1, "position": two if over else 5, "world": 2}
+    progress = {"current": dict.fromkeys(("ready", "started", "processed", "completed"), 5), "is_last_batch": over}
+    loop = {"state_dict": {"combined_loader": [loader]}, "epoch_loop.batch_progress": progress}
+    ranks = [{"metrics": {"train_loss": 1}} for _ in range(2)]
+    checkpoint = {"loops": {"fit_loop": loop}, "lr_schedulers": [{"last_epoch": two + 5}], "ranks": ranks}
+    assert replan(checkpoint, data) == f"1 ranks after 2: epoch {2 + over} starts with its first batch"
+    assert (loader["epoch"], loader["position"]) == (1 + over, 0)
+    assert set(progress["current"].values()) == {steps if over else 0}
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == (1 + over) * steps
+    assert not any(rank["metrics"] for rank in ranks)
 
 
 def test_torchrun_is_for_one_run(train, monkeypatch, capsys):

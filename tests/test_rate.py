@@ -40,7 +40,7 @@ def test_a_rate_is_found_and_nothing_else_changes(data, name):
 
 def test_batches_to_try_are_those_of_the_first_epochs(data):
     batches = list(data.trial_batches(40))
-    first = data.plan(0).batches
+    first = data.plan(0)
     assert len(first) < 40
     assert [tuple(batch["indices"].tolist()) for batch in batches[: len(first)]] == [b.indices for b in first]
     assert {batch["scale"] for batch in batches} == {32, 24}

@@ -91,7 +91,7 @@ def trainer(tmp_path, epochs, callbacks=(), every_steps=None, **options):
 
 
 def planned(data, epochs):
-    return [(e, *b.size, len(b.indices)) for e in epochs for b in data.plan(e).batches]
+    return [(e, *b.size, len(b.indices)) for e in epochs for b in data.plan(e)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -96,7 +96,7 @@ def test_files_that_change_between_two_epochs(workers: int, cached: bool, tmp_pa
         assert set(left_out) == set(places)
     assert any(source.names[index] in failure(load(source, workers, "fail")) for index in places)
     if cache:  # what it holds is served for ever, and what changed its aspect is not in it
-        kept = ((index, cache.get(index, batch.size)) for batch in loader.plan(0).batches for index in batch.indices)
+        kept = ((index, cache.get(index, batch.size)) for batch in loader.plan(0) for index in batch.indices)
         missing = {index for index, image in kept if image is None}
         assert missing == touched - {by_name["0cmyk.jpg"]}
         for index in set(range(len(source.names))) - set(places):

@@ -54,7 +54,7 @@ def test_threads_of_pixels(shape: tuple[int, int], suffix: str, tmp_path: Path) 
     assert look(path)
     assert read_size(path) == shape
     source = FileSource([path], [0], ("a",), scan([path])[1])
-    (batch,) = plan_epoch(source.sizes, Schedule("single", (32,)), 0, seed=0, batch_size=4).batches
+    (batch,) = plan_epoch(source.sizes, Schedule("single", (32,)), 0, seed=0, batch_size=4)
     assert max(batch.size) < 4.2 * 32, "a tensor has a bounded aspect"
     for kept in (None, PixelCache(source, own_tensors(source.sizes, (32,))).open()):
         image = BatchDataset(source, pad=PAD, cache=kept)[batch]["images"][0]

@@ -12,7 +12,7 @@ import numpy as np
 
 from sppcls.bench import BenchReport, paired
 from sppcls.data.cut import Sizes, aspect_buckets, cut_images
-from sppcls.data.plan import plan_cut
+from sppcls.data.plan import TrainingPlan
 from sppcls.data.schedule import Schedule
 from sppcls.files import to_json
 from sppcls.terminal import say
@@ -34,7 +34,7 @@ def run() -> BenchReport:
         rows.append((*(f"{number:,}" for number in case), *measured))
     sizes = photographs(FEW)
     cut = cut_images(sizes, batch_size=256)
-    ratio = paired(lambda: list(plan_cut(cut, SCHEDULE, 0, 0).batches), lambda: grouped(sizes), 5)[2]
+    ratio = paired(lambda: list(TrainingPlan(cut, SCHEDULE, 0, 0)), lambda: grouped(sizes), 5)[2]
     summary = {"slowest_seconds": max(float(row[3]) + float(row[4]) for row in rows), "ratio_to_grouping": ratio}
     columns = ("images", "batch size", "ranks", "seconds to cut, once", "seconds an epoch", "peak MB")
     return BenchReport("plan: which images meet in which batch", columns, rows, summary)
@@ -68,7 +68,7 @@ def _measure(count: int, batch_size: int, world: int) -> tuple[float, float, flo
     """Return the seconds of the cut and of an epoch, and the most MB that this process has taken."""
     sizes, started = photographs(count), time.perf_counter()
     cut, cut_at = cut_images(sizes, batch_size=batch_size, world=world), time.perf_counter()
-    list(map(len, (batch.indices for batch in plan_cut(cut, SCHEDULE, 0, 0).of_rank(0))))
+    list(map(len, (batch.indices for batch in TrainingPlan(cut, SCHEDULE, 0, 0).of_rank(0))))
     return cut_at - started, time.perf_counter() - cut_at, _peak()
 
 

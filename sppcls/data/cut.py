@@ -1,9 +1,9 @@
 """How a set of images is cut into steps of neighbouring aspects: once, as it depends on neither epoch nor scale."""
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +19,24 @@ EDGE = 1.0015
 _TRY_ALL = 2**15
 
 
-def aspect_buckets(sizes: Sizes, max_aspect: float) -> npt.NDArray[np.int64]:
+def aspect_buckets(sizes: Sizes, max_aspect: float, fit: Fit = "keep") -> Sizes:
     """Return the bucket of each image: 0 is square, positive wide, negative tall; the scale plays no part.
 
     Args:
         sizes: [N, 2] (H, W).
         max_aspect: Aspects beyond it share the outermost bucket.
+        fit: With ``crop`` and ``warp``, whose tensors are square, every bucket is 0.
 
     >>> aspect_buckets(np.array([[64, 64], [200, 300], [300, 200], [1, 9999]]), 4.0).tolist()
     [0, 14, -14, 48]
     """
+    if fit != "keep":
+        return np.zeros(len(sizes), np.int64)
     log = np.log2(sizes[:, 1] / sizes[:, 0])
     wide = np.ceil(BUCKETS_PER_OCTAVE * (np.abs(log) - np.log2(EDGE)) - 1e-9)
     outermost = np.ceil(BUCKETS_PER_OCTAVE * np.log2(max_aspect))
     wide = np.where(log == 0, 0, np.clip(wide, 1, outermost))
-    signed: npt.NDArray[np.int64] = (np.sign(log) * wide).astype(np.int64)
+    signed: Sizes = (np.sign(log) * wide).astype(np.int64)
     return signed
 
 
@@ -51,6 +54,11 @@ def bucket_size(lowest: int, highest: int, scale: int) -> tuple[int, int]:
     return long_side(-lowest), long_side(highest)
 
 
+def _edges(buckets: Sizes) -> Sizes:
+    """Return where in ascending ``buckets`` one ends and the next begins, both ends of the whole included."""
+    return np.concatenate([[0], np.flatnonzero(np.diff(buckets)) + 1, [len(buckets)]])
+
+
 def _positions(buckets: Sizes, half: int, full: int) -> Sizes:
     """Return where ascending ``buckets`` may be cut, both ends included: anywhere, or in a large set at some places.
 
@@ -61,9 +69,9 @@ def _positions(buckets: Sizes, half: int, full: int) -> Sizes:
     count = len(buckets)
     if count <= _TRY_ALL:
         return np.arange(count + 1)
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(buckets)) + 1, [count]])[:, None]
     halves, fulls = (part * np.arange(-(count // part), count // part + 1) for part in (half, full))
     mixed = np.arange(-4, 5)[:, None] * half + fulls
+    edges = _edges(buckets)[:, None]
     places = np.unique(np.concatenate([(edges + step.ravel()).ravel() for step in (halves, mixed)]))
     return places[(places >= 0) & (places <= count)]
 
@@ -102,7 +110,7 @@ def cut_into_steps(buckets: Sizes, batch_size: int, world: int = 1) -> list[Size
     full, half = batch_size * world, max(batch_size // 2, 1) * world
     steps: list[Sizes] = []
     rest: list[Sizes] = []
-    for members in np.split(np.arange(len(buckets)), np.flatnonzero(np.diff(buckets)) + 1):
+    for members in np.split(np.arange(len(buckets)), _edges(buckets)[1:-1]):
         pure = max(len(members) // full - 3, 0) * full
         steps += np.split(members[:pure], pure // full) if pure else []
         rest.append(members[pure:])
@@ -122,7 +130,6 @@ class Cut:
         counts: [S] images of each step.
         lowest, highest: [S] the least and the greatest bucket of each step.
         world: Number of ranks, which share a step.
-        chosen: [N] where the images are only some of a source's: which.
     """
 
     members: Sizes
@@ -132,7 +139,6 @@ class Cut:
     lowest: Sizes
     highest: Sizes
     world: int
-    chosen: Sizes | None = None
 
     @property
     def dealt(self) -> Sizes:
@@ -156,33 +162,15 @@ class Cut:
         steps = np.split(images[self.picks], np.cumsum(self.counts)[:-1])
         dealt = self.dealt.tolist()
         drawn = [rng.permutation(np.resize(steps[step], dealt[step])) for step in rng.permutation(len(steps))]
-        images = np.concatenate(drawn)
-        return images if self.chosen is None else self.chosen[images]
+        return np.concatenate(drawn)
 
 
 def cut_images(sizes: Sizes, *, batch_size: int, world: int = 1, fit: Fit = "keep", max_aspect: float = 4.0) -> Cut:
     """Cut the images of ``sizes`` [N, 2] (H, W) into steps, every image into one (`cut_into_steps`)."""
-    buckets = aspect_buckets(sizes, max_aspect) if fit == "keep" else np.zeros(len(sizes), np.int64)
+    buckets = aspect_buckets(sizes, max_aspect, fit)
     members = np.argsort(buckets.astype(np.int16), kind="stable")  # whose sort of small integers is by digits
     buckets = buckets[members]
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(buckets)) + 1, [len(buckets)]])
     steps = cut_into_steps(buckets, batch_size, world)
     lowest, highest = (buckets[[step[end] for step in steps]] for end in (0, -1))
     counts = np.array([len(step) for step in steps])
-    return Cut(members, edges, np.concatenate(steps), counts, lowest, highest, world)
-
-
-def cut_rest(
-    sizes: Sizes, done: tuple[tuple[int, int], ...], *, seed: int, epoch: int, world: int = 1, **how: Any
-) -> Cut:
-    """Cut the images of an epoch that each (world, steps) of ``done`` has left; ``how`` is as in `cut_images`."""
-    left = np.ones(len(sizes), np.bool_)
-    for before, steps in done:
-        cut = _cut_of(left, sizes, world=before, **how)
-        had = int(cut.dealt[cut.order(seed, epoch)[:steps]].sum())
-        left[cut.shuffle(seed, epoch)[:had]] = False
-    return _cut_of(left, sizes, world=world, **how)
-
-
-def _cut_of(left: npt.NDArray[np.bool_], sizes: Sizes, **how: Any) -> Cut:
-    return replace(cut_images(sizes[left], **how), chosen=np.flatnonzero(left))
+    return Cut(members, _edges(buckets), np.concatenate(steps), counts, lowest, highest, world)

@@ -1,7 +1,7 @@
 """Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
 
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ images: [B, 3, H, W] uint8 RGB with channels-last strides, padded on the right o
 targets: [B] int64, positions in the source's ``classes``; -1 where an image could not be read.
 indices: [B] int64, the images' places in the source.
 scale: The length in pixels that the schedule set for the images' shorter sides.
-weight: Of each of the images in the loss, a float (`EpochPlan.weights_of`); `batches_of` gives none.
+weight: Of each of the images in the loss of a training step, a float (`sppcls.data.plan.TrainingPlan`).
 """
 IGNORED = -1
 
@@ -33,7 +33,7 @@ IGNORED = -1
 class BatchDataset(Dataset[ImageBatch]):
     """Turns a ``Batch`` of the plan into tensors; the batch carries all that changes from epoch to epoch.
 
-    Returns an ``ImageBatch``, with ``broken``, (index, reason) of the unreadable images, in place of ``weight``.
+    Returns an ``ImageBatch`` with ``broken``, (index, reason) of the unreadable images.
     """
 
     source: Source
@@ -58,8 +58,8 @@ class BatchDataset(Dataset[ImageBatch]):
                 images[place] = torch.tensor(self.pad, dtype=torch.uint8)[:, None, None]
                 targets[place] = IGNORED
                 broken.append((index, str(error)))
-        indices = torch.tensor(batch.indices)
-        return {"images": images, "targets": targets, "indices": indices, "scale": batch.scale, "broken": broken}
+        found = {"images": images, "targets": targets, "indices": torch.tensor(batch.indices), "broken": broken}
+        return found | {"scale": batch.scale, "weight": batch.weight}
 
     def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
         image, native = self._read(index, batch.size)
@@ -68,8 +68,8 @@ class BatchDataset(Dataset[ImageBatch]):
         fit_image(image, batch.size, self.fit, self.pad, offset=offset, native=native, out=out)
         if self.augment and draw:
             h, w = fitted_size(*native, batch.size) if self.fit == "keep" else batch.size
-            shown = out[:, :h, :w]
-            shown.copy_(self.augment(shown, draw))
+            content = out[:, :h, :w]
+            content.copy_(self.augment(content, draw))
 
     def _read(self, index: int, size: Size) -> tuple[torch.Tensor, Size]:
         """Return an image for a tensor of ``size``, which may be reduced, and the size that its aspect follows from."""
@@ -80,45 +80,47 @@ class BatchDataset(Dataset[ImageBatch]):
         image = self.source.read(index, min(size))
         got = int(image.shape[1]), int(image.shape[2])
         if not same_aspect(got, (height, width)):
-            return image, got  # the file is not the one of the scan: it has no place in the cache, but its own aspect
+            return image, got  # the file has changed since the scan: it has no place in the cache, but its own aspect
         if self.cache:
             self.cache.put(index, image, min(size))
             kept = self.cache.get(index, size)
         return image if kept is None else kept, (height, width)
 
 
-class _Share:
-    """The batches to hand out, as a sampler: read anew whenever an epoch starts, one by one."""
-
-    batches: Sequence[Batch] = ()
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
-
-
 Batches = Generator[ImageBatch, None, None]
 
 
-def batches_of(dataset: BatchDataset, batches: Sequence[Batch], num_workers: int = 0) -> Batches:
+def batches_of(dataset: BatchDataset, batches: Iterable[Batch], num_workers: int = 0) -> Batches:
     """Yield planned batches as tensors; the workers end with the generator, also where it is closed early."""
-    # A generator of its own: starting to iterate draws a number, which measuring must not take from the training.
-    options: dict[str, Any] = {"batch_size": None, "generator": torch.Generator()}
-    loader = DataLoader(dataset, sampler=list(batches), **options, **worker_options(num_workers))
-    running = started(loader)
+    running = started(_data_loader(dataset, list(batches), num_workers))
     try:
         yield from running
     finally:
         end_workers(running)
 
 
+def _data_loader(dataset: BatchDataset, sampler: Iterable[Batch], num_workers: int, **how: bool) -> "DataLoader[Any]":
+    # A generator of its own: starting to iterate draws a number, which must not be taken from the network's training.
+    options = worker_options(num_workers) | how
+    return DataLoader(dataset, batch_size=None, sampler=sampler, generator=torch.Generator(), **options)
+
+
+class _Share:
+    """The batches to hand out, as a sampler that is read anew whenever an epoch starts."""
+
+    batches: Iterator[Batch] = iter(())
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches
+
+
 class PlannedLoader:
     """Iterates over a rank's batches of an epoch; each new iteration is the next epoch, at that epoch's scale.
 
-    ``plan`` gives every epoch as many batches, and the rest of an epoch that other numbers of ranks have begun. Workers
-    persist: all that changes travels inside the batch that they are handed. ``state_dict`` counts batches handed out,
-    not batches prefetched, so a loader that loads it goes on with the very next batch. ``weight`` of a batch is that of
-    each of its images in the loss (`EpochPlan.weights_of`). At an unreadable image ``on_error="fail"`` raises
-    ``DataError``; ``skip`` goes on, the image's target is -1 and ``skipped`` names it.
+    ``plan`` gives every epoch as many batches. Workers persist: all that changes travels inside the batch that they
+    are handed. ``state_dict`` counts batches handed out, not batches prefetched, so a loader that loads it resumes with
+    the very next batch. At an unreadable image ``on_error="fail"`` raises ``DataError``; ``skip`` continues, the
+    image's target is -1 and ``skipped`` names it.
     """
 
     batch_sampler = None  # Lightning asks, having found `sampler`
@@ -126,7 +128,7 @@ class PlannedLoader:
     def __init__(
         self,
         dataset: BatchDataset,
-        plan: Callable[..., EpochPlan],
+        plan: Callable[[int], EpochPlan],
         *,
         rank: int = 0,
         num_workers: int = 0,
@@ -134,27 +136,15 @@ class PlannedLoader:
         on_error: str = "fail",
         skipped: dict[str, str] | None = None,
     ) -> None:
-        self.dataset = dataset
-        self.plan = plan
-        self.rank = rank
-        self.epoch = 0
-        self.position = 0
-        self.done: tuple[tuple[int, int], ...] = ()
+        self.dataset, self.plan, self.rank = dataset, plan, rank
+        self.epoch, self.position = 0, 0
         self.skipped = {} if skipped is None else skipped
-        self._on_error = on_error
+        self._on_error, self._resumed, self._share = on_error, False, _Share()
         first = plan(0)
-        self.world, self._length = first.world, len(first.of_rank(rank))
-        self._share = _Share()
-        self._resumed = False
-        self._workers = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=self._share,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-            **worker_options(num_workers),
-            # Its own generator: the default one is the network's (dropout), and a resumed run must find it unmoved.
-            generator=torch.Generator(),
+        self.world, self._length = first.world, len(range(rank, len(first), first.world))
+        persistent = num_workers > 0
+        self._workers = _data_loader(
+            dataset, self._share, num_workers, pin_memory=pin_memory, persistent_workers=persistent
         )
         # In a cycle of garbage the workers' queues would go first, and each worker be waited for in vain, for 5 s.
         weakref.finalize(self, close_workers, self._workers).atexit = False
@@ -171,7 +161,7 @@ class PlannedLoader:
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one to iterate; the epoch under way stays where it is."""
         if epoch != self.epoch:
-            self.epoch, self.position, self.done = epoch, 0, ()
+            self.epoch, self.position = epoch, 0
 
     def __len__(self) -> int:
         return self._length
@@ -179,13 +169,10 @@ class PlannedLoader:
     def __iter__(self) -> Iterator[ImageBatch]:
         # A generator's body runs at the first batch, so an epoch set after iter() still counts.
         if self.position and not self._resumed:
-            self.epoch, self.position, self.done = self.epoch + 1, 0, ()
+            self.epoch, self.position = self.epoch + 1, 0
         self._resumed = False
-        plan = self.plan(self.epoch, self.done) if self.done else self.plan(self.epoch)
-        self._share.batches = plan.of_rank(self.rank)[self.position :]
-        weights = plan.weights_of(self.rank)[self.position :]
-        for batch, weight in zip(started(self._workers), weights, strict=True):
-            batch["weight"] = weight
+        self._share.batches = self.plan(self.epoch).of_rank(self.rank, self.position)
+        for batch in started(self._workers):
             self.position += 1
             for index, reason in batch.pop("broken"):
                 if self._on_error == "fail":
@@ -193,17 +180,13 @@ class PlannedLoader:
                 self.skipped[str(self.dataset.source.names[index])] = reason
             yield batch
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, how many of its batches were handed out to how many ranks, and what others did before."""
-        return {"epoch": self.epoch, "position": self.position, "world": self.world, "done": self.done}
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch, and how many of its batches were handed out to each of how many ranks."""
+        return {"epoch": self.epoch, "position": self.position, "world": self.world}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that ``state`` has counted, also where the number of ranks is another now."""
-        self.epoch, self.position, self.done = state["epoch"], state["position"], tuple(state.get("done", ()))
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Resume after the batches that ``state`` has counted."""
+        self.epoch, self.position = state["epoch"], state["position"]
         self._resumed = True
-        world = state.get("world", self.world)
-        began = self.plan(self.epoch, self.done, world) if self.done or world != self.world else self.plan(self.epoch)
-        if self.position >= began.steps:
-            self.epoch, self.position, self.done = self.epoch + 1, 0, ()
-        elif world != self.world:
-            self.done, self.position = (*self.done, (world, self.position)), 0
+        if self.position >= self._length:
+            self.epoch, self.position = self.epoch + 1, 0

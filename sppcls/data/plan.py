@@ -1,18 +1,17 @@
 """The epoch plan: which images meet in which batch, and at which (H, W).
 
 Everything here is a pure function of (seed, epoch, image sizes, schedule, batch size, world size), so that every
-rank and every worker agrees without a word, and an epoch can be taken up again anywhere.
+rank and every worker agrees without communication, and an epoch can be resumed at any batch.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from sppcls.data.cut import Cut, Fit, Sizes, aspect_buckets, bucket_size, cut_images, cut_rest
+from sppcls.data.cut import Cut, Fit, Sizes, aspect_buckets, bucket_size, cut_images
 from sppcls.data.geometry import images_at
 from sppcls.data.schedule import Schedule
 
@@ -26,185 +25,170 @@ class Batch:
         size: (H, W) of the tensor; both are above the scale where wide and tall images meet.
         scale: The scale that the schedule asked for.
         epoch: Epoch that augmentation draws from; -1 means no augmentation.
+        weight: Of each of the images in the loss.
     """
 
     indices: tuple[int, ...]
     size: tuple[int, int]
     scale: int
     epoch: int = -1
+    weight: float = 1.0
 
 
-@dataclass(frozen=True)
 class EpochPlan:
-    """The batches of one epoch, the same on every rank; step t of rank r is batch ``t * world + r``.
+    """The batches of one epoch, the same on every rank; batch ``t * world + r`` is step t of rank r."""
 
-    Attributes:
-        batches: All batches, those of one step side by side and of one size.
-        world: Number of ranks.
-        repeats: Images handed out twice because a step had fewer images than ranks.
+    def __init__(self, batches: Sequence[Batch], world: int) -> None:
+        self._batches, self.world = batches, world
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._batches[number]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[number] for number in range(len(self)))
+
+    def of_rank(self, rank: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one rank, a batch a step, from step ``first`` on."""
+        return (self[number] for number in range(first * self.world + rank, len(self), self.world))
+
+
+class TrainingPlan(EpochPlan):
+    """The plan of a training epoch: every image once, batches of one (H, W), as many batches at every scale.
+
+    What it costs follows from the cut. Images are shuffled, within their aspect bucket, when the first batch is asked
+    for, and each batch is made when it is asked for: those of millions of images would fill the memory.
+
+    Every image has the same weight in the loss of the epoch, whatever its batch: the loss of a step is the weighted sum
+    over its images, averaged over ranks. An image that is handed out several times shares its weight among them.
     """
 
-    batches: Sequence[Batch]
-    world: int
-    repeats: int
+    def __init__(self, cut: Cut, schedule: Schedule, epoch: int, seed: int) -> None:
+        self.world, self._cut, self._seed, self._epoch = cut.world, cut, seed, epoch
+        self._order = cut.order(seed, epoch)
+        scales = schedule.scales_of(epoch, len(self._order))
+        buckets = cut.lowest[self._order].tolist(), cut.highest[self._order].tolist()
+        sizes = np.array(list(map(bucket_size, *buckets, scales)))
+        # [S, 4] images of each step, its H and W, its scale.
+        self._steps = np.column_stack([cut.dealt[self._order], sizes, scales])
+        self._starts = np.cumsum(self._steps[:, 0]) - self._steps[:, 0]
+
+    def __len__(self) -> int:
+        return len(self._steps) * self.world
 
     @property
     def steps(self) -> int:
         """Steps that each rank takes."""
-        return len(self.batches) // self.world
+        return len(self._steps)
 
-    def of_rank(self, rank: int) -> Sequence[Batch]:
-        """Return the batches of one rank, a batch a step."""
-        return self.batches[rank :: self.world]
+    def __getitem__(self, number: int) -> Batch:
+        """Return a batch: a step's images are dealt to the ranks, the first ones may have one more."""
+        step, rank = divmod(range(len(self))[number], self.world)
+        count, height, width, scale = self._steps[step].tolist()
+        each, more = divmod(count, self.world)
+        start = int(self._starts[step])
+        first = start + rank * each + min(rank, more)
+        indices = self._images[first : first + each + (rank < more)].tolist()
+        weight = self._weight
+        if self.repeats and each == 1:
+            weight /= int((self._images[start : start + count] == indices[0]).sum())
+        return Batch(tuple(indices), (height, width), scale, self._epoch, weight)
+
+    @cached_property
+    def _images(self) -> Sizes:
+        return self._cut.shuffle(self._seed, self._epoch)
 
     @property
+    def _weight(self) -> float:
+        return len(self) / (self.images - self.repeats)
+
+    @cached_property
+    def repeats(self) -> int:
+        """Images handed out twice because a step had fewer images than ranks."""
+        return self.images - int(self._cut.counts.sum())
+
+    @cached_property
     def images(self) -> int:
         """Images of all batches, repeats included."""
-        return sum(len(batch.indices) for batch in self.batches)
-
-    def weights_of(self, rank: int) -> tuple[float, ...]:
-        """Return the weight of an image in the loss of each of a rank's steps: one over the epoch's mean batch size.
-
-        The loss of a step is the weighted sum over its images, averaged over ranks. Then every image has the same
-        weight in the epoch, whatever its batch; one that is handed out several times has it once.
-        """
-        weight = len(self.batches) / max(self.images - self.repeats, 1)
-        # Images are repeated in a step of fewer images than ranks alone, where every batch is a single image.
-        copies = Counter(batch.indices for batch in self.batches) if self.repeats else {}
-        return tuple(weight / copies.get(batch.indices, 1) for batch in self.of_rank(rank))
-
-
-@dataclass(frozen=True, eq=False)
-class _Epoch:
-    """The steps of an epoch, and, once a batch is asked for, the images of each."""
-
-    cut: Cut
-    schedule: Schedule
-    seed: int
-    epoch: int
-
-    @cached_property
-    def steps(self) -> Sizes:
-        """[S, 4] images of each step, its H and W, its scale."""
-        order = self.cut.order(self.seed, self.epoch)
-        lowest, highest = self.cut.lowest[order].tolist(), self.cut.highest[order].tolist()
-        scales = self.schedule.scales_of(self.epoch, len(order))
-        sizes = np.array(list(map(bucket_size, lowest, highest, scales)))
-        return np.column_stack([self.cut.dealt[order], sizes, scales])
-
-    @cached_property
-    def images(self) -> Sizes:
-        return self.cut.shuffle(self.seed, self.epoch)
-
-    @cached_property
-    def starts(self) -> Sizes:
-        return np.cumsum(self.steps[:, 0]) - self.steps[:, 0]
-
-    def batch(self, number: int) -> Batch:
-        """Return batch ``number``: the steps' images are dealt to the ranks, the first ones may have one more."""
-        step, rank = divmod(number, self.cut.world)
-        count, height, width, scale = self.steps[step].tolist()
-        each, more = divmod(count, self.cut.world)
-        start = int(self.starts[step]) + rank * each + min(rank, more)
-        indices = self.images[start : start + each + (rank < more)].tolist()
-        return Batch(tuple(indices), (height, width), scale, self.epoch)
-
-
-class _Batches(Sequence[Batch]):
-    """Some batches of an epoch, each made when it is asked for: those of millions of images would fill the memory."""
-
-    def __init__(self, epoch: _Epoch, numbers: range) -> None:
-        self._epoch, self._numbers = epoch, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, at: int) -> Batch: ...
-    @overload
-    def __getitem__(self, at: slice) -> "_Batches": ...
-    def __getitem__(self, at: int | slice) -> "Batch | _Batches":
-        if isinstance(at, slice):
-            return _Batches(self._epoch, self._numbers[at])
-        return self._epoch.batch(self._numbers[at])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
-
-
-@dataclass(frozen=True)
-class TrainingPlan(EpochPlan):
-    """The plan of a training epoch: what it costs follows from the cut, images are shuffled for the first batch."""
-
-    drawn: _Epoch = field(compare=False, repr=False)
-
-    @property
-    def images(self) -> int:
-        """Images of all batches, repeats included."""
-        return int(self.drawn.steps[:, 0].sum())
+        return int(self._steps[:, 0].sum())
 
     @property
     def pixels(self) -> int:
         """Pixels of all batches, padding and repeats included: what the epoch costs."""
-        return int(self.drawn.steps[:, :3].prod(axis=1).sum())
+        return int(self._steps[:, :3].prod(axis=1).sum())
 
     @property
     def tensors(self) -> Sizes:
         """[T, 3] the different H and W that there are, at which scale."""
-        different: Sizes = np.unique(self.drawn.steps[:, 1:], axis=0)
+        different: Sizes = np.unique(self._steps[:, 1:], axis=0)
         return different
 
     @property
     def shapes(self) -> int:
         """How many different (H, W) there are."""
-        return len(np.unique(self.tensors[:, :2], axis=0))
+        return len(np.unique(self._steps[:, 1:3], axis=0))
 
     @property
     def smallest(self) -> int:
         """Images of the smallest batch."""
-        return int(self.drawn.steps[:, 0].min()) // self.world
-
-    def padding(self, sizes: Sizes) -> float:
-        """Return the share of padding in the pixels, of images of ``sizes`` not shuffled within their bucket."""
-        cut = self.drawn.cut
-        tensors = np.empty((len(cut.counts), 2), np.int64)
-        tensors[cut.order(self.drawn.seed, self.drawn.epoch)] = self.drawn.steps[:, 1:3]
-        return padding_share(np.repeat(tensors, cut.counts, axis=0), sizes[cut.members[cut.picks]])
+        return int(self._steps[:, 0].min()) // self.world
 
     @property
     def largest(self) -> Batch:
         """The first batch of those with the most pixels."""
-        counts, heights, widths, _ = self.drawn.steps.T
-        return self.batches[int((-(-counts // self.world) * heights * widths).argmax()) * self.world]
+        counts, heights, widths, _ = self._steps.T
+        return self[int((-(-counts // self.world) * heights * widths).argmax()) * self.world]
+
+    def padding(self, sizes: Sizes) -> float:
+        """Return the share of padding in the pixels, of images of ``sizes`` not shuffled within their bucket."""
+        tensors = np.empty((len(self._steps), 2), np.int64)
+        tensors[self._order] = self._steps[:, 1:3]
+        return padding_share(np.repeat(tensors, self._cut.counts, axis=0), sizes[self._cut.members[self._cut.picks]])
 
 
-def plan_cut(cut: Cut, schedule: Schedule, epoch: int, seed: int) -> TrainingPlan:
-    """Plan an epoch of images that are cut into steps already (see `plan_epoch`)."""
-    drawn = _Epoch(cut, schedule, seed, epoch)
-    repeats = int((cut.dealt - cut.counts).sum())
-    return TrainingPlan(_Batches(drawn, range(len(cut.counts) * cut.world)), cut.world, repeats, drawn)
+@dataclass(eq=False)
+class Planner:
+    """Plans the epochs of a run; the cut, which depends on neither epoch nor scale, is made once.
+
+    Attributes:
+        sizes: [N, 2] sizes of the training images, (H, W).
+    """
+
+    sizes: Sizes
+    schedule: Schedule
+    batch_size: int
+    fit: Fit = "keep"
+    max_aspect: float = 4.0
+    seed: int = 0
+    _cuts: dict[int, Cut] = field(default_factory=dict, init=False, repr=False)
+
+    def plan(self, epoch: int, world: int = 1) -> TrainingPlan:
+        """Return the plan of an epoch for so many ranks."""
+        return TrainingPlan(self._cut(world), self.schedule, epoch, self.seed)
+
+    def at_largest(self, world: int = 1) -> TrainingPlan:
+        """Return an epoch at the largest scale, whose largest batch is the largest of all."""
+        return TrainingPlan(self._cut(world), Schedule("single", (self.schedule.choices[-1],)), 0, self.seed)
+
+    def _cut(self, world: int) -> Cut:
+        if world not in self._cuts:
+            self._cuts[world] = cut_images(
+                self.sizes, batch_size=self.batch_size, world=world, fit=self.fit, max_aspect=self.max_aspect
+            )
+        return self._cuts[world]
 
 
 def plan_epoch(
     sizes: Sizes, schedule: Schedule, epoch: int, *, seed: int, batch_size: int, world: int = 1, **how: Any
 ) -> TrainingPlan:
-    """Plan one training epoch: every image once, batches of one (H, W), as many batches at every scale.
+    """Plan one training epoch of images of ``sizes`` [N, 2] (H, W); ``how`` is as in `cut_images`.
 
-    Images are shuffled within their aspect bucket, and the buckets are cut into steps; a step that spans
-    neighbouring buckets takes the larger tensor. So no batch is under ``batch_size // 2`` images (unless the
-    whole set is) and no remainder is dropped. ``how`` is as in `cut_images`.
+    A step that spans neighbouring aspect buckets takes the larger tensor. So no batch is under ``batch_size // 2``
+    images (unless the whole set is) and no remainder is dropped.
     """
-    return plan_cut(cut_images(sizes, batch_size=batch_size, world=world, **how), schedule, epoch, seed)
-
-
-def plan_rest(
-    sizes: Sizes, schedule: Schedule, epoch: int, done: Sequence[tuple[int, int]], *, seed: int, **how: Any
-) -> TrainingPlan:
-    """Plan what is left of an epoch after each (world, steps) of ``done``, the numbers of ranks that were at it before.
-
-    Every image that no step has had yet comes once. ``how`` is as in `plan_epoch`.
-    """
-    return plan_cut(cut_rest(sizes, tuple(done), seed=seed, epoch=epoch, **how), schedule, epoch, seed)
+    return TrainingPlan(cut_images(sizes, batch_size=batch_size, world=world, **how), schedule, epoch, seed)
 
 
 def plan_evaluation(
@@ -221,11 +205,11 @@ def plan_evaluation(
     A batch has at most ``batch_size`` images and `PIXELS` pixels, and one image at least; plans of several scales
     have the same images in each batch where all are given the ``largest`` of them.
     """
-    buckets = aspect_buckets(sizes, max_aspect) if fit == "keep" else np.zeros(len(sizes), np.int64)
+    buckets = aspect_buckets(sizes, max_aspect, fit)
     batches: list[Batch] = []
-    for bucket in np.unique(buckets):
+    for bucket in np.unique(buckets).tolist():
         members = np.flatnonzero(buckets == bucket).tolist()
-        size, widest = (bucket_size(int(bucket), int(bucket), side) for side in (scale, largest or scale))
+        size, widest = (bucket_size(bucket, bucket, side) for side in (scale, largest or scale))
         count = images_at(widest, batch_size)
         batches += [Batch(tuple(members[i : i + count]), size, scale) for i in range(0, len(members), count)]
     return tuple(batches)

@@ -34,14 +34,14 @@ def serve_workers() -> None:
     if _OF_THE_LEADER and not _served:
         _served = True
         multiprocessing.set_forkserver_preload([f"{__package__}.loader"])
-        threads = os.environ.get("OPENBLAS_NUM_THREADS")
+        before = os.environ.copy()
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         with _leaders_signals_blocked():
             resource_tracker.ensure_running()  # which lets SIGINT and SIGTERM through again
         with _leaders_signals_blocked():
             forkserver.ensure_running()
-        del os.environ["OPENBLAS_NUM_THREADS"]
-        os.environ |= {"OPENBLAS_NUM_THREADS": threads} if threads else {}
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def worker_options(count: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sppcls.data.cut import Fit, Sizes, cut_images
 from sppcls.data.decode import decode_array, quiet, shown
 from sppcls.data.files import scan
 from sppcls.data.folders import Groups, class_folders, image_files, part_folders, table_parts
-from sppcls.data.plan import plan_cut
+from sppcls.data.plan import TrainingPlan
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError, counted
 from sppcls.terminal import track
@@ -78,7 +78,7 @@ def scale_costs(
     distortion = float(np.exp(np.log(long / short).mean())) if fit == "warp" else 1.0
     costs, cut = [], cut_images(sizes, batch_size=batch_size, fit=fit, max_aspect=max_aspect)
     for scale in scales:
-        plan = plan_cut(cut, Schedule("single", (scale,)), 0, 0)
+        plan = TrainingPlan(cut, Schedule("single", (scale,)), 0, 0)
         padding = plan.padding(sizes) if fit == "keep" else 0.0
         upscaled = float((short < scale).mean())
         costs.append(ScaleCost(scale, padding, plan.pixels / 1e6, upscaled, lost, distortion, plan.shapes))

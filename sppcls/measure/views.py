@@ -141,7 +141,7 @@ def recalibrate_bn(
         norm.train()
     options: dict[str, Any] = {"batch_size": evaluation.batch_size, "max_aspect": evaluation.max_aspect}
     plan = plan_epoch(source.sizes, Schedule("single", (scale,)), 0, seed=0, fit=evaluation.fit, **options)
-    drawn = [Batch(b.indices, b.size, b.scale) for b in plan.batches[: -(-images // evaluation.batch_size)]]
+    drawn = [Batch(b.indices, b.size, b.scale) for b in itertools.islice(plan, -(-images // evaluation.batch_size))]
     batches = batches_of(evaluation.dataset(network), drawn, evaluation.num_workers)
     with closing(batches), torch.inference_mode():
         for batch in batches:

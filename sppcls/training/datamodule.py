@@ -17,8 +17,7 @@ from sppcls.data.cut import Fit
 from sppcls.data.datasets import from_datasets
 from sppcls.data.images import Augment
 from sppcls.data.loader import BatchDataset, Batches, PlannedLoader, batches_of
-from sppcls.data.plan import Batch, EpochPlan, TrainingPlan, plan_evaluation
-from sppcls.data.planner import Planner
+from sppcls.data.plan import Batch, EpochPlan, Planner, TrainingPlan, plan_evaluation
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Identity, Source
 from sppcls.errors import ConfigError, DataError
@@ -104,12 +103,11 @@ class MultiScaleDataModule(pl.LightningDataModule):
     @cached_property
     def planner(self) -> Planner:
         """What plans the epochs."""
-        how = {"batch_size": self.batch_size, "max_aspect": self.max_aspect, "seed": self.seed}
-        return Planner(self.train.sizes, self.schedule, fit=self.fit, **how)  # type: ignore[arg-type]
+        return Planner(self.train.sizes, self.schedule, self.batch_size, self.fit, self.max_aspect, self.seed)
 
-    def plan(self, epoch: int, done: Sequence[tuple[int, int]] = (), world: int | None = None) -> TrainingPlan:
-        """Return the plan of a training epoch, or of its rest (`plan_rest`), as every rank and worker sees it."""
-        return self.planner.plan(epoch, done, world or self._world())
+    def plan(self, epoch: int) -> TrainingPlan:
+        """Return the plan of a training epoch, as every rank and worker sees it."""
+        return self.planner.plan(epoch, self._world())
 
     def train_dataloader(self) -> PlannedLoader:
         """Return the training batches of this rank."""
@@ -126,7 +124,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def trial_batches(self, count: int) -> Batches:
         """Yield ``count`` training batches, of as many epochs as have them, apart from those of the training."""
-        plans = itertools.chain.from_iterable(self.plan(epoch).batches for epoch in itertools.count())
+        plans = itertools.chain.from_iterable(self.plan(epoch) for epoch in itertools.count())
         dataset = BatchDataset(self.train, self.fit, self.pad, self.augment, self.caches.get("train"))
         return batches_of(dataset, list(itertools.islice(plans, count)), self._loader_options["num_workers"])
 
@@ -204,4 +202,4 @@ def _every_epoch(batches: tuple[Batch, ...], world: int, *epoch: object) -> Epoc
     del epoch
     # A rank without a batch would leave the others waiting. One that repeats another's answers changes nothing.
     shared = (batches * world)[:world] if len(batches) < world else batches
-    return EpochPlan(shared, world, 0)
+    return EpochPlan(shared, world)

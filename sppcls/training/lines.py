@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sppcls.data.planner import Planner
+from sppcls.data.plan import Planner
 from sppcls.data.source import Source
 from sppcls.report.page import scale_cells
 from sppcls.spec import Spec
@@ -26,17 +26,17 @@ class Parts(Protocol):
 
 def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
     """Return the scale schedule as a table, a row for each stretch of epochs of one scale (24 rows at most)."""
-    first_plan = planner.plan(0, world=world)
+    first_plan = planner.plan(0, world)
     title = f"{spec.schedule.kind} schedule, data.fit={spec.data.fit}, {len(planner.sizes)} training images"
     if first_plan.world > 1:
         title += f", {first_plan.world} ranks, {first_plan.repeats} images twice an epoch"
     heads, rows = ["epochs", "scale", "batches", "smallest batch", "shapes", "padding", "megapixels"], []
     for first, last, scales in _stretches(spec, planner, first_plan.steps)[:24]:
-        plan = planner.plan(first, world=world)
+        plan = planner.plan(first, world)
         epochs = f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
         padding = f"{plan.padding(planner.sizes):.1%}" if spec.data.fit == "keep" else "-"
         million = plan.pixels / 1e6
-        cells = [len(plan.batches), plan.smallest, plan.shapes]
+        cells = [len(plan), plan.smallest, plan.shapes]
         rows.append([epochs, scales, *map(str, cells), padding, f"{million:.2g}" if million < 10 else f"{million:.0f}"])
     return table(title, heads, rows)
 
