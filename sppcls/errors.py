@@ -18,9 +18,13 @@ class ConfigError(SppclsError):
 
 
 class DataError(SppclsError):
-    """Missing, empty or broken data (exit status 3)."""
+    """Missing, empty or broken data (exit status 3); ``reason`` says why without the file's name and the advice."""
 
     exit_status = 3
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 def missing_extra(what: str, extra: str) -> ConfigError:

@@ -20,9 +20,9 @@ from sppcls.data.cache import PixelCache, own_tensors
 from sppcls.data.catalog import load_splits
 from sppcls.data.datasets import DatasetSource, from_datasets
 from sppcls.data.files import FileSource
-from sppcls.data.files import Subset as OurSubset
 from sppcls.data.images import decode
 from sppcls.data.source import Identity
+from sppcls.data.source import Subset as OurSubset
 from sppcls.data.split import _shares
 from sppcls.errors import ConfigError, DataError
 from sppcls.spec import parse

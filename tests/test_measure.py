@@ -9,10 +9,10 @@ from torch.nn import functional
 from torchmetrics.functional.classification import binary_calibration_error
 
 from sppcls import SppClassifier
-from sppcls.data.files import Subset
 from sppcls.data.images import fit_image
 from sppcls.data.plan import aspect_buckets, bucket_size
 from sppcls.data.shapes import ShapesSource
+from sppcls.data.source import Subset
 from sppcls.errors import DataError, SppclsError
 from sppcls.measure.answers import Answers, load_answers, surest_right, worst_mistakes
 from sppcls.measure.evaluate import mapped

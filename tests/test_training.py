@@ -19,9 +19,9 @@ from torch.optim.swa_utils import AveragedModel
 from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_model
 from sppcls.build import build_schedule
 from sppcls.commands import main
-from sppcls.data.files import ArraySource
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
+from sppcls.data.source import ArraySource
 from sppcls.deploy.parity import model_card
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.model_files import load

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sppcls.data.decode import shown
-from sppcls.data.files import ArraySource, Skipped, Subset, read_groups
+from sppcls.data.files import Skipped, read_groups
 from sppcls.data.folders import Groups, class_folders, named_folders, part_folders, table_parts
-from sppcls.data.source import Source
+from sppcls.data.source import ArraySource, Source, Subset
 from sppcls.data.split import pick_per_class, split_by_class
 from sppcls.errors import ConfigError, DataError, did_you_mean
 

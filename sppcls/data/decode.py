@@ -97,7 +97,8 @@ def _open(path: str | os.PathLike[str], whole: bool = False) -> Iterator[ImageFi
             yield image
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
         advice = "check its name" if isinstance(error, FileNotFoundError) else "mend or remove the file"
-        raise DataError(f"{shown(path)}: {_reason(error)}; {advice}") from error
+        reason = _reason(error)
+        raise DataError(f"{shown(path)}: {reason}; {advice}", reason) from error
 
 
 def _stream(path: str | os.PathLike[str], whole: bool) -> BinaryIO:

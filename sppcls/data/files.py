@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sppcls.data.cache_files import cache_dir
 from sppcls.data.decode import quiet, read_size_unguarded, shown
 from sppcls.data.folders import Groups
-from sppcls.data.source import Names, Source
+from sppcls.data.source import Names, text_hashes
 from sppcls.errors import ConfigError, DataError, counted, did_you_mean
 from sppcls.files import locked, write_bytes
 from sppcls.terminal import track
@@ -23,7 +23,7 @@ from sppcls.terminal import track
 if TYPE_CHECKING:
     import torch
 
-Skipped = list[tuple[str, str]]
+Skipped = list[tuple[str, str]]  # paths, and why each cannot be read
 Rows = npt.NDArray[np.int64]
 Pair = tuple[int, int]
 
@@ -39,7 +39,7 @@ class FileSource:
     def __init__(
         self, paths: Iterable[Path | str], targets: npt.ArrayLike, classes: Sequence[str], sizes: Rows
     ) -> None:
-        self.names: Sequence[str] = paths if isinstance(paths, Names) else Names(map(str, paths))
+        self.names: Sequence[str] = paths if isinstance(paths, Names) else Names(paths)
         self.targets = np.asarray(targets, np.int64)
         self.classes = tuple(classes)
         self.sizes = sizes
@@ -49,47 +49,6 @@ class FileSource:
         from sppcls.data.images import decode  # and torch, which a check of the files does without
 
         return decode(self.names[index], min_short)
-
-
-class ArraySource:
-    """Images of one size held in memory, [N, H, W, 3] uint8 (see `sppcls.data.source.Source`)."""
-
-    def __init__(
-        self, images: npt.NDArray[np.uint8], targets: Sequence[int], classes: Sequence[str], prefix: str
-    ) -> None:
-        self.images = images
-        self.targets = np.asarray(targets, np.int64)
-        self.classes = tuple(classes)
-        self.sizes = np.tile(np.array(images.shape[1:3], np.int64), (len(images), 1))
-        self.names: Sequence[str] = [f"{prefix}/{index}" for index in range(len(images))]
-
-    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
-        """Return a copy of image ``index`` as [3, H, W] uint8."""
-        import torch
-
-        return torch.from_numpy(self.images[index].copy()).permute(2, 0, 1)
-
-
-class Subset:
-    """Some images of a source, in the order of ``indices``; with ``classes``, its targets are positions in these."""
-
-    def __init__(self, source: Source, indices: Iterable[int], classes: Sequence[str] | None = None) -> None:
-        self.source = source
-        self.indices = np.asarray(list(indices), np.int64)
-        self.classes = source.classes if classes is None else tuple(classes)
-        self.targets = source.targets[self.indices]
-        if classes is not None:
-            self.targets = np.array([self.classes.index(source.classes[t]) for t in self.targets], np.int64)
-        self.sizes = source.sizes[self.indices]
-        self.digest: bytes = getattr(source, "digest", b"")
-        names = source.names
-        self.names: Sequence[str] = (
-            names.pick(self.indices) if isinstance(names, Names) else [names[i] for i in self.indices]
-        )
-
-    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
-        """Return image ``index`` of the subset as the source reads it."""
-        return self.source.read(int(self.indices[index]), min_short)
 
 
 def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[FileSource, Skipped]:
@@ -112,12 +71,12 @@ def read_files(
     names: Names, targets: npt.NDArray[np.int64], classes: Sequence[str], root: Path, on_error: str = "fail"
 ) -> tuple[FileSource, Skipped]:
     """Scan files and return them as a source, with the files that were skipped; raises what `scan` does."""
-    kept, sizes, skipped = _scan(names, on_error, size_cache(root))
+    kept, sizes, skipped = scan(names, on_error, size_cache(root))
     return FileSource(names.pick(kept), targets[kept], classes, sizes), skipped
 
 
-def scan(paths: Sequence[Path], on_error: str = "fail", cache: Path | None = None) -> tuple[list[Path], Rows, Skipped]:
-    """Return the readable paths, their sizes [N, 2] int64 as (H, W), and (path, reason) of the others.
+def scan(paths: Iterable[Path | str], on_error: str = "fail", cache: Path | None = None) -> tuple[Rows, Rows, Skipped]:
+    """Return which paths are readable, their sizes [N, 2] int64 as (H, W), and (path, reason) of the others.
 
     Sizes are read from the files' headers, in threads; ``cache`` is a file that keeps them between runs, by path,
     length and time of change (see `size_cache`). Of processes that share it one reads and the others wait.
@@ -126,26 +85,20 @@ def scan(paths: Sequence[Path], on_error: str = "fail", cache: Path | None = Non
         ConfigError: ``on_error`` is neither ``fail`` nor ``skip``.
         DataError: With ``fail``, naming the first unreadable file and how many more there are.
     """
-    kept, sizes, skipped = _scan(Names(map(str, paths)), on_error, cache)
-    return [paths[index] for index in kept.tolist()], sizes, skipped
-
-
-def _scan(names: Names, on_error: str, cache: Path | None) -> tuple[Rows, Rows, Skipped]:
     if on_error not in ON_ERROR:
         raise ConfigError(f"data.on_error: got {on_error!r}{did_you_mean(on_error, ON_ERROR)}")
+    names = paths if isinstance(paths, Names) else Names(paths)
     found = np.zeros((len(names), 4), np.int64)  # bytes, mtime_ns, H, W; H is -1 where there is a reason why
-    why: dict[int, str] = {}
-    _probe(_status, names, found[:, :2], found[:, 2], why)
-    table = SizeTable(names, cache) if cache else None
-    if table:
-        table.recall(found)
+    table = _SizeTable(names, cache)
+    why = _probe(_status, names, found[:, 2] == 0, found[:, :2])
+    found[list(why), 2] = -1
+    table.recall(found)
     if (found[:, 2] == 0).any():
         with locked(cache) if cache else nullcontext():
-            if table:
-                table.recall(found)  # what another process has read meanwhile
+            table.recall(found)  # what another process has read meanwhile
             unread = found[:, 2] == 0
-            _probe(_size, names, found[:, 2:], found[:, 2], why)
-            if table and (found[unread, 2] > 0).any():
+            why |= _probe(_size, names, unread, found[:, 2:])
+            if (found[unread, 2] > 0).any():
                 table.keep(found)
     skipped = [(names[index], why[index]) for index in sorted(why)]
     if skipped and on_error == "fail":
@@ -156,38 +109,41 @@ def _scan(names: Names, on_error: str, cache: Path | None) -> tuple[Rows, Rows, 
     return kept, found[kept, 2:], skipped
 
 
-def _probe(work: Callable[[str], Pair | str], names: Names, into: Rows, height: Rows, why: dict[int, str]) -> None:
-    """Write what ``work`` says of each file without a height into its row, or a height of -1 and why."""
-    places = np.flatnonzero(height == 0)
+def _probe(work: Callable[[str], Pair], names: Names, wanted: npt.NDArray[np.bool_], into: Rows) -> dict[int, str]:
+    """Write what ``work`` says of each wanted file into its row, and return why it cannot be read of the others."""
+    places, why = np.flatnonzero(wanted), {}
+
+    def attempt(name: str) -> Pair | str:
+        try:
+            return work(name)
+        except OSError as error:
+            return error.strerror or "cannot be read"
+        except DataError as error:
+            return error.reason
 
     def results() -> Iterator[tuple[int, Pair | str]]:
         # In blocks: a pool takes all the names that it is given at once.
         for start in range(0, len(places), _BLOCK):
             block = places[start : start + _BLOCK]
-            yield from zip(block.tolist(), pool.map(work, names.pick(block), _CHUNK), strict=True)
+            yield from zip(block.tolist(), pool.map(attempt, names.pick(block), _CHUNK), strict=True)
 
     with quiet(), ThreadPool(_THREADS) as pool:
         slow = work is _size and len(places) > _WORTH_A_BAR
         for index, result in track(results(), "Reading image sizes", len(places)) if slow else results():
             if isinstance(result, str):
-                height[index], why[index] = -1, result
+                why[index] = result
             else:
                 into[index] = result
+    return why
 
 
-def _status(name: str) -> Pair | str:
-    try:
-        status = Path(name).stat()
-        return status.st_size, status.st_mtime_ns
-    except OSError as error:
-        return error.strerror or "cannot be read"
+def _status(name: str) -> Pair:
+    status = Path(name).stat()
+    return status.st_size, status.st_mtime_ns
 
 
-def _size(name: str) -> Pair | str:
-    try:
-        return read_size_unguarded(Path(name))
-    except DataError as error:
-        return str(error).removeprefix(f"{shown(name)}: ")
+def _size(name: str) -> Pair:
+    return read_size_unguarded(Path(name))
 
 
 def size_cache(root: Path) -> Path | None:
@@ -199,16 +155,16 @@ def size_cache(root: Path) -> Path | None:
         return None
 
 
-class SizeTable:
+class _SizeTable:
     """A file of rows in the order of the first column: a name's hash, bytes, mtime_ns, H, W, each an int64.
 
     An entry counts only while the file has the same length and time of change; two names of one hash (in a million,
-    one chance in thirty million) would have to agree in these too.
+    one chance in thirty million) would have to agree in these too. Without a path nothing is known or kept.
     """
 
-    def __init__(self, names: Names, path: Path) -> None:
-        hashes = (hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest() for name in names)
-        self._keys, self._path = np.frombuffer(b"".join(hashes), np.int64), path
+    def __init__(self, names: Names, path: Path | None) -> None:
+        self._path = path
+        self._keys = text_hashes(names if path else ()).view(np.int64)
 
     def recall(self, found: Rows) -> None:
         """Fill in the H and W of rows (bytes, mtime_ns, H, W) that have none yet, where the file knows them."""
@@ -220,15 +176,16 @@ class SizeTable:
 
     def keep(self, found: Rows) -> None:
         """Add the rows that have an H and W to the file."""
-        read = found[:, 2] > 0
-        table = np.concatenate([np.column_stack([self._keys, found])[read], self._table()])
+        if not self._path:
+            return
+        table = np.concatenate([np.column_stack([self._keys, found])[found[:, 2] > 0], self._table()])
         with suppress(OSError):  # no room or no right to write: the next run reads the headers again
             write_bytes(self._path, table[np.unique(table[:, 0], return_index=True)[1]].tobytes())
 
     def _table(self) -> Rows:
         """Return what the file holds; a missing or damaged one holds nothing."""
         try:
-            table = np.frombuffer(self._path.read_bytes(), np.int64).reshape(-1, 5)
+            table = np.frombuffer(self._path.read_bytes() if self._path else b"", np.int64).reshape(-1, 5)
         except (OSError, ValueError):
             return np.empty((0, 5), np.int64)
         return table if (table[:, 3:] > 0).all() else table[:0]

@@ -1,4 +1,4 @@
-"""Where images come from: what a source is, the names of its files, and whether they are those of before."""
+"""Where images come from: what a source is, the names of its files, and which images it has."""
 
 import hashlib
 import os
@@ -42,17 +42,17 @@ class Source(Protocol):
 
 
 class Names(Sequence[str]):
-    """Strings in one block of bytes: 16 bytes each beside their text, and nothing that a fork has to copy.
+    """Strings or paths in one block of bytes: 16 bytes each beside their text, and nothing that a fork has to copy.
 
     >>> names = Names(["a/b.jpg", "c.png"])
     >>> names[-1], list(names), len(names.pick([1, 1]))
     ('c.png', ['a/b.jpg', 'c.png'], 2)
     """
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    def __init__(self, names: Iterable[str | Path] = ()) -> None:
         self._text, ends = bytearray(), array("q", [0])
         for name in names:
-            self._text += name.encode(errors="surrogateescape")
+            self._text += os.fspath(name).encode(errors="surrogateescape")
             ends.append(len(self._text))
         edges = np.array(ends)
         self._starts, self._ends = edges[:-1], edges[1:]
@@ -80,8 +80,52 @@ class Names(Sequence[str]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
 
+class ArraySource:
+    """Images of one size held in memory, [N, H, W, 3] uint8."""
+
+    def __init__(
+        self, images: npt.NDArray[np.uint8], targets: Sequence[int], classes: Sequence[str], prefix: str
+    ) -> None:
+        self.images = images
+        self.targets = np.asarray(targets, np.int64)
+        self.classes = tuple(classes)
+        self.sizes = np.tile(np.array(images.shape[1:3], np.int64), (len(images), 1))
+        self.names: Sequence[str] = Names(f"{prefix}/{index}" for index in range(len(images)))
+
+    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
+        """Return a copy of image ``index`` as [3, H, W] uint8."""
+        import torch
+
+        return torch.from_numpy(self.images[index].copy()).permute(2, 0, 1)
+
+
+class Subset:
+    """Some images of a source, in the order of ``indices``; with ``classes``, its targets are positions in these."""
+
+    def __init__(self, source: Source, indices: Iterable[int], classes: Sequence[str] | None = None) -> None:
+        self.source = source
+        self.indices = np.asarray(list(indices), np.int64)
+        self.classes = source.classes if classes is None else tuple(classes)
+        self.targets = source.targets[self.indices]
+        if classes is not None:
+            self.targets = np.array([self.classes.index(source.classes[t]) for t in self.targets], np.int64)
+        self.sizes = source.sizes[self.indices]
+        self.digest: bytes = getattr(source, "digest", b"")
+        names = source.names if isinstance(source.names, Names) else Names(source.names)
+        self.names: Sequence[str] = names.pick(self.indices)
+
+    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
+        """Return image ``index`` of the subset as the source reads it."""
+        return self.source.read(int(self.indices[index]), min_short)
+
+
+def text_hashes(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Return a hash of each text."""
+    digests = (hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+
+
 FILE = "images.npz"
-Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -96,17 +140,17 @@ class Identity:
     """
 
     classes: tuple[str, ...]
-    names: Hashes
-    images: Hashes
+    names: npt.NDArray[np.uint64]
+    images: npt.NDArray[np.uint64]
     counts: tuple[int, ...]
 
     @classmethod
     def of(cls, *parts: Source | None) -> "Identity":
         """Return the identity of training and validation images."""
-        there = [part for part in parts if part is not None]
-        hashes = [pair for number, part in enumerate(there) for pair in _hashes(number, part)]
-        names, images = np.array(hashes, np.uint64).reshape(-1, 2).T
-        return cls(there[0].classes, names, images, tuple(len(part.targets) for part in there))
+        sources = [part for part in parts if part is not None]
+        texts = (text for number, source in enumerate(sources) for text in _identities(number, source))
+        names, images = text_hashes(texts).reshape(-1, 2).T
+        return cls(sources[0].classes, names, images, tuple(len(source.targets) for source in sources))
 
     def save(self, folder: Path) -> None:
         """Write ``images.npz`` into ``folder``."""
@@ -146,13 +190,11 @@ def class_difference(now: tuple[str, ...], before: tuple[str, ...]) -> str:
     return "; ".join(listed) if listed else "in another order" if now != before else ""
 
 
-def _hashes(part: int, source: Source) -> Iterator[tuple[int, int]]:
+def _identities(part: int, source: Source) -> Iterator[str]:
+    """Yield what the two hashes of each image are of."""
     # Of sorted names, the first and the last have in common what all have.
     common = len(os.path.commonpath([Path(min(source.names)).parent, Path(max(source.names)).parent]))
     for name, target, (height, width) in zip(source.names, source.targets, source.sizes.tolist(), strict=True):
         within = f"{part}\0{name[common:]}"
-        yield _hash(within), _hash(f"{within}\0{source.classes[target]}\0{height}\0{width}")
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest())
+        yield within
+        yield f"{within}\0{source.classes[target]}\0{height}\0{width}"

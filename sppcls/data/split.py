@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sppcls.data.files import Subset
-from sppcls.data.source import Source
+from sppcls.data.source import Source, Subset
 from sppcls.errors import DataError, counted
 
 VAL_FRACTION = 0.2

@@ -143,14 +143,13 @@ def _class_counts(parts: Mapping[str, Groups], counts: Mapping[tuple[str, str], 
 
 def _readable(files: Sequence[Path], decode_all: bool) -> tuple[list[Path], Sizes, dict[Path, str]]:
     """Return the files that can be read, their sizes [N, 2], and why the others cannot."""
-    found, sizes, skipped = scan(files, "skip")  # without the cache, which vouches for files as they were
-    errors = {Path(file): error for file, error in skipped}
+    kept, sizes, skipped = scan(files, "skip")  # without the cache, which vouches for files as they were
+    found, broken = [files[index] for index in kept], {Path(file): reason for file, reason in skipped}
     if decode_all:
-        results = zip(found, _each(_decode, found, "Decoding images"), strict=True)
-        errors |= {file: str(error) for file, error in results if error}
-    keep = [i for i, file in enumerate(found) if file not in errors]
-    broken = {f: e.removeprefix(f"{shown(f)}: ").removesuffix("; mend or remove the file") for f, e in errors.items()}
-    return [found[i] for i in keep], sizes[keep], broken
+        errors = zip(found, _each(_decode, found, "Decoding images"), strict=True)
+        broken |= {file: error.reason for file, error in errors if isinstance(error, DataError)}
+    whole = [place for place, file in enumerate(found) if file not in broken]
+    return [found[place] for place in whole], sizes[whole], broken
 
 
 def _each(work: Callable[[Path], Hashable], files: Sequence[Path], label: str) -> list[Hashable]:

@@ -11,10 +11,10 @@ import numpy as np
 
 from sppcls.build import build_splits, pick_device
 from sppcls.data.decode import shown
-from sppcls.data.files import Subset, read_groups
+from sppcls.data.files import read_groups
 from sppcls.data.folders import class_folders, part_folders, table_parts
 from sppcls.data.geometry import PIXELS
-from sppcls.data.source import Source
+from sppcls.data.source import Source, Subset
 from sppcls.deploy.runtime import graph_file
 from sppcls.errors import ConfigError, DataError
 from sppcls.files import checked_path

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from sppcls.data.cache import PixelCache
 from sppcls.data.cut import Fit
-from sppcls.data.files import Subset
 from sppcls.data.loader import IGNORED, BatchDataset, Batches, ImageBatch, batches_of
 from sppcls.data.plan import plan_evaluation
-from sppcls.data.source import Source
+from sppcls.data.source import Source, Subset
 from sppcls.errors import DataError, counted
 from sppcls.measure.answers import BY_SCALE, UNREAD, Answers
 from sppcls.measure.statistics import log_scale_area, pairwise_agreement, wilson
