@@ -21,12 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sppcls.data import files
-from sppcls.data.catalog import load_splits
+from sppcls.data.catalog import load_splits, split_by_class
 from sppcls.data.decode import read_size_unguarded
 from sppcls.data.files import FileSource, read_groups, scan, size_cache
 from sppcls.data.folders import class_folders, image_files
 from sppcls.data.source import ArraySource, Names, Source, Subset
-from sppcls.data.split import split_by_class
 from sppcls.errors import ConfigError, DataError
 
 
@@ -455,7 +454,11 @@ def empty_val_class(root: Path) -> None:
         (other_classes, {}, r"validation classes differ from training: validation lacks \['c'\]"),
         (more_classes, {}, r"validation classes differ from training: training lacks \['z'\]"),
         (empty_val_class, {}, "validation class 'b' has no images"),
-        (lambda root: put_classes(root, {"a": 3, "b": 1}), {}, "class 'b' has 1 image: a split needs 2"),
+        (
+            lambda root: put_classes(root, {"a": 3, "b": 1}),
+            {},
+            "class 'b' has 1 image: at least 2 are needed to split",
+        ),
         (
             lambda root: put_classes(root, {"a": 9, "b": 5}),
             {"train_per_class": 5, "val_per_class": 2},

@@ -1,19 +1,20 @@
 """Data sets by name: what is under a root, split into training, validation and test sources."""
 
-import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from sppcls.data.datasets import LIBRARY, library_parts
 from sppcls.data.decode import shown
 from sppcls.data.files import Skipped, read_groups
 from sppcls.data.folders import Groups, class_folders, named_folders, part_folders, table_parts
-from sppcls.data.source import ArraySource, Source, Subset
-from sppcls.data.split import pick_per_class, split_by_class
-from sppcls.errors import ConfigError, DataError, did_you_mean
+from sppcls.data.shapes import ShapesSource
+from sppcls.data.source import Source, Subset
+from sppcls.errors import ConfigError, DataError, counted, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -26,55 +27,29 @@ class Splits:
     skipped: Skipped = field(default_factory=list)
 
 
-class _Library(NamedTuple):
-    """A data set of torchvision: its class, the argument that names a part, the parts (train, val, test), its files."""
-
-    kind: str
-    argument: str
-    parts: tuple[Any, ...]
-    files: str
-
-
-_LIBRARY = {
-    "caltech101": _Library("Caltech101", "target_type", ("category",), "101_ObjectCategories/"),
-    "cifar10": _Library("CIFAR10", "train", (True, False), "cifar-10-batches-py/"),
-    "flowers102": _Library("Flowers102", "split", ("train", "val", "test"), "flowers-102/ with jpg/ and *.mat"),
-    "food101": _Library("Food101", "split", ("train", "test"), "food-101/ with images/ and meta/"),
-    "oxford_iiit_pet": _Library("OxfordIIITPet", "split", ("trainval", "test"), "oxford-iiit-pet/"),
-    "imagenet": _Library("ImageNet", "split", ("train", "val"), "train/ and val/, or the three archives,"),
-}
 _WHAT = {
     "folder": "the folder that holds train/ and val/, or a folder a class",
     "table": "a CSV or Parquet file with the columns path, label and, if there are parts, split",
 }
-DATA_SETS = ("shapes", "folder", "table", *_LIBRARY)
+DATA_SETS = ("shapes", "folder", "table", *LIBRARY)
+Part = Groups | Source
 
 
-def load_splits(
-    name: str,
-    root: str | Path | None = None,
-    *,
-    seed: int = 0,
-    train_per_class: int | None = None,
-    val_per_class: int | None = None,
-    val_fraction: float | None = None,
-    train_dir: str | Path | None = None,
-    val_dir: str | Path | None = None,
-    classes: Sequence[str] | None = None,
-    on_error: str = "fail",
-    download: bool = False,
-    train_size: int = 2000,
-    val_size: int = 500,
-    test_size: int = 0,
-) -> Splits:
-    """Return the training, validation and test sources of a data set, one of ``DATA_SETS``.
+def load_splits(name: str, root: str | Path | None = None, **options: Any) -> Splits:
+    """Return the training, validation and test sources of a data set; ``options`` are those of `DataSet`."""
+    return DataSet(name, root, **options).load()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set by name, and what to take of it.
 
     A folder holds train/ and val/ (or validation/, or test/), or else a folder a class, which are then split: an
     image's place follows from the seed and from its own class's files. A set without a validation part uses its
     test part. A table is a CSV or Parquet file of path, label and perhaps split (train, val or test).
 
-    Args:
-        root: The set's folder, or the table; ``shapes`` needs none.
+    Attributes:
+        name, root: One of ``DATA_SETS``, and its folder or table; ``shapes`` needs none.
         seed: Of the split, of the images that the counts pick, and of ``shapes``.
         train_per_class: Training images a class; by default all, or 80 % of a set that has to be split.
         val_per_class: Validation images a class, or what is left where there are fewer.
@@ -83,137 +58,114 @@ def load_splits(
             ``val_dir``, ``train_dir`` is split, and without a ``train_dir`` it is ``train``.
         on_error: ``fail`` or ``skip``, at files that are no readable image.
         train_size, val_size, test_size: Images of ``shapes``; a ``test_size`` of 0 gives no test source.
-
-    Raises:
-        ConfigError: An unknown set or class, or a count below 1.
-        DataError: Missing, empty, unreadable or inconsistent data, or fewer images than the counts ask for.
     """
-    if name not in DATA_SETS:
-        raise ConfigError(f"data: no data set {name!r}{did_you_mean(name, DATA_SETS)}")
-    for key, count in (("train_per_class", train_per_class), ("val_per_class", val_per_class)):
-        if count is not None and count < 1:
-            raise ConfigError(f"data.{key}: got {count}, it must be 1 or more")
-    _check_fraction(val_fraction, {"val_dir": val_dir, "val_per_class": val_per_class})
-    root = _root(name, root, train_dir, val_dir)
-    folder = Path() if name == "shapes" else _existing(name, root, download)
-    if name == "shapes":
-        parts = _shapes(seed, train_size, val_size, test_size)
-    elif train_dir or val_dir:
-        parts = [class_folders(part) for part in named_folders(folder, train_dir, val_dir)]
-    else:
-        parts = _parts(name, folder, download)
-    if classes is not None:
-        parts = [_keep(part, classes) for part in parts]
-    _check_classes(parts, folder)
-    read: list[tuple[Source, Skipped]] = [
-        read_groups(part, folder, on_error) if isinstance(part, dict) else (part, []) for part in parts
-    ]
-    train, *held_out = [source for source, _ in read]
-    skipped = [file for _, left_out in read for file in left_out]
-    if not held_out:
-        pair = split_by_class(train, seed, train_per_class, val_per_class, val_fraction)
-        return Splits(*pair, skipped=skipped)
-    if val_fraction is not None:
-        raise ConfigError(f"data.val_fraction={val_fraction}: data={name} has validation images already; leave it out")
-    train = pick_per_class(train, seed, train_per_class, strict=True)
-    val = pick_per_class(held_out[0], seed, val_per_class)
-    return Splits(train, val, held_out[1] if len(held_out) > 1 else None, skipped)
+
+    name: str
+    root: str | Path | None = None
+    _: KW_ONLY
+    seed: int = 0
+    train_per_class: int | None = None
+    val_per_class: int | None = None
+    val_fraction: float | None = None
+    train_dir: str | Path | None = None
+    val_dir: str | Path | None = None
+    classes: Sequence[str] | None = None
+    on_error: str = "fail"
+    download: bool = False
+    train_size: int = 2000
+    val_size: int = 500
+    test_size: int = 0
+
+    def load(self) -> Splits:
+        """Return the training, validation and test sources.
+
+        Raises:
+            ConfigError: An unknown set or class, or a count below 1.
+            DataError: Missing, empty, unreadable or inconsistent data, or fewer images than the counts ask for.
+        """
+        self._check()
+        place = Path() if self.name == "shapes" else self._place()
+        parts = self._parts(place)
+        if self.classes is not None:
+            parts = [_keep(part, self.classes) for part in parts]
+        _check_classes(parts, place)
+        read: list[tuple[Source, Skipped]] = [
+            read_groups(part, place, self.on_error) if isinstance(part, dict) else (part, []) for part in parts
+        ]
+        return self._split([source for source, _ in read], [file for _, left_out in read for file in left_out])
+
+    def _split(self, sources: list[Source], skipped: Skipped) -> Splits:
+        train_count, val_count = self.train_per_class, self.val_per_class
+        if len(sources) == 1:
+            pair = split_by_class(sources[0], self.seed, train_count, val_count, self.val_fraction)
+            return Splits(*pair, skipped=skipped)
+        if self.val_fraction is not None:
+            has = f"data={self.name} has validation images already"
+            raise ConfigError(f"data.val_fraction={self.val_fraction}: {has}; leave it out")
+        train, val, *test = sources
+        n, name = _smallest_class(train)
+        if n < (train_count or 0):
+            most = f"data.train_per_class={train_count} can be at most {n}"
+            raise DataError(f"class {name!r} has {counted(n, 'training image')}: {most}")
+        picked = _pick_per_class(train, self.seed, train_count), _pick_per_class(val, self.seed, val_count)
+        return Splits(*picked, test[0] if test else None, skipped)
+
+    def _check(self) -> None:
+        if self.name not in DATA_SETS:
+            raise ConfigError(f"data: no data set {self.name!r}{did_you_mean(self.name, DATA_SETS)}")
+        for key in ("train_per_class", "val_per_class"):
+            if (count := getattr(self, key)) is not None and count < 1:
+                raise ConfigError(f"data.{key}: got {count}, it must be 1 or more")
+        for key in ("train_dir", "val_dir"):
+            if (folder := getattr(self, key)) is not None and self.name != "folder":
+                raise ConfigError(f"data.{key}={folder}: data={self.name} has no such key; use data=folder")
+            absolute = self.train_dir and folder and Path(folder).expanduser().is_absolute()
+            if folder is not None and self.root is None and not absolute:
+                raise ConfigError(f"data.{key}={folder} needs data.root, or data.train_dir and absolute paths")
+        if self.val_fraction is None:
+            return
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"data.val_fraction: got {self.val_fraction}, it must be above 0 and below 1")
+        if beside := [key for key in ("val_dir", "val_per_class") if getattr(self, key) is not None]:
+            raise ConfigError(
+                f"data.val_fraction={self.val_fraction} and data.{beside[0]} exclude each other; give one"
+            )
+
+    def _place(self) -> Path:
+        """Return the folder or table; absolute folders of the parts need no root."""
+        name, root = self.name, self.train_dir if self.root is None else self.root
+        what = _WHAT.get(name) or f"the folder that holds {LIBRARY[name].files}"
+        if root is None:
+            raise DataError(f"data={name} needs data.root: {what}")
+        place = Path(root).expanduser().absolute()
+        if name == "folder" and place.is_file():
+            raise DataError(f"data.root={root} is a file; a table of paths and labels is data=table")
+        if name == "table" and place.is_dir():
+            raise DataError(f"data.root={root} is a folder; a folder of images is data=folder")
+        if not place.exists() and not (self.download and name in LIBRARY):
+            raise DataError(f"data.root={root}: no such {'file' if name == 'table' else 'folder'}; it is {what}")
+        return place
+
+    def _parts(self, root: Path) -> list[Part]:
+        """Return the parts of a set in the order train, val, test: one part is still to be split."""
+        name = self.name
+        if name == "shapes":
+            sizes = {"train": self.train_size, "val": self.val_size, "test": self.test_size}
+            return [ShapesSource(part, size, self.seed) for part, size in sizes.items() if size or part != "test"]
+        if name == "table":
+            return [*table_parts(root).values()]
+        if name in LIBRARY:
+            return library_parts(name, root, self.download)
+        named = self.train_dir or self.val_dir
+        folders = named_folders(root, self.train_dir, self.val_dir) if named else part_folders(root)
+        return [class_folders(folder) for folder in folders]
 
 
-def _check_fraction(fraction: float | None, others: Mapping[str, object]) -> None:
-    if fraction is None:
-        return
-    if not 0 < fraction < 1:
-        raise ConfigError(f"data.val_fraction: got {fraction}, it must be above 0 and below 1")
-    if beside := [key for key, value in others.items() if value is not None]:
-        raise ConfigError(f"data.val_fraction={fraction} and data.{beside[0]} exclude each other; give one")
-
-
-def _root(
-    name: str, root: str | Path | None, train_dir: str | Path | None, val_dir: str | Path | None
-) -> str | Path | None:
-    """Return the root, which absolute folders of the parts do without."""
-    for key, folder in (("train_dir", train_dir), ("val_dir", val_dir)):
-        if folder is not None and name != "folder":
-            raise ConfigError(f"data.{key}={folder}: data={name} has no such key; use data=folder")
-        if folder is not None and root is None and not (train_dir and Path(folder).expanduser().is_absolute()):
-            raise ConfigError(f"data.{key}={folder} needs data.root, or data.train_dir and absolute paths")
-    return train_dir if root is None else root
-
-
-def _shapes(seed: int, train_size: int, val_size: int, test_size: int) -> list[Groups | Source]:
-    from sppcls.data.shapes import ShapesSource
-
-    sizes = {"train": train_size, "val": val_size, "test": test_size}
-    return [ShapesSource(part, size, seed) for part, size in sizes.items() if size or part != "test"]
-
-
-def _existing(name: str, root: str | Path | None, download: bool) -> Path:
-    what = _WHAT.get(name) or f"the folder that holds {_LIBRARY[name].files}"
-    if root is None:
-        raise DataError(f"data={name} needs data.root: {what}")
-    place = Path(root).expanduser().absolute()
-    if name == "folder" and place.is_file():
-        raise DataError(f"data.root={root} is a file; a table of paths and labels is data=table")
-    if name == "table" and place.is_dir():
-        raise DataError(f"data.root={root} is a folder; a folder of images is data=folder")
-    if not (place.is_file() if name == "table" else place.is_dir()) and not (download and name in _LIBRARY):
-        raise DataError(f"data.root={root}: no such {'file' if name == 'table' else 'folder'}; it is {what}")
-    return place
-
-
-def _parts(name: str, root: Path, download: bool) -> list[Groups | Source]:
-    """Return the parts of a set in the order train, val, test: one part is still to be split."""
-    if name == "table":
-        return [*table_parts(root).values()]
-    if name == "caltech101":
-        return [class_folders(_caltech101(root, download))]
-    if name == "imagenet" and not all((root / part).is_dir() for part in ("train", "val")):
-        for part in _LIBRARY[name].parts:  # this unpacks the archives
-            _torchvision(name, root, part)
-    if name in ("folder", "imagenet"):
-        return [class_folders(folder) for folder in part_folders(root)]
-    return [_labelled(_torchvision(name, root, part, download=download), name) for part in _LIBRARY[name].parts]
-
-
-def _caltech101(root: Path, download: bool) -> Path:
-    name = "101_ObjectCategories"
-    if found := [root] if root.name == name else [*root.glob(name), *root.glob(f"*/{name}")]:
-        return found[0]
-    if not download:
-        raise _absent("caltech101", root, "not found")
-    _torchvision("caltech101", root, "category", download=True)
-    return root / "caltech101" / name
-
-
-def _torchvision(name: str, root: Path, part: Any, **options: Any) -> Any:
-    kind, argument, _, _ = _LIBRARY[name]
-    make = getattr(importlib.import_module("torchvision.datasets"), kind)
-    try:
-        return make(str(root), **{argument: part}, **options)
-    except Exception as error:  # no network, no file, a damaged archive: each raises something else
-        raise _absent(name, root, str(error).partition("\n")[0].rstrip(".")) from error
-
-
-def _absent(name: str, root: Path, why: str) -> DataError:
-    instead = "" if name == "imagenet" else ", or set data.download=true"
-    return DataError(f"data={name}: cannot be used from {root} ({why}); put {_LIBRARY[name].files} there{instead}")
-
-
-def _labelled(data: Any, name: str) -> Groups | Source:
-    if name == "cifar10":
-        return ArraySource(data.data, data.targets, data.classes, f"cifar10/{'train' if data.train else 'test'}")
-    groups: dict[str, list[str]] = {label: [] for label in data.classes}
-    for file, label in zip(data._images if name == "oxford_iiit_pet" else data._image_files, data._labels, strict=True):
-        groups[data.classes[label]].append(str(file))
-    return dict(groups)
-
-
-def _classes(part: Groups | Source) -> list[str]:
+def _classes(part: Part) -> list[str]:
     return list(part if isinstance(part, dict) else part.classes)
 
 
-def _keep(part: Groups | Source, classes: Sequence[str]) -> Groups | Source:
+def _keep(part: Part, classes: Sequence[str]) -> Part:
     """Leave only ``classes``, in the order of the data set."""
     have = _classes(part)
     for name in classes:
@@ -225,7 +177,7 @@ def _keep(part: Groups | Source, classes: Sequence[str]) -> Groups | Source:
     return Subset(part, np.flatnonzero(np.isin(part.targets, [have.index(name) for name in kept])), kept)
 
 
-def _check_classes(parts: Sequence[Groups | Source], root: Path) -> None:
+def _check_classes(parts: Sequence[Part], root: Path) -> None:
     train = _classes(parts[0])
     if len(train) < 2:
         found = f"only one class, {train[0]!r}" if train else "no class folders"
@@ -239,3 +191,60 @@ def _check_classes(parts: Sequence[Groups | Source], root: Path) -> None:
         bare = [name for name in train if isinstance(part, dict) and not part[name]]
         if bare:
             raise DataError(f"{shown(root)}: {where} class {bare[0]!r} has no images; add some or remove it")
+
+
+VAL_FRACTION = 0.2
+
+
+def split_by_class(
+    source: Source, seed: int, n_train: int | None, n_val: int | None, val_fraction: float | None = None
+) -> tuple[Source, Source]:
+    """Split each class in two, by counts or by the share for validation (0.2).
+
+    Raises ``DataError`` naming the smallest class where nothing of it would be left for one of the two.
+    """
+    n, name = _smallest_class(source)
+    if min(_shares(n, n_train, n_val, val_fraction)) < 1:
+        key, other = ("val_per_class", "training") if n_train is None else ("train_per_class", "validation")
+        why = f"data.{key}={n_train or n_val} leaves none for {other}; it can be at most {n - 1}"
+        why = why if n > 1 else "at least 2 are needed to split"
+        raise DataError(f"class {name!r} has {counted(n, 'image')}: {why}")
+    train, val = [], []
+    for order in _orders(source, seed):
+        first, last = _shares(len(order), n_train, n_val, val_fraction)
+        train += order[:first]
+        val += order[len(order) - last :]  # from the end: another train_per_class leaves the validation set as it is
+    return Subset(source, sorted(train)), Subset(source, sorted(val))
+
+
+def _shares(n: int, train: int | None, val: int | None, fraction: float | None) -> tuple[int, int]:
+    if val is None and (train is None or fraction is not None):
+        val = max(1, min(n - 1, round(n * (fraction or VAL_FRACTION))))
+    if train is None:
+        val = val or 0
+        return n - val, val
+    return train, n - train if val is None else min(val, n - train)
+
+
+def _pick_per_class(source: Source, seed: int, count: int | None) -> Source:
+    """Return ``count`` images of each class, as many as there are, or all."""
+    return source if count is None else Subset(source, sorted(i for o in _orders(source, seed) for i in o[:count]))
+
+
+def _smallest_class(source: Source) -> tuple[int, str]:
+    counts = np.bincount(source.targets, minlength=len(source.classes)).tolist()
+    return min(zip(counts, source.classes, strict=True))
+
+
+def _orders(source: Source, seed: int) -> list[list[int]]:
+    """Return each class's indices, ordered by a hash of the seed and the end of an image's name.
+
+    So where the folder lies, other classes, and files that come or go leave the order of the rest as it is.
+    """
+
+    def rank(index: int) -> bytes:
+        name = "/".join(Path(source.names[index]).parts[-2:])
+        return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
+
+    targets = range(len(source.classes))
+    return [sorted(np.flatnonzero(source.targets == target).tolist(), key=rank) for target in targets]

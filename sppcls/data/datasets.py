@@ -1,22 +1,26 @@
-"""Map-style data sets, torchvision's or your own, as sources."""
+"""Map-style data sets as sources: torchvision's by name, or your own."""
 
 import hashlib
+import importlib
 import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from sppcls.data.decode import image_array
 from sppcls.data.files import read_files
+from sppcls.data.folders import Groups, class_folders, part_folders
 from sppcls.data.geometry import Pixels
-from sppcls.data.source import Names, Source, class_difference
+from sppcls.data.source import ArraySource, Names, Source, class_difference
 from sppcls.errors import ConfigError, DataError
 from sppcls.terminal import track
+
+if TYPE_CHECKING:
+    import torch
 
 _ALLOWED = "a Source, a map-style data set of (image, label), or the path of a folder of class folders"
 _IMAGES = "a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W], [1, H, W] or [H, W]"
@@ -46,15 +50,23 @@ class DatasetSource:
         items = (self._item(index) for index in range(len(data)))
         found = track(items, "Reading image sizes", len(data)) if len(data) > _WORTH_A_BAR else items
         seen = hashlib.blake2b(digest_size=16)
-        rows = np.array([_row(pixels, label, seen) for pixels, label in found], np.int64)
+        rows = np.empty((len(data), 3), np.int64)
+        for row, (pixels, label) in zip(rows, found, strict=True):
+            seen.update(pixels.tobytes())
+            row[:] = label, *pixels.shape[:2]
         self.digest = seen.digest()  # the names say nothing of the pixels, which a cache on disk has to know apart
         self.targets, self.sizes = rows[:, 0], rows[:, 1:]
         given = classes or getattr(data, "classes", None)
         self.classes = tuple(map(str, given or range(min(int(self.targets.max()) + 1, _MOST_CLASSES))))
-        _check_labels(self.targets, self.classes, name)
+        wrong = np.flatnonzero((self.targets < 0) | (self.targets >= len(self.classes)))
+        if len(wrong):
+            has, most = f"has the label {self.targets[wrong[0]]}", len(self.classes) - 1
+            raise DataError(f"item {wrong[0]} of {name} {has}; allowed: 0 to {most}, of {most + 1} classes")
 
-    def read(self, index: int, min_short: int | None = None) -> torch.Tensor:
+    def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
         """Return image ``index`` as [3, H, W] uint8 RGB."""
+        import torch
+
         pixels, _ = self._item(index)
         if pixels.shape[:2] != tuple(self.sizes[index]):
             was, now = ("{} x {}".format(*size) for size in (self.sizes[index], pixels.shape))
@@ -149,36 +161,88 @@ def _named(data: Any) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if names else None
 
 
-def _check_labels(targets: Any, classes: Sequence[str], name: str) -> None:
-    for wrong in (int(targets.min()), int(targets.max())):
-        if not 0 <= wrong < len(classes):
-            item, most = int((targets == wrong).argmax()), len(classes) - 1
-            raise DataError(
-                f"item {item} of {name} has the label {wrong}; allowed: 0 to {most}, of {len(classes)} classes"
-            )
-
-
 def _pixels(image: Any) -> Pixels:
     """Return an image as [H, W, 3] uint8 of its own memory; raises ``ValueError`` where it is none."""
     if isinstance(image, Image.Image):
         return image_array(image)
-    if isinstance(image, torch.Tensor):
+    array = image
+    if hasattr(image, "detach"):  # a tensor
         array = image.detach().cpu().numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
-    else:
-        array = image
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
         raise ValueError
     array = array[..., None] if array.ndim == 2 else array
     return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))  # a ValueError unless of 1 or 3 channels
 
 
-def _row(pixels: Pixels, label: int, seen: hashlib.blake2b) -> tuple[int, int, int]:
-    seen.update(pixels.tobytes())
-    return label, pixels.shape[0], pixels.shape[1]
-
-
 def _kind(value: Any) -> str:
     said = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     return f"a {said}" if shape is None else f"a {said} of {dtype} and shape {list(shape)}"
+
+
+class _Library(NamedTuple):
+    """A data set of torchvision: its class, the argument that names a part, the parts (train, val, test), its files."""
+
+    kind: str
+    argument: str
+    parts: tuple[Any, ...]
+    files: str
+
+
+LIBRARY = {
+    "caltech101": _Library("Caltech101", "target_type", ("category",), "101_ObjectCategories/"),
+    "cifar10": _Library("CIFAR10", "train", (True, False), "cifar-10-batches-py/"),
+    "flowers102": _Library("Flowers102", "split", ("train", "val", "test"), "flowers-102/ with jpg/ and *.mat"),
+    "food101": _Library("Food101", "split", ("train", "test"), "food-101/ with images/ and meta/"),
+    "oxford_iiit_pet": _Library("OxfordIIITPet", "split", ("trainval", "test"), "oxford-iiit-pet/"),
+    "imagenet": _Library("ImageNet", "split", ("train", "val"), "train/ and val/, or the three archives,"),
+}
+
+
+def library_parts(name: str, root: Path, download: bool) -> list[Groups | Source]:
+    """Return the parts of one of ``LIBRARY`` in the order train, val, test; raises ``DataError`` where it is not there.
+
+    One part is still to be split.
+    """
+    if name == "caltech101":
+        return [class_folders(_caltech101(root, download))]
+    if name == "imagenet":
+        if not all((root / part).is_dir() for part in LIBRARY[name].parts):
+            for part in LIBRARY[name].parts:  # this unpacks the archives
+                _open(name, root, part)
+        return [class_folders(folder) for folder in part_folders(root)]
+    return [_labelled(_open(name, root, part, download=download), name) for part in LIBRARY[name].parts]
+
+
+def _caltech101(root: Path, download: bool) -> Path:
+    name = "101_ObjectCategories"
+    if found := [root] if root.name == name else [*root.glob(name), *root.glob(f"*/{name}")]:
+        return found[0]
+    if not download:
+        raise _absent("caltech101", root, "not found")
+    _open("caltech101", root, "category", download=True)
+    return root / "caltech101" / name
+
+
+def _open(name: str, root: Path, part: Any, **options: Any) -> Any:
+    library = LIBRARY[name]
+    make = getattr(importlib.import_module("torchvision.datasets"), library.kind)
+    try:
+        return make(str(root), **{library.argument: part}, **options)
+    except Exception as error:  # no network, no file, a damaged archive: each raises something else
+        raise _absent(name, root, str(error).partition("\n")[0].rstrip(".")) from error
+
+
+def _absent(name: str, root: Path, why: str) -> DataError:
+    instead = "" if name == "imagenet" else ", or set data.download=true"
+    return DataError(f"data={name}: cannot be used from {root} ({why}); put {LIBRARY[name].files} there{instead}")
+
+
+def _labelled(data: Any, name: str) -> Groups | Source:
+    if name == "cifar10":
+        return ArraySource(data.data, data.targets, data.classes, f"cifar10/{'train' if data.train else 'test'}")
+    groups: dict[str, list[str]] = {label: [] for label in data.classes}
+    for file, label in zip(data._images if name == "oxford_iiit_pet" else data._image_files, data._labels, strict=True):
+        groups[data.classes[label]].append(str(file))
+    return dict(groups)
