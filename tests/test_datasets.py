@@ -16,8 +16,9 @@ from torchvision.datasets import ImageFolder
 
 from sppcls import MultiScaleDataModule
 from sppcls.build import build_planner, build_splits
-from sppcls.data.cache import PixelCache, own_tensors
+from sppcls.data.cache import PixelCache
 from sppcls.data.catalog import _shares, load_splits
+from sppcls.data.cut import own_tensors
 from sppcls.data.datasets import DatasetSource, from_datasets
 from sppcls.data.files import FileSource
 from sppcls.data.images import decode

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import sppcls
-from sppcls.data import workers
-from sppcls.data.cache import PixelCache, own_tensors
-from sppcls.data.images import Augment
-from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader, batches_of
+from sppcls.data import loader as loading
+from sppcls.data.cache import PixelCache
+from sppcls.data.cut import own_tensors
+from sppcls.data.images import IGNORED, Augment, BatchDataset
+from sppcls.data.loader import PlannedLoader, batches_of
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 from sppcls.errors import DataError
@@ -210,7 +211,7 @@ def test_a_worker_whose_leader_was_killed_ends():
     worker = os.fork()
     if not worker:
         os.close(reading)
-        workers._begin(1, False, 0)  # the leader that it was told of is not its parent
+        loading._begin(1, False, 0)  # the leader that it was told of is not its parent
         time.sleep(60)
         os._exit(1)
     os.close(writing)
@@ -227,8 +228,8 @@ def served(monkeypatch):
     """Let workers come from a server without threads, as those of a rank do."""
     if not hasattr(signal, "sigtimedwait"):
         pytest.skip("has no server")
-    monkeypatch.setattr(workers, "_served", False)
-    workers.serve_workers()
+    monkeypatch.setattr(loading, "_served", False)
+    loading.serve_workers()
 
 
 @pytest.fixture(params=["forked", "served"])
@@ -305,9 +306,9 @@ def test_the_server_of_a_rank_has_one_thread_and_its_workers_end_with_a_leader_t
     program.write_text(
         "import os, signal\n"
         "from multiprocessing import forkserver\n"
-        "from tests.test_loader import loader, workers\n"
+        "from tests.test_loader import loader, loading\n"
         "if __name__ == '__main__':\n"
-        "    workers.serve_workers()\n"
+        "    loading.serve_workers()\n"
         "    kept = iter(loader(workers=2))\n"
         "    next(kept)\n"
         "    print(len(os.listdir(f'/proc/{forkserver._forkserver._forkserver_pid}/task')), flush=True)\n"

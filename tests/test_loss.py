@@ -14,7 +14,8 @@ from torch import nn
 
 from sppcls import LitSppClassifier
 from sppcls.data.catalog import load_splits
-from sppcls.data.loader import IGNORED, PlannedLoader
+from sppcls.data.images import IGNORED
+from sppcls.data.loader import PlannedLoader
 from sppcls.data.plan import Batch, plan_epoch
 from sppcls.data.schedule import Schedule
 

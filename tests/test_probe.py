@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.svm import LinearSVC
 
 from sppcls import SppClassifier, commands
-from sppcls.data.cache_files import cache_dir
+from sppcls.data.cache import cache_dir
 from sppcls.data.files import FileSource
 from sppcls.data.images import decode, fit_image
 from sppcls.measure import probe as module

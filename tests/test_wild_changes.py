@@ -32,11 +32,11 @@ from wild_batches import (
 from wild_files import mutant
 
 from sppcls.data import decode as decoding
-from sppcls.data.cache import PixelCache, own_tensors
+from sppcls.data.cache import PixelCache
+from sppcls.data.cut import own_tensors
 from sppcls.data.decode import decode_array
 from sppcls.data.geometry import fitted_size
-from sppcls.data.images import Augment, decode, fit_image
-from sppcls.data.loader import BatchDataset
+from sppcls.data.images import Augment, BatchDataset, decode, fit_image
 from sppcls.data.plan import Batch
 from sppcls.errors import DataError
 

@@ -24,11 +24,12 @@ from wild_batches import (
 from wild_files import look, whole_files
 
 from sppcls.data import decode as decoding
-from sppcls.data.cache import PixelCache, own_tensors
+from sppcls.data.cache import PixelCache
+from sppcls.data.cut import own_tensors
 from sppcls.data.decode import decode_array, read_size
 from sppcls.data.files import FileSource, scan
 from sppcls.data.folders import class_folders, image_files
-from sppcls.data.loader import BatchDataset
+from sppcls.data.images import BatchDataset
 from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.errors import DataError

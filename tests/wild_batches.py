@@ -10,7 +10,8 @@ from wild_files import picture, whole_files
 from sppcls.data.decode import shown
 from sppcls.data.files import FileSource, scan
 from sppcls.data.folders import image_files
-from sppcls.data.loader import IGNORED, BatchDataset, PlannedLoader
+from sppcls.data.images import IGNORED, BatchDataset
+from sppcls.data.loader import PlannedLoader
 from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.errors import DataError

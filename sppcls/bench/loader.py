@@ -11,10 +11,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sppcls.bench import BenchReport, paired
-from sppcls.data.cache import PixelCache, own_tensors
+from sppcls.data.cache import PixelCache
+from sppcls.data.cut import own_tensors
 from sppcls.data.files import read_groups
 from sppcls.data.folders import class_folders
-from sppcls.data.loader import BatchDataset
+from sppcls.data.images import BatchDataset
 from sppcls.data.plan import plan_evaluation
 from sppcls.data.shapes import ShapesSource
 from sppcls.data.source import Source

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from sppcls.bench import BenchReport
 from sppcls.build import build_classifier, build_splits
-from sppcls.data.loader import ImageBatch
+from sppcls.data.images import ImageBatch
 from sppcls.data.schedule import Schedule
 from sppcls.models.classifier import SppClassifier
 from sppcls.settings import DataSpec, ModelSpec

@@ -9,33 +9,39 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from sppcls.data.cache_files import HEADER, header, megabytes, open_reserved
-from sppcls.data.cut import Fit, aspect_buckets, bucket_size
-from sppcls.data.geometry import Size, fitted_size, reduction
-from sppcls.data.images import fit_image
+from sppcls.data.cut import Fit
+from sppcls.data.geometry import Size, fitted_size, fitted_sizes, reduction
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
 Shapes = npt.NDArray[np.int64]  # [scales, images, 2], (H, W)
 
+HEADER = 4096  # bytes before the pixels: what the file is, and which folder's images it has
+MAGIC = b"sppcls pixels\n"
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _SHM = Path("/dev/shm")
 _MOST_DECODED = 12  # times a tensor: a JPEG that `reduction` applies to takes at most 6.25 times its aspect
 
 
+def cache_dir() -> Path:
+    """Return the user's cache folder for this package, without making it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sppcls"
+
+
 class PixelCache:
     """One flat buffer with a slot for each image at each scale, filled by whichever worker reads the image first.
 
-    A slot holds the image as a tensor holds it (``keep``, ``warp``), or as the decoder gives it for that scale: for
-    ``crop``, and where that takes less than half the room. What has no slot is read anew: images in other tensors, and,
-    with ``crop``, images of which only a far larger form could be kept. The slots' places follow from the sizes in the
-    scan, so workers need no lock: two that fill a slot at once write the same bytes, and the flag is set last.
+    A slot holds the image as a tensor holds it; with ``crop`` as the decoder gives it for that scale, unless that is
+    far larger. What has no slot is read anew, as are images in other tensors. The slots' places follow from the sizes
+    in the scan, so workers need no lock: two that fill a slot at once write the same bytes, and the flag is set last.
 
     Args:
         source: The images.
@@ -43,26 +49,23 @@ class PixelCache:
         fit: As `fit_image` takes it.
     """
 
+    _buffer: "torch.Tensor"
+
     def __init__(self, source: Source, tensors: Mapping[int, Shapes], fit: Fit = "keep") -> None:
         self.source, self.fit, self.shorts = source, fit, tuple(sorted(tensors))
         self._sizes = source.sizes
         boxes = np.stack([tensors[short] for short in self.shorts])
-        decoded = _decoded_shapes(source, self.shorts)
-        fitted = _fitted_shapes(source.sizes, boxes) if fit == "keep" else boxes
-        room, most = _ends(decoded, share=True)[-1], _ends(fitted)[-1]
         if fit == "crop":
-            self._fitted = np.zeros(len(source.sizes), np.bool_)
-            decoded = np.where((room <= _MOST_DECODED * most)[:, None], decoded, 0)
+            self._shapes, rooms = _decoded(source, self.shorts, boxes)
         else:
-            self._fitted = 2 * room >= most
-        self._shapes = np.where(self._fitted[:, None], fitted, decoded)
-        ends = np.where(self._fitted, _ends(self._shapes), _ends(self._shapes, share=True))
+            self._shapes = fitted_sizes(source.sizes, boxes) if fit == "keep" else boxes
+            rooms = 3 * self._shapes.prod(-1)
+        ends = np.cumsum(rooms, 0)
         images = len(self.shorts) + ends[-1]  # a flag a scale, then the slots
         self._flags = HEADER + np.cumsum(images) - images
         self._starts = self._flags + len(self.shorts) + ends - 3 * self._shapes.prod(-1)
         self.size = HEADER + int(images.sum())
         self._path: Path | None = None
-        self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | ({"_buffer": None} if self._path else {})  # a mapped file would travel as a copy
@@ -74,19 +77,24 @@ class PixelCache:
 
     def open(self, path: Path | None = None) -> Self:
         """Take the room: a file, which may be filled already, or shared memory; raises ``OSError`` without room."""
-        self._path, self._buffer = path, _mapped(path, self.size) if path else _shared(self.size)
-        self._buffer[:HEADER] = torch.frombuffer(bytearray(header(_folder(self.source))), dtype=torch.uint8)
+        import torch
+
+        self._path, self._buffer = path, _mapped(path, self.size) if path else torch.zeros(self.size, dtype=torch.uint8)
+        if not path:
+            self._buffer.share_memory_()  # type: ignore[no-untyped-call]
+        head = (MAGIC + os.fsencode(_folder(self.source)))[: HEADER - 1].ljust(HEADER, b"\0")
+        self._buffer[:HEADER] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
         return self
 
     def part(self, indices: Shapes) -> Self:
         """Return the cache of a subset, in the same buffer."""
         part = object.__new__(type(self))
         part.__dict__ |= self.__dict__
-        part._sizes, part._fitted, part._flags = self._sizes[indices], self._fitted[indices], self._flags[indices]
+        part._sizes, part._flags = self._sizes[indices], self._flags[indices]
         part._shapes, part._starts = self._shapes[:, indices], self._starts[:, indices]
         return part
 
-    def get(self, index: int, size: Size) -> torch.Tensor | None:
+    def get(self, index: int, size: Size) -> "torch.Tensor | None":
         """Return image ``index`` for a tensor of ``size``, [3, h, w], where it is kept: fitted already, or decoded."""
         if min(size) not in self.shorts:
             return None
@@ -94,27 +102,27 @@ class PixelCache:
         if not self._buffer[self._flags[index] + k]:
             return None
         slot = self._slot(k, index)
-        if self._fitted[index]:
-            h, w = self._sizes[index].tolist()
-            inner = fitted_size(h, w, size) if self.fit == "keep" else size
-            return slot if slot.shape[1:] == inner else None
-        return slot
+        h, w = self._sizes[index].tolist()
+        inner = fitted_size(h, w, size) if self.fit == "keep" else size
+        return slot if self.fit == "crop" or slot.shape[1:] == inner else None
 
-    def put(self, index: int, image: torch.Tensor, short: int) -> None:
+    def put(self, index: int, image: "torch.Tensor", short: int) -> None:
         """Keep image ``index``, read with ``min_short=short``, wherever reading gives the same."""
+        from sppcls.data.images import fit_image
+
         h, w = self._sizes[index].tolist()
         n = reduction(min(h, w), short)
         unreduced = n > 1 and image.shape[1:] == (h, w)  # of a format that is never reduced
         for k, other in enumerate(self.shorts):
             slot = self._slot(k, index)
-            fits = slot.numel() > 0 if self._fitted[index] else slot.shape == image.shape
+            fits = slot.shape == image.shape if self.fit == "crop" else slot.numel() > 0
             if fits and (unreduced or reduction(min(h, w), other) == n):
                 fit_image(image, (slot.shape[1], slot.shape[2]), "warp", native=(h, w), out=slot)
                 self._buffer[self._flags[index] + k] = 1
 
     def file_name(self) -> str:
         """Return a name that changes with whatever the kept pixels depend on."""
-        versions = f"2 {version('torch')} {version('pillow')} {self.shorts}"
+        versions = f"3 {version('torch')} {version('pillow')} {self.shorts}"
         digest = hashlib.sha256(versions.encode() + self._shapes.tobytes() + self._sizes.tobytes())
         digest.update(getattr(self.source, "digest", b""))  # of pixels that are in no files
         for name in self.source.names:
@@ -124,7 +132,7 @@ class PixelCache:
             digest.update(f"{name}\0{changed}\0".encode(errors="surrogateescape"))
         return f"{digest.hexdigest()[:20]}.pixels"
 
-    def _slot(self, k: int, index: int) -> torch.Tensor:
+    def _slot(self, k: int, index: int) -> "torch.Tensor":
         """Return a place as a [3, H, W] view with channels-last strides."""
         height, width = self._shapes[k, index].tolist()
         start = int(self._starts[k, index])
@@ -139,14 +147,15 @@ def open_caches(caches: Mapping[str, PixelCache], folder: Path | None) -> str:
     """
     paths = {name: folder / cache.file_name() if folder else None for name, cache in caches.items()}
     new = {name: path for name, path in paths.items() if not (path and path.exists())}
-    parts = ", ".join(f"{name} {megabytes(cache.size)}" for name, cache in caches.items())
-    said = f"{megabytes(sum(cache.size for cache in caches.values()))} MB in {folder or 'shared memory'} ({parts})"
-    key, instead = (
-        ("disk", "sppcls cache --clear, or data.cache=none") if folder else ("ram", "data.cache=disk or none")
-    )
+    sizes = {name: cache.size for name, cache in caches.items()}
+    parts = ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items())
+    total = f"{megabytes(sum(sizes.values()))} MB in {folder or 'shared memory'} ({parts})"
+    key, use = ("disk", "sppcls cache --clear, or data.cache=none") if folder else ("ram", "data.cache=disk or none")
     try:
-        free = _free(folder)
-        if sum(caches[name].size for name in new) > free:
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder or _SHM).free if folder or _SHM.is_dir() else 2**63
+        if sum(sizes[name] for name in new) > free:
             raise OSError(errno.ENOSPC, f"{megabytes(free)} MB are free")
         for name, cache in caches.items():
             cache.open(paths[name])
@@ -154,28 +163,66 @@ def open_caches(caches: Mapping[str, PixelCache], folder: Path | None) -> str:
         for path in filter(None, new.values()):
             path.unlink(missing_ok=True)
         why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-        raise ConfigError(f"data.cache={key} needs {said}: {why}; use {instead}") from None
-    return f"data.cache={key}: {said}"
+        raise ConfigError(f"data.cache={key} needs {total}: {why}; use {use}") from None
+    return f"data.cache={key}: {total}"
 
 
-def _free(folder: Path | None) -> int:
-    if folder is None:
-        return shutil.disk_usage(_SHM).free if _SHM.is_dir() else 2**63
-    folder.mkdir(parents=True, exist_ok=True)
-    return shutil.disk_usage(folder).free
+def megabytes(size: int) -> str:
+    """Return bytes as whole megabytes, rounded up.
+
+    >>> megabytes(1_234_567_890), megabytes(1)
+    ('1,235', '1')
+    """
+    return f"{-(-size // 10**6):,}"
 
 
-def _mapped(path: Path, size: int) -> torch.Tensor:
+def _mapped(path: Path, size: int) -> "torch.Tensor":
+    import torch
+
     file = open_reserved(path, size)
     buffer = torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
     weakref.finalize(buffer, file.close)
     return buffer
 
 
-def _shared(size: int) -> torch.Tensor:
-    buffer = torch.zeros(size, dtype=torch.uint8)
-    buffer.share_memory_()  # type: ignore[no-untyped-call]
-    return buffer
+def open_reserved(path: Path, size: int) -> BinaryIO:
+    """Return a file of ``size`` bytes, made where it is not there; it counts as in use until it is closed.
+
+    All its room is taken now: writing to a mapped page that finds none would kill the process (SIGBUS). Raises
+    ``OSError`` where there is no room, and leaves no file then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab", buffering=0)
+    lock(file, exclusive=False)
+    try:
+        _reserve(file, size)
+    except BaseException:
+        file.close()
+        path.unlink(missing_ok=True)
+        raise
+    os.utime(path)
+    return file
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Lengthen a file to ``size`` bytes that are really there; what it holds stays."""
+    missing = size - os.fstat(file.fileno()).st_size
+    if missing > 0 and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        missing = 0
+    for start in range(0, missing, 1 << 20):  # macOS, Windows
+        file.write(bytes(min(1 << 20, missing - start)))
+
+
+def lock(file: BinaryIO, exclusive: bool) -> bool:
+    """Mark a file as in use, or find out (``exclusive``) whether no process has."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+    except (ImportError, OSError) as error:  # other errors than this one: Windows, and file systems without locks
+        return not isinstance(error, BlockingIOError)
+    return True
 
 
 def _folder(source: Source) -> str:
@@ -184,38 +231,16 @@ def _folder(source: Source) -> str:
     return os.path.commonpath(folders) if len({folder.startswith(os.sep) for folder in folders}) == 1 else ""
 
 
-def own_tensors(sizes: Shapes, scales: Sequence[int], fit: Fit = "keep", max_aspect: float = 4.0) -> dict[int, Shapes]:
-    """Return the (H, W) of the tensors [N, 2] of images among their like, by scale: as `plan_evaluation` plans them."""
-    if fit != "keep":
-        return {scale: np.full_like(sizes, scale) for scale in scales}
-    buckets, which = np.unique(aspect_buckets(sizes, max_aspect), return_inverse=True)
-    return {
-        scale: np.array([bucket_size(bucket, bucket, scale) for bucket in buckets.tolist()])[which] for scale in scales
-    }
+def _decoded(source: Source, shorts: Sequence[int], boxes: Shapes) -> tuple[Shapes, Shapes]:
+    """Return what reading for each shorter side gives, going by names, and the bytes that it takes.
 
-
-def _ends(shapes: Shapes, share: bool = False) -> npt.NDArray[np.int64]:
-    """Return where slots end, [scales, images], counted from the image's first; equal shapes may share a slot."""
-    own = np.ones(shapes.shape[:2], np.bool_)
-    if share:
-        own[1:] = (shapes[1:] != shapes[:-1]).any(-1)
-    ends: npt.NDArray[np.int64] = np.cumsum(3 * shapes.prod(-1) * own, 0)
-    return ends
-
-
-def _decoded_shapes(source: Source, shorts: Sequence[int]) -> Shapes:
-    """Return what reading for each shorter side gives, going by names; a slot of a wrong shape stays empty."""
+    Scales for which it is the same share a slot; what is far larger than the boxes is (0, 0).
+    """
     sides, which = np.unique(source.sizes.min(1), return_inverse=True)
     levels = np.array([[reduction(side, short) for side in sides.tolist()] for short in shorts])[:, which]
     levels[:, [not name.lower().endswith(_JPEG) for name in source.names]] = 1
     shapes: Shapes = -(-source.sizes // levels[..., None])
-    return shapes
-
-
-def _fitted_shapes(sizes: Shapes, boxes: Shapes) -> Shapes:
-    """Return `fitted_size` of each image in its boxes, (0, 0) where there is none."""
-    (h, w), (height, width) = sizes.T, np.moveaxis(boxes, -1, 0)
-    by_height = np.stack([height, np.rint(w * height / h)], -1)
-    by_width = np.stack([np.rint(h * width / w), width], -1)
-    fitted = np.where((height * w <= width * h)[..., None], by_height, by_width)
-    return np.where(boxes > 0, np.maximum(fitted, 1), 0).astype(np.int64)
+    rooms = 3 * shapes.prod(-1)
+    rooms[1:][(shapes[1:] == shapes[:-1]).all(-1)] = 0
+    large = rooms.sum(0) > _MOST_DECODED * 3 * boxes.prod(-1).sum(0)
+    return np.where(large[:, None], 0, shapes), np.where(large, 0, rooms)

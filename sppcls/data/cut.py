@@ -1,6 +1,7 @@
 """How a set of images is cut into steps of neighbouring aspects: once, as it depends on neither epoch nor scale."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -52,6 +53,14 @@ def bucket_size(lowest: int, highest: int, scale: int) -> tuple[int, int]:
         return round(scale * EDGE * 2 ** (bucket / BUCKETS_PER_OCTAVE)) if bucket > 0 else scale
 
     return long_side(-lowest), long_side(highest)
+
+
+def own_tensors(sizes: Sizes, scales: Sequence[int], fit: Fit = "keep", max_aspect: float = 4.0) -> dict[int, Sizes]:
+    """Return the (H, W) of the tensors [N, 2] of images among their like, by scale: as `plan_evaluation` plans them."""
+    buckets, which = np.unique(aspect_buckets(sizes, max_aspect, fit), return_inverse=True)
+    return {
+        scale: np.array([bucket_size(bucket, bucket, scale) for bucket in buckets.tolist()])[which] for scale in scales
+    }
 
 
 def _edges(buckets: Sizes) -> Sizes:

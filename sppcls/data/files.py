@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.data.cache_files import cache_dir
+from sppcls.data.cache import cache_dir
 from sppcls.data.decode import quiet, read_size_unguarded, shown
 from sppcls.data.folders import Groups
 from sppcls.data.source import Names, text_hashes

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 Size = tuple[int, int]
 Pixels = npt.NDArray[np.uint8]
+Whole = npt.NDArray[np.integer[Any]]
 FITS = ("keep", "crop", "warp")
 # The mean colour of ImageNet: padding of this colour is all but zero once the batch is normalised.
 PAD = (124, 116, 104)
@@ -39,6 +40,15 @@ def fitted_size(h: int, w: int, size: Size) -> Size:
     if height * w <= width * h:
         return height, max(1, round(w * height / h))
     return max(1, round(h * width / w)), width
+
+
+def fitted_sizes(sizes: Whole, boxes: Whole) -> npt.NDArray[np.int64]:
+    """Return `fitted_size` of images of ``sizes`` [N, 2] in ``boxes`` [..., N, 2], (0, 0) where there is no box."""
+    (h, w), (height, width) = sizes.T, np.moveaxis(boxes, -1, 0)
+    by_height = np.stack([height, np.rint(w * height / h)], -1)
+    by_width = np.stack([np.rint(h * width / w), width], -1)
+    fitted = np.where((height * w <= width * h)[..., None], by_height, by_width)
+    return np.where(boxes > 0, np.maximum(fitted, 1), 0).astype(np.int64)
 
 
 def reduction(short: int, wanted: int) -> int:
@@ -86,7 +96,6 @@ def source_scale(got: Size, native: Size, size: Size) -> tuple[float, float] | N
     return down, across
 
 
-Whole = npt.NDArray[np.integer[Any]]
 _ROWS = 256  # at a time, so that the wider copies of large images stay small
 
 

@@ -1,16 +1,22 @@
-"""One image as a tensor: a file's pixels, into the exact size of a batch, augmented."""
+"""Images as tensors: a file's pixels, into the exact size of a batch, augmented, and a batch of them."""
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
 
+from sppcls.data.cache import PixelCache
+from sppcls.data.cut import Fit
 from sppcls.data.decode import decode_array
-from sppcls.data.geometry import FITS, PAD, Size, cut_box, fitted_size, source_scale
-from sppcls.errors import ConfigError, did_you_mean
+from sppcls.data.geometry import FITS, PAD, Size, cut_box, fitted_size, same_aspect, source_scale
+from sppcls.data.plan import Batch
+from sppcls.data.source import Source
+from sppcls.errors import ConfigError, DataError, did_you_mean
 
 
 def decode(path: str | os.PathLike[str], min_short: int | None = None) -> torch.Tensor:
@@ -142,3 +148,73 @@ class Augment:
             for transform in self.transforms:
                 image = transform(image)
         return image
+
+
+ImageBatch = dict[str, Any]
+"""What a loader yields: a dict of one batch.
+
+images: [B, 3, H, W] uint8 RGB with channels-last strides, padded on the right or at the bottom.
+targets: [B] int64, positions in the source's ``classes``; -1 where an image could not be read.
+indices: [B] int64, the images' places in the source.
+scale: The length in pixels that the schedule set for the images' shorter sides.
+weight: Of each of the images in the loss of a training step, a float (`sppcls.data.plan.TrainingPlan`).
+"""
+IGNORED = -1
+
+
+@dataclass(eq=False)
+class BatchDataset(Dataset[ImageBatch]):
+    """Turns a ``Batch`` of the plan into tensors; the batch carries all that changes from epoch to epoch.
+
+    Returns an ``ImageBatch`` with ``broken``, (index, reason) of the unreadable images.
+    """
+
+    source: Source
+    fit: Fit = "keep"
+    pad: tuple[int, int, int] = (0, 0, 0)
+    augment: Augment | None = None
+    cache: PixelCache | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache and self.cache.fit != self.fit:
+            raise ValueError(f"fit is {self.fit} and the cache's is {self.cache.fit}; expected the same")
+
+    def __getitem__(self, batch: Batch) -> ImageBatch:
+        height, width = batch.size
+        images = torch.empty(len(batch.indices), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        targets = torch.from_numpy(self.source.targets[list(batch.indices)])
+        broken: list[tuple[int, str]] = []
+        for place, index in enumerate(batch.indices):
+            try:
+                self._fill(images[place], index, batch)
+            except DataError as error:
+                images[place] = torch.tensor(self.pad, dtype=torch.uint8)[:, None, None]
+                targets[place] = IGNORED
+                broken.append((index, str(error)))
+        found = {"images": images, "targets": targets, "indices": torch.tensor(batch.indices), "broken": broken}
+        return found | {"scale": batch.scale, "weight": batch.weight}
+
+    def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
+        image, native = self._read(index, batch.size)
+        draw = self.augment.draw(batch.epoch, index) if self.augment and batch.epoch >= 0 else None
+        offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
+        fit_image(image, batch.size, self.fit, self.pad, offset=offset, native=native, out=out)
+        if self.augment and draw:
+            h, w = fitted_size(*native, batch.size) if self.fit == "keep" else batch.size
+            content = out[:, :h, :w]
+            content.copy_(self.augment(content, draw))
+
+    def _read(self, index: int, size: Size) -> tuple[torch.Tensor, Size]:
+        """Return an image for a tensor of ``size``, which may be reduced, and the size that its aspect follows from."""
+        height, width = self.source.sizes[index].tolist()
+        kept = self.cache.get(index, size) if self.cache else None
+        if kept is not None:
+            return kept, (height, width)
+        image = self.source.read(index, min(size))
+        got = int(image.shape[1]), int(image.shape[2])
+        if not same_aspect(got, (height, width)):
+            return image, got  # the file has changed since the scan: it has no place in the cache, but its own aspect
+        if self.cache:
+            self.cache.put(index, image, min(size))
+            kept = self.cache.get(index, size)
+        return image if kept is None else kept, (height, width)

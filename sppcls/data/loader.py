@@ -1,96 +1,30 @@
-"""Batches of a plan as tensors, in any number of workers, epoch after epoch, resumable at any batch."""
+"""Batches of a plan from any number of workers, epoch after epoch, resumable at any batch, and how workers end."""
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import forkserver, resource_tracker
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset
-
-from sppcls.data.cache import PixelCache
-from sppcls.data.cut import Fit
-from sppcls.data.geometry import Size, fitted_size, same_aspect
-from sppcls.data.images import Augment, fit_image
 from sppcls.data.plan import Batch, EpochPlan
-from sppcls.data.source import Source
-from sppcls.data.workers import close_workers, end_workers, started, worker_options
 from sppcls.errors import DataError
+from sppcls.process import signals_held
 
-ImageBatch = dict[str, Any]
-"""What a loader yields: a dict of one batch.
+if TYPE_CHECKING:  # the server of workers begins before torch is imported
+    from torch.utils.data import DataLoader
 
-images: [B, 3, H, W] uint8 RGB with channels-last strides, padded on the right or at the bottom.
-targets: [B] int64, positions in the source's ``classes``; -1 where an image could not be read.
-indices: [B] int64, the images' places in the source.
-scale: The length in pixels that the schedule set for the images' shorter sides.
-weight: Of each of the images in the loss of a training step, a float (`sppcls.data.plan.TrainingPlan`).
-"""
-IGNORED = -1
+    from sppcls.data.images import BatchDataset, ImageBatch
+
+Batches = Generator["ImageBatch", None, None]
 
 
-@dataclass(eq=False)
-class BatchDataset(Dataset[ImageBatch]):
-    """Turns a ``Batch`` of the plan into tensors; the batch carries all that changes from epoch to epoch.
-
-    Returns an ``ImageBatch`` with ``broken``, (index, reason) of the unreadable images.
-    """
-
-    source: Source
-    fit: Fit = "keep"
-    pad: tuple[int, int, int] = (0, 0, 0)
-    augment: Augment | None = None
-    cache: PixelCache | None = None
-
-    def __post_init__(self) -> None:
-        if self.cache and self.cache.fit != self.fit:
-            raise ValueError(f"fit is {self.fit} and the cache's is {self.cache.fit}; expected the same")
-
-    def __getitem__(self, batch: Batch) -> ImageBatch:
-        height, width = batch.size
-        images = torch.empty(len(batch.indices), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        targets = torch.from_numpy(self.source.targets[list(batch.indices)])
-        broken: list[tuple[int, str]] = []
-        for place, index in enumerate(batch.indices):
-            try:
-                self._fill(images[place], index, batch)
-            except DataError as error:
-                images[place] = torch.tensor(self.pad, dtype=torch.uint8)[:, None, None]
-                targets[place] = IGNORED
-                broken.append((index, str(error)))
-        found = {"images": images, "targets": targets, "indices": torch.tensor(batch.indices), "broken": broken}
-        return found | {"scale": batch.scale, "weight": batch.weight}
-
-    def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
-        image, native = self._read(index, batch.size)
-        draw = self.augment.draw(batch.epoch, index) if self.augment and batch.epoch >= 0 else None
-        offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
-        fit_image(image, batch.size, self.fit, self.pad, offset=offset, native=native, out=out)
-        if self.augment and draw:
-            h, w = fitted_size(*native, batch.size) if self.fit == "keep" else batch.size
-            content = out[:, :h, :w]
-            content.copy_(self.augment(content, draw))
-
-    def _read(self, index: int, size: Size) -> tuple[torch.Tensor, Size]:
-        """Return an image for a tensor of ``size``, which may be reduced, and the size that its aspect follows from."""
-        height, width = self.source.sizes[index].tolist()
-        kept = self.cache.get(index, size) if self.cache else None
-        if kept is not None:
-            return kept, (height, width)
-        image = self.source.read(index, min(size))
-        got = int(image.shape[1]), int(image.shape[2])
-        if not same_aspect(got, (height, width)):
-            return image, got  # the file has changed since the scan: it has no place in the cache, but its own aspect
-        if self.cache:
-            self.cache.put(index, image, min(size))
-            kept = self.cache.get(index, size)
-        return image if kept is None else kept, (height, width)
-
-
-Batches = Generator[ImageBatch, None, None]
-
-
-def batches_of(dataset: BatchDataset, batches: Iterable[Batch], num_workers: int = 0) -> Batches:
+def batches_of(dataset: "BatchDataset", batches: Iterable[Batch], num_workers: int = 0) -> Batches:
     """Yield planned batches as tensors; the workers end with the generator, also where it is closed early."""
     running = started(_data_loader(dataset, list(batches), num_workers))
     try:
@@ -99,10 +33,21 @@ def batches_of(dataset: BatchDataset, batches: Iterable[Batch], num_workers: int
         end_workers(running)
 
 
-def _data_loader(dataset: BatchDataset, sampler: Iterable[Batch], num_workers: int, **how: bool) -> "DataLoader[Any]":
+def _data_loader(dataset: "BatchDataset", sampler: Iterable[Batch], num_workers: int, **how: Any) -> "DataLoader[Any]":
     # A generator of its own: starting to iterate draws a number, which must not be taken from the network's training.
-    options = worker_options(num_workers) | how
-    return DataLoader(dataset, batch_size=None, sampler=sampler, generator=torch.Generator(), **options)
+    import torch
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        worker_init_fn=partial(_begin, os.getpid(), _served),
+        multiprocessing_context="forkserver" if _served and num_workers else None,
+        generator=torch.Generator(),
+        **how,
+    )
 
 
 class _Share:
@@ -127,7 +72,7 @@ class PlannedLoader:
 
     def __init__(
         self,
-        dataset: BatchDataset,
+        dataset: "BatchDataset",
         plan: Callable[[int], EpochPlan],
         *,
         rank: int = 0,
@@ -166,7 +111,7 @@ class PlannedLoader:
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+    def __iter__(self) -> "Iterator[ImageBatch]":
         # A generator's body runs at the first batch, so an epoch set after iter() still counts.
         if self.position and not self._resumed:
             self.epoch, self.position = self.epoch + 1, 0
@@ -190,3 +135,84 @@ class PlannedLoader:
         self._resumed = True
         if self.position >= self._length:
             self.epoch, self.position = self.epoch + 1, 0
+
+
+_OF_THE_LEADER = {
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name) and hasattr(signal, "sigtimedwait")
+}
+
+_served = False
+
+
+def serve_workers() -> None:
+    """Let workers come from a server without threads, which starts now, and not from forks of this process.
+
+    A fork while another thread of a rank (gloo's) holds a lock may never return in the child.
+    """
+    global _served
+    if _OF_THE_LEADER and not _served:
+        _served = True
+        multiprocessing.set_forkserver_preload([f"{__package__}.images"])
+        before = os.environ.copy()
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        with _leaders_signals_blocked():
+            resource_tracker.ensure_running()  # which lets SIGINT and SIGTERM through again
+        with _leaders_signals_blocked():
+            forkserver.ensure_running()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _begin(leader: int, served: bool, _worker: int) -> None:
+    """Leave signals that reach a whole group of processes to the leader, which needs its workers to save; end with it.
+
+    A SIGTERM of the leader's own ends the worker, as multiprocessing does at exit: it then waits for its children.
+    torch's workers look after their parent too, but take whoever is there as they begin for it: one whose leader was
+    killed a moment before lives for ever, as do those of a server.
+    """
+    parent = multiprocessing.parent_process()
+
+    def led() -> bool:
+        return parent is not None and parent.is_alive() if served else os.getppid() == leader
+
+    def watch() -> None:
+        while led():
+            if not _OF_THE_LEADER:  # macOS cannot tell who sent a signal: torch's handlers stay
+                time.sleep(1)
+            elif (got := signal.sigtimedwait(_OF_THE_LEADER, 1)) and (got.si_signo, got.si_pid) == (15, leader):
+                break
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _leaders_signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_LEADER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def started(loader: "DataLoader[Any]") -> Iterator[Any]:
+    """Return the iterator of a loader, whose workers begin with the leader's signals blocked and stay so."""
+    with signals_held():
+        if not _OF_THE_LEADER:
+            return iter(loader)
+        with _leaders_signals_blocked():
+            return iter(loader)
+
+
+def end_workers(batches: Any) -> None:
+    """End the workers of an iterator that `started` has returned."""
+    if hasattr(batches, "_shutdown_workers"):  # not without workers
+        batches._shutdown_workers()
+
+
+def close_workers(loader: "DataLoader[Any]") -> None:
+    """End the persistent workers of a loader; its next iteration starts new ones."""
+    batches, loader._iterator = loader._iterator, None
+    end_workers(batches)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sppcls.data.loader import IGNORED
+from sppcls.data.images import IGNORED
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, counted, did_you_mean
 from sppcls.measure.scales import Evaluation, evaluating

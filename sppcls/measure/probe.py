@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sppcls.data.cache_files import cache_dir
+from sppcls.data.cache import cache_dir
 from sppcls.data.catalog import split_by_class
 from sppcls.data.cut import Fit
 from sppcls.data.files import read_groups

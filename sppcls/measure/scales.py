@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sppcls.data.cache import PixelCache
 from sppcls.data.cut import Fit
-from sppcls.data.loader import IGNORED, BatchDataset, Batches, ImageBatch, batches_of
+from sppcls.data.images import IGNORED, BatchDataset, ImageBatch
+from sppcls.data.loader import Batches, batches_of
 from sppcls.data.plan import plan_evaluation
 from sppcls.data.source import Source, Subset
 from sppcls.errors import DataError, counted

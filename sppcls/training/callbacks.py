@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-from sppcls.data.loader import ImageBatch
+from sppcls.data.images import ImageBatch
 from sppcls.errors import ConfigError
 from sppcls.files import write_csv
 from sppcls.report.page import duration

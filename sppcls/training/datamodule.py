@@ -10,13 +10,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from sppcls.data.cache import PixelCache, Shapes, open_caches, own_tensors
-from sppcls.data.cache_files import cache_dir
+from sppcls.data.cache import PixelCache, Shapes, cache_dir, open_caches
 from sppcls.data.catalog import load_splits
-from sppcls.data.cut import Fit
+from sppcls.data.cut import Fit, own_tensors
 from sppcls.data.datasets import from_datasets
-from sppcls.data.images import Augment
-from sppcls.data.loader import BatchDataset, Batches, PlannedLoader, batches_of
+from sppcls.data.images import Augment, BatchDataset
+from sppcls.data.loader import Batches, PlannedLoader, batches_of
 from sppcls.data.plan import Batch, EpochPlan, Planner, TrainingPlan, plan_evaluation
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Identity, Source

@@ -10,7 +10,7 @@ from torch import nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from sppcls.data.loader import IGNORED, ImageBatch
+from sppcls.data.images import IGNORED, ImageBatch
 from sppcls.data.source import class_difference
 from sppcls.errors import DataError, SppclsError, counted
 from sppcls.measure.answers import UNREAD, Answers

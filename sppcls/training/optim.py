@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sppcls.data.loader import IGNORED, ImageBatch
+from sppcls.data.images import IGNORED, ImageBatch
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from sppcls.data.catalog import Splits
-from sppcls.data.workers import serve_workers
+from sppcls.data.loader import serve_workers
 from sppcls.errors import SppclsError, one_line
 from sppcls.files import write_json
 from sppcls.process import STATUSES, Interrupted, Signals, leave
