@@ -147,7 +147,7 @@ def test_equal_files_by_where_they_lie(tmp_path: Path) -> None:
         (False, True, across_classes),
         (False, False, within),
     ]
-    assert "groups of equal files across parts: 2; what is measured on them is too good" in remarks(facts)
+    assert "groups of equal files across parts: 2; scores on them are inflated" in remarks(facts)
     assert "groups of equal files across classes: 2; at most one of their labels is right" in remarks(facts)
 
 
@@ -184,7 +184,7 @@ def test_loose_files(tmp_path: Path) -> None:
     (tmp_path / "train" / "notes.txt").touch()
     facts = examine(tmp_path, [16])
     assert (facts.loose, facts.parts) == (loose, {"train": 2, "val": 2})
-    assert "in no class folder, and so not read: train/x.png, val/y.jpg" in remarks(facts)
+    assert "ignored, outside the class folders: train/x.png, val/y.jpg" in remarks(facts)
 
 
 def test_wrong_inputs(tmp_path: Path) -> None:

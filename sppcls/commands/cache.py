@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from sppcls.commands.arguments import at_least
 from sppcls.data.cache import HEADER, MAGIC, cache_dir, lock, megabytes
@@ -24,52 +23,47 @@ _KINDS = {
 _DAY = 86400
 
 
-class CacheFile(NamedTuple):
-    """A file in the cache folder: the bytes it takes, when it was last used, and what it was made from."""
-
-    path: Path
-    size: int
-    used: float
-    images_of: str
-
-
 def run(clear: bool = False, days: float = 0) -> int:
     """List the cache files, or remove those that no process uses, and return the exit status 0."""
     files = list(_cache_files(days))
-    free = {file.path for file in files if not _in_use(file.path)}
-    total = _counted(files if not clear else [file for file in files if file.path in free])
+    used = {file for file in files if _in_use(file)}
     if not clear:
-        rows = [_row(file, file.path not in free) for file in files]
-        if rows:
+        if files:
+            rows = [_row(file, file in used) for file in files]
             show(table(f"Cache files in {cache_dir()}", ("file", "MB", "last used", "in use", "images of"), rows))
-        show(total + ("; sppcls cache --clear removes those not in use" if files else ""))
+        show(_counted(files) + ("; sppcls cache --clear removes those not in use" if files else ""))
         return 0
-    for path in free:
-        path.unlink(missing_ok=True)
-    kept = f"; {len(files) - len(free)} in use, kept" if len(free) < len(files) else ""
-    show(f"removed {total}, from {cache_dir()}{kept}")
+    free = [file for file in files if file not in used]
+    removed = _counted(free)
+    for file in free:
+        file.unlink(missing_ok=True)
+    show(f"removed {removed}, from {cache_dir()}{f'; {len(used)} in use, kept' if used else ''}")
     return 0
 
 
-def _cache_files(days: float) -> Iterator[CacheFile]:
+def _cache_files(days: float) -> Iterator[Path]:
     """Yield this package's cache files that were not used in the last ``days`` days; links are left out."""
     for kind, pattern in _KINDS.items():
         folder = cache_dir() / kind
         if not folder.is_dir() or (kind and folder.is_symlink()):
             continue
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if re.fullmatch(pattern, entry.name) and entry.is_file(follow_symlinks=False):
-                status, path = entry.stat(follow_symlinks=False), Path(entry.path)
-                used = max(status.st_atime, status.st_mtime) if kind else status.st_mtime
-                if time.time() - used >= days * _DAY:
-                    yield CacheFile(path, 512 * status.st_blocks, used, "" if kind else _images_of(path))
+        for path in sorted(folder.iterdir()):
+            ours = re.fullmatch(pattern, path.name) and path.is_file() and not path.is_symlink()
+            if ours and time.time() - _last_use(path) >= days * _DAY:
+                yield path
+
+
+def _last_use(path: Path) -> float:
+    status = path.stat()  # a mapped file of pixels has its time of change set when it is opened
+    return status.st_mtime if path.parent == cache_dir() else max(status.st_atime, status.st_mtime)
 
 
 def _images_of(path: Path) -> str:
-    with suppress(OSError), path.open("rb") as file:
-        head = file.read(HEADER)
-        if head.startswith(MAGIC):
-            return os.fsdecode(head[len(MAGIC) :].rstrip(b"\0"))
+    if path.suffix == ".pixels":  # reading another file would count as its last use
+        with suppress(OSError), path.open("rb") as file:
+            head = file.read(HEADER)
+            if head.startswith(MAGIC):
+                return os.fsdecode(head[len(MAGIC) :].rstrip(b"\0"))
     return ""
 
 
@@ -82,14 +76,18 @@ def _in_use(path: Path) -> bool:
         return False
 
 
-def _counted(files: Sequence[CacheFile]) -> str:
-    return f"{counted(len(files), 'file')}, {megabytes(sum(file.size for file in files))} MB"
+def _counted(files: Sequence[Path]) -> str:
+    return f"{counted(len(files), 'file')}, {megabytes(sum(map(_room, files)))} MB"
 
 
-def _row(file: CacheFile, in_use: bool) -> list[str]:
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.used))
-    name = str(file.path.relative_to(cache_dir()))
-    return [name, megabytes(file.size), used, "yes" if in_use else "", shown(file.images_of)]
+def _room(path: Path) -> int:
+    return 512 * path.stat().st_blocks
+
+
+def _row(path: Path, in_use: bool) -> list[str]:
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(_last_use(path)))
+    name = str(path.relative_to(cache_dir()))
+    return [name, megabytes(_room(path)), used, "yes" if in_use else "", shown(_images_of(path))]
 
 
 def options(verb: argparse.ArgumentParser) -> None:

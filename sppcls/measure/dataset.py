@@ -72,7 +72,8 @@ def scale_costs(
     Raises:
         ConfigError: A scale below 1.
     """
-    _check_scales(scales)
+    if min(scales, default=1) < 1:
+        raise ConfigError(f"scale {min(scales)}: a scale is a shorter side in pixels; give 1 or more")
     short, long = sizes.min(axis=1), sizes.max(axis=1)
     lost = float(1 - (short / long).mean()) if fit == "crop" else 0.0
     distortion = float(np.exp(np.log(long / short).mean())) if fit == "warp" else 1.0
@@ -94,7 +95,6 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
         ConfigError: A scale below 1.
         DataError: No such folder, or no image in it that can be read.
     """
-    _check_scales(scales)
     folder = Path(root).expanduser().absolute()
     if not folder.exists():
         raise DataError(f"{shown(root)} is not there; give train/ and val/, a folder a class, or a table")
@@ -104,15 +104,16 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
         Path(file): (part, name) for part, groups in parts.items() for name, files in groups.items() for file in files
     }
     loose = [file for top in tops for file in image_files(top) if file.parent == top]
-    whole, sizes, broken = _readable(list(places), decode_all)
-    if not whole:
+    sizes, broken = _sizes(list(places), decode_all)
+    if not sizes:
         found = f"{counted(len(broken), 'broken file')}, and {len(loose)} loose ones beside the class folders"
         raise DataError(f"{shown(folder)}: no image in a class folder ({found}); put images there, a folder a class")
-    classes = _class_counts(parts, Counter(places[file] for file in whole))
+    classes = _class_counts(parts, Counter(places[file] for file in sizes))
     filled = [row[0] for row in classes.values() if row[0]]
-    training = sizes[[places[file][0] == next(iter(parts)) for file in whole]]
-    columns = {"height": sizes[:, 0], "width": sizes[:, 1], "shorter side": sizes.min(axis=1)}
-    columns["aspect"] = columns["width"] / columns["height"]
+    training = np.array([size for file, size in sizes.items() if places[file][0] == next(iter(parts))])
+    heights, widths = np.array(list(sizes.values())).T
+    columns = {"height": heights, "width": widths, "shorter side": np.minimum(heights, widths)}
+    columns["aspect"] = widths / heights
     return DataFacts(
         root=folder,
         parts={part: sum(row[i] or 0 for row in classes.values()) for i, part in enumerate(parts)},
@@ -125,14 +126,9 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
         aspect=_log_histogram(columns["aspect"].clip(1 / 8, 8), 12),
         decoded=decode_all,
         broken=broken,
-        copies=_copies(whole, places),
+        copies=_copies(list(sizes), places),
         costs=scale_costs(training, scales) if len(training) else [],
     )
-
-
-def _check_scales(scales: Sequence[int]) -> None:
-    if min(scales, default=1) < 1:
-        raise ConfigError(f"scale {min(scales)}: a scale is a shorter side in pixels; give 1 or more")
 
 
 def _class_counts(parts: Mapping[str, Groups], counts: Mapping[tuple[str, str], int]) -> Counts:
@@ -141,15 +137,15 @@ def _class_counts(parts: Mapping[str, Groups], counts: Mapping[tuple[str, str], 
     return dict(sorted(rows.items(), key=lambda row: [-(count or 0) for count in row[1]]))
 
 
-def _readable(files: Sequence[Path], decode_all: bool) -> tuple[list[Path], Sizes, dict[Path, str]]:
-    """Return the files that can be read, their sizes [N, 2], and why the others cannot."""
-    kept, sizes, skipped = scan(files, "skip")  # without the cache, which vouches for files as they were
-    found, broken = [files[index] for index in kept], {Path(file): reason for file, reason in skipped}
+def _sizes(files: Sequence[Path], decode_all: bool) -> tuple[dict[Path, list[int]], dict[Path, str]]:
+    """Return the (H, W) of the files that can be read, and why the others cannot."""
+    kept, found, skipped = scan(files, "skip")  # without the cache, which vouches for files as they were
+    sizes = {files[index]: size for index, size in zip(kept, found.tolist(), strict=True)}
+    broken = {Path(file): reason for file, reason in skipped}
     if decode_all:
-        errors = zip(found, _each(_decode, found, "Decoding images"), strict=True)
+        errors = zip(sizes, _each(_decode, list(sizes), "Decoding images"), strict=True)
         broken |= {file: error.reason for file, error in errors if isinstance(error, DataError)}
-    whole = [place for place, file in enumerate(found) if file not in broken]
-    return [found[place] for place in whole], sizes[whole], broken
+    return {file: size for file, size in sizes.items() if file not in broken}, broken
 
 
 def _each(work: Callable[[Path], Hashable], files: Sequence[Path], label: str) -> list[Hashable]:

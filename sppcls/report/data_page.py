@@ -14,18 +14,15 @@ Sheet = tuple[list[str], list[list[str]]]  # columns and rows of a table
 def write_data_page(facts: DataFacts, path: Path) -> Path:
     """Write everything that was found as one HTML page."""
     scales = [cost.scale for cost in facts.costs]
+    sides, aspects = "Shorter side in pixels; the dashed lines are the scales", "Aspect, width / height"
     plots = {
-        "Shorter side in pixels; the dashed lines are the scales": (
-            histogram(*facts.short, scales),
-            _bins(facts.short),
-        ),
-        "Aspect, width / height": (histogram(*facts.aspect), _bins(facts.aspect)),
+        sides: (histogram(*facts.short, scales), _bins(facts.short)),
+        aspects: (histogram(*facts.aspect), _bins(facts.aspect)),
     }
     counts = [row[0] or 0 for row in facts.classes.values()]
     bars = [100 * count / max(*counts, 1) for count in counts]
-    title = plain(facts.root.name or facts.root)
-    values = {"sheets": sheets(facts), "remarks": remarks(facts), "tiles": _tiles(facts), "plots": plots, "bars": bars}
-    return write_page("data", path, title, **values)
+    found = {"sheets": sheets(facts), "remarks": remarks(facts), "tiles": _tiles(facts), "plots": plots, "bars": bars}
+    return write_page("data", path, plain(facts.root.name or facts.root), **found)
 
 
 def _tiles(facts: DataFacts) -> list[tuple[str, str]]:
@@ -68,9 +65,9 @@ def remarks(facts: DataFacts) -> list[str]:
         if lacking := [plain(name) for name, row in facts.classes.items() if not row[number]]:
             lines.append(f"{part}: no image of {_some(lacking)}; training refuses that")
     if facts.loose:
-        lines.append(f"in no class folder, and so not read: {_some([_below(facts, file) for file in facts.loose])}")
+        lines.append(f"ignored, outside the class folders: {_some([_below(facts, file) for file in facts.loose])}")
     if leaks := sum(group.across_parts for group in facts.copies):
-        lines.append(f"groups of equal files across parts: {leaks}; what is measured on them is too good")
+        lines.append(f"groups of equal files across parts: {leaks}; scores on them are inflated")
     if clashes := sum(group.across_classes for group in facts.copies):
         lines.append(f"groups of equal files across classes: {clashes}; at most one of their labels is right")
     return lines
