@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.data.cut import Fit
-from sppcls.data.geometry import Size, fitted_size, fitted_sizes, reduction
+from sppcls.data.geometry import Fit, Size, content_size, fitted_sizes, reduction
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError
 
@@ -103,8 +102,7 @@ class PixelCache:
             return None
         slot = self._slot(k, index)
         h, w = self._sizes[index].tolist()
-        inner = fitted_size(h, w, size) if self.fit == "keep" else size
-        return slot if self.fit == "crop" or slot.shape[1:] == inner else None
+        return slot if self.fit == "crop" or slot.shape[1:] == content_size((h, w), size, self.fit) else None
 
     def put(self, index: int, image: "torch.Tensor", short: int) -> None:
         """Keep image ``index``, read with ``min_short=short``, wherever reading gives the same."""

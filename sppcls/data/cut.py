@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Fit = Literal["keep", "crop", "warp"]
+from sppcls.data.geometry import Fit
+
 Sizes = npt.NDArray[np.int64]
 
 # Aspect buckets: 24 an octave, each up to 2.9 % wide. The edges sit 0.15 % above powers of two so that the common

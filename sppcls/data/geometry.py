@@ -1,6 +1,6 @@
 """How an image meets the size of a batch: plain integers, and a resize without torch."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,8 @@ import numpy.typing as npt
 Size = tuple[int, int]
 Pixels = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.integer[Any]]
-FITS = ("keep", "crop", "warp")
+Fit = Literal["keep", "crop", "warp"]
+FITS: tuple[Fit, ...] = get_args(Fit)
 # The mean colour of ImageNet: padding of this colour is all but zero once the batch is normalised.
 PAD = (124, 116, 104)
 DRAFTS = (8, 4, 2)
@@ -40,6 +41,11 @@ def fitted_size(h: int, w: int, size: Size) -> Size:
     if height * w <= width * h:
         return height, max(1, round(w * height / h))
     return max(1, round(h * width / w)), width
+
+
+def content_size(native: Size, size: Size, fit: str) -> Size:
+    """Return the (H, W) that an image of size ``native`` takes in a tensor of ``size``; the rest is padding."""
+    return fitted_size(*native, size) if fit == "keep" else size
 
 
 def fitted_sizes(sizes: Whole, boxes: Whole) -> npt.NDArray[np.int64]:
@@ -107,9 +113,8 @@ def fit_array(
         top, bottom, left, right = cut_box(image.shape[0], image.shape[1], size)
         image, native = image[top:bottom, left:right], None
     h, w = native or (image.shape[0], image.shape[1])
-    inner = fitted_size(h, w, size) if fit == "keep" else size
-    out = np.empty((*size, 3), np.uint8)
-    out[:] = pad
+    inner = content_size((h, w), size, fit)
+    out = np.full((*size, 3), pad, np.uint8)
     out[: inner[0], : inner[1]] = _resized(image, inner, (h, w))
     return out
 

@@ -11,9 +11,8 @@ from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from sppcls.data.cache import PixelCache
-from sppcls.data.cut import Fit
 from sppcls.data.decode import decode_array
-from sppcls.data.geometry import FITS, PAD, Size, cut_box, fitted_size, same_aspect, source_scale
+from sppcls.data.geometry import FITS, PAD, Fit, Size, content_size, cut_box, same_aspect, source_scale
 from sppcls.data.plan import Batch
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
@@ -55,7 +54,7 @@ def fit_image(
         top, bottom, left, right = cut_box(image.shape[1], image.shape[2], size, offset)
         image, native = image[:, top:bottom, left:right], None
     h, w = native or (image.shape[1], image.shape[2])
-    inner = fitted_size(h, w, size) if fit == "keep" else size
+    inner = content_size((h, w), size, fit)
     resized = _resize(image, inner, (h, w))
     if out is None:
         if inner == size:
@@ -200,7 +199,7 @@ class BatchDataset(Dataset[ImageBatch]):
         offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
         fit_image(image, batch.size, self.fit, self.pad, offset=offset, native=native, out=out)
         if self.augment and draw:
-            h, w = fitted_size(*native, batch.size) if self.fit == "keep" else batch.size
+            h, w = content_size(native, batch.size, self.fit)
             content = out[:, :h, :w]
             content.copy_(self.augment(content, draw))
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sppcls.data.cut import Cut, Fit, Sizes, aspect_buckets, bucket_size, cut_images
-from sppcls.data.geometry import images_at
+from sppcls.data.cut import Cut, Sizes, aspect_buckets, bucket_size, cut_images
+from sppcls.data.geometry import Fit, images_at
 from sppcls.data.schedule import Schedule
 
 

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.data.cut import Fit, Sizes, cut_images
+from sppcls.data.cut import Sizes, cut_images
 from sppcls.data.decode import decode_array, quiet, shown
 from sppcls.data.files import scan
 from sppcls.data.folders import Groups, class_folders, image_files, part_folders, table_parts
+from sppcls.data.geometry import Fit
 from sppcls.data.plan import TrainingPlan
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError, counted

@@ -16,9 +16,9 @@ import torch
 
 from sppcls.data.cache import cache_dir
 from sppcls.data.catalog import split_by_class
-from sppcls.data.cut import Fit
 from sppcls.data.files import read_groups
 from sppcls.data.folders import class_folders, part_folders
+from sppcls.data.geometry import Fit
 from sppcls.data.source import Source, Subset
 from sppcls.errors import ConfigError, DataError, counted, missing_extra
 from sppcls.measure.features import Gram, Half, Ints, fingerprint, inner_products, level_features

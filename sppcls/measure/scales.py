@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sppcls.data.cache import PixelCache
-from sppcls.data.cut import Fit
+from sppcls.data.geometry import Fit
 from sppcls.data.images import IGNORED, BatchDataset, ImageBatch
 from sppcls.data.loader import Batches, batches_of
 from sppcls.data.plan import plan_evaluation

@@ -12,8 +12,9 @@ import torch
 
 from sppcls.data.cache import PixelCache, Shapes, cache_dir, open_caches
 from sppcls.data.catalog import load_splits
-from sppcls.data.cut import Fit, own_tensors
+from sppcls.data.cut import own_tensors
 from sppcls.data.datasets import from_datasets
+from sppcls.data.geometry import Fit
 from sppcls.data.images import Augment, BatchDataset
 from sppcls.data.loader import Batches, PlannedLoader, batches_of
 from sppcls.data.plan import Batch, EpochPlan, Planner, TrainingPlan, plan_evaluation
