@@ -3,11 +3,10 @@
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from sppcls.data.decode import shown
 from sppcls.data.source import Names
@@ -68,12 +67,10 @@ def named_folders(root: Path, train: str | Path | None, val: str | Path | None) 
 
 
 def _refuse_parts_without_train(folders: dict[str, Path]) -> None:
-    for part in (path for name, path in folders.items() if name.casefold() in _PARTS):
-        inside = {path.name for path in _folders(part)}
-        twins = (
-            path for path in folders.values() if path != part and inside & {inner.name for inner in _folders(path)}
-        )
-        if twin := next(twins, None):
+    parts = [path for name, path in folders.items() if name.casefold() in _PARTS]
+    inside = {path: {inner.name for inner in _folders(path)} for path in folders.values()} if parts else {}
+    for part in parts:
+        if twin := next((path for path in inside if path != part and inside[part] & inside[path]), None):
             why = f"{part.name}/ and {twin.name}/ hold folders of the same names, as parts do, and there is no train/"
             raise DataError(f"{shown(part.parent)}: {shown(why)}; name the part to train on 'train'")
 
@@ -156,7 +153,8 @@ def table_parts(file: Path) -> dict[str, Groups]:
     rows = _parquet_rows(file) if file.suffix.lower() in _PARQUET else _csv_rows(file)
     parts: dict[str, dict[str, list[str]]] = {}
     listed: dict[str, int] = {}
-    for number, (path, label, split) in enumerate(rows, 1):
+    for number, row in enumerate(rows, 1):
+        path, label, split = row["path"], row["label"], row.get("split", "train")
         where = f"{shown(file)}: row {number}"
         if fault := path_fault(path) if path and label else "a row needs a path and a label":
             raise DataError(f"{where}: {fault}")
@@ -174,61 +172,51 @@ def table_parts(file: Path) -> dict[str, Groups]:
     return {part: {label: Names(parts[part][label]) for label in sorted(parts[part])} for part in ordered}
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[str, str, str]]:
+def _csv_rows(file: Path) -> Iterator[dict[str, str]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             lines = csv.reader(stream, strict=True)
             head = [name.strip() for name in next(lines, [])]
             if not head:
                 raise DataError(f"{shown(file)}: the file is empty; its first row names the columns, path and label")
-            at = _places(head, file)
-            for number, row in enumerate((row for row in lines if row), 1):
+            _check_columns(head, file)
+            for number, row in enumerate(filter(None, lines), 1):
                 if len(row) != len(head):
-                    said = f"{len(row)} cells, and the header has {len(head)}"
-                    raise DataError(f"{shown(file)}: row {number} has {said}; put quotes around a cell with a comma")
-                yield _cells([row[place].strip() for place in at])
+                    has = f"{len(row)} cells, and the header has {len(head)}"
+                    raise DataError(f"{shown(file)}: row {number} has {has}; put quotes around a cell with a comma")
+                yield {name: cell.strip() for name, cell in zip(head, row, strict=True)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(file, error, "CSV in UTF-8") from None
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[str, str, str]]:
+def _parquet_rows(file: Path) -> Iterator[dict[str, str]]:
     if not find_spec("pyarrow"):
         raise missing_extra(f"data.root={shown(file)} is Parquet, which", "parquet")
     from pyarrow import parquet
 
     try:
         head = parquet.read_schema(file).names
-        wanted = [head[place] for place in _places(head, file)]
-        columns = parquet.read_table(file, columns=wanted).to_pydict()
+        _check_columns(head, file)
+        table = parquet.read_table(file, columns=[name for name in COLUMNS if name in head])
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise _unreadable(file, error, "Parquet") from None
-    for row in zip(*(columns[name] for name in wanted), strict=True):
-        yield _cells(["" if cell is None else str(cell) for cell in row])
+    for row in (row for batch in table.to_batches() for row in batch.to_pylist()):
+        yield {name: "" if cell is None else str(cell) for name, cell in row.items()}
 
 
-def _cells(found: Sequence[str]) -> tuple[str, str, str]:
-    path, label, split = islice((*found, "train"), 3)
-    return path, label, split
-
-
-def _places(head: Sequence[str], file: Path) -> list[int]:
-    """Return where the columns are; one that is nearly called ``split`` is a mistake, others are left alone."""
+def _check_columns(head: Sequence[str], file: Path) -> None:
+    """Refuse missing and repeated columns; one that is nearly called ``split`` is a mistake, others are left alone."""
     allowed = "path, label and, if there are parts, split"
     if twice := [name for name in COLUMNS if head.count(name) > 1]:
         raise DataError(f"{shown(file)}: two columns are called {twice[0]!r}; allowed: {allowed}")
     if missing := [name for name in COLUMNS[:2] if name not in head]:
-        raise DataError(f"{shown(file)}: no column {missing[0]!r} among {_some(head)}; needed: {allowed}")
-    if "split" not in head:
-        for name in head:
-            if name not in COLUMNS and "?" in (meant := did_you_mean(name.casefold(), ["split"])):
-                raise DataError(f"{shown(file)}: unknown column {name!r}{meant}")
-    return [head.index(name) for name in COLUMNS if name in head]
+        among = shown(", ".join(map(repr, head))[:100]) or "none"
+        raise DataError(f"{shown(file)}: no column {missing[0]!r} among {among}; needed: {allowed}")
+    for name in head if "split" not in head else ():
+        if name not in COLUMNS and "?" in (meant := did_you_mean(name.casefold(), ["split"])):
+            raise DataError(f"{shown(file)}: unknown column {name!r}{meant}")
 
 
-def _some(names: Iterable[str]) -> str:
-    return shown(", ".join(map(repr, names))[:100]) or "none"
-
-
-def _unreadable(file: Path, error: Any, form: str) -> DataError:
+def _unreadable(file: Path, error: Exception, form: str) -> DataError:
     why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
     return DataError(f"{shown(file)}: {why}; data=table reads {form}")

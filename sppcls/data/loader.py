@@ -87,10 +87,8 @@ class PlannedLoader:
         self._on_error, self._resumed, self._share = on_error, False, _Share()
         first = plan(0)
         self.world, self._length = first.world, len(range(rank, len(first), first.world))
-        persistent = num_workers > 0
-        self._workers = _data_loader(
-            dataset, self._share, num_workers, pin_memory=pin_memory, persistent_workers=persistent
-        )
+        how = {"pin_memory": pin_memory, "persistent_workers": num_workers > 0}
+        self._workers = _data_loader(dataset, self._share, num_workers, **how)
         # In a cycle of garbage the workers' queues would go first, and each worker be waited for in vain, for 5 s.
         weakref.finalize(self, close_workers, self._workers).atexit = False
 
@@ -142,6 +140,7 @@ _OF_THE_LEADER = {
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name) and hasattr(signal, "sigtimedwait")
 }
+_THREADS = "OPENBLAS_NUM_THREADS"
 
 _served = False
 
@@ -155,14 +154,14 @@ def serve_workers() -> None:
     if _OF_THE_LEADER and not _served:
         _served = True
         multiprocessing.set_forkserver_preload([f"{__package__}.images"])
-        before = os.environ.copy()
-        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        before = os.environ.get(_THREADS)
+        os.environ[_THREADS] = "1"
         with _leaders_signals_blocked():
             resource_tracker.ensure_running()  # which lets SIGINT and SIGTERM through again
         with _leaders_signals_blocked():
             forkserver.ensure_running()
-        os.environ.clear()
-        os.environ.update(before)
+        del os.environ[_THREADS]
+        os.environ |= {_THREADS: before} if before else {}
 
 
 def _begin(leader: int, served: bool, _worker: int) -> None:

@@ -91,7 +91,7 @@ class TrainingPlan(EpochPlan):
         start = int(self._starts[step])
         first = start + rank * each + min(rank, more)
         indices = self._images[first : first + each + (rank < more)].tolist()
-        weight = self._weight
+        weight = len(self) / (self.images - self.repeats)
         if self.repeats and each == 1:
             weight /= int((self._images[start : start + count] == indices[0]).sum())
         return Batch(tuple(indices), (height, width), scale, self._epoch, weight)
@@ -99,10 +99,6 @@ class TrainingPlan(EpochPlan):
     @cached_property
     def _images(self) -> Sizes:
         return self._cut.shuffle(self._seed, self._epoch)
-
-    @property
-    def _weight(self) -> float:
-        return len(self) / (self.images - self.repeats)
 
     @cached_property
     def repeats(self) -> int:
@@ -128,7 +124,7 @@ class TrainingPlan(EpochPlan):
     @property
     def shapes(self) -> int:
         """How many different (H, W) there are."""
-        return len(np.unique(self._steps[:, 1:3], axis=0))
+        return len(np.unique(self.tensors[:, :2], axis=0))
 
     @property
     def smallest(self) -> int:
@@ -150,11 +146,7 @@ class TrainingPlan(EpochPlan):
 
 @dataclass(eq=False)
 class Planner:
-    """Plans the epochs of a run; the cut, which depends on neither epoch nor scale, is made once.
-
-    Attributes:
-        sizes: [N, 2] sizes of the training images, (H, W).
-    """
+    """Plans the epochs of a run on images of ``sizes`` [N, 2] (H, W); the cut, which all epochs share, is made once."""
 
     sizes: Sizes
     schedule: Schedule
@@ -164,20 +156,16 @@ class Planner:
     seed: int = 0
     _cuts: dict[int, Cut] = field(default_factory=dict, init=False, repr=False)
 
-    def plan(self, epoch: int, world: int = 1) -> TrainingPlan:
+    def plan(self, epoch: int, world: int = 1, schedule: Schedule | None = None) -> TrainingPlan:
         """Return the plan of an epoch for so many ranks."""
-        return TrainingPlan(self._cut(world), self.schedule, epoch, self.seed)
-
-    def at_largest(self, world: int = 1) -> TrainingPlan:
-        """Return an epoch at the largest scale, whose largest batch is the largest of all."""
-        return TrainingPlan(self._cut(world), Schedule("single", (self.schedule.choices[-1],)), 0, self.seed)
-
-    def _cut(self, world: int) -> Cut:
         if world not in self._cuts:
-            self._cuts[world] = cut_images(
-                self.sizes, batch_size=self.batch_size, world=world, fit=self.fit, max_aspect=self.max_aspect
-            )
-        return self._cuts[world]
+            how: dict[str, Any] = {"batch_size": self.batch_size, "fit": self.fit, "max_aspect": self.max_aspect}
+            self._cuts[world] = cut_images(self.sizes, world=world, **how)
+        return TrainingPlan(self._cuts[world], schedule or self.schedule, epoch, self.seed)
+
+    def largest_batch(self, world: int = 1) -> Batch:
+        """Return the batch with the most pixels of an epoch at the largest scale: the largest of all."""
+        return self.plan(0, world, Schedule("single", (self.schedule.choices[-1],))).largest
 
 
 def plan_epoch(

@@ -130,7 +130,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def largest_batch(self) -> Batch:
         """Return the training batch with the most pixels, at the largest scale."""
-        return self.planner.at_largest(self._world()).largest
+        return self.planner.largest_batch(self._world())
 
     def _world(self) -> int:
         return self.trainer.world_size if self.trainer else 1
