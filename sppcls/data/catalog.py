@@ -45,17 +45,16 @@ class DataSet:
     """A data set by name, and what to take of it.
 
     A folder holds train/ and val/ (or validation/, or test/), or else a folder a class, which are then split: an
-    image's place follows from the seed and from its own class's files. A set without a validation part uses its
-    test part. A table is a CSV or Parquet file of path, label and perhaps split (train, val or test).
+    image's place follows from the seed and from its own class's files. Without a validation part the test part is used.
 
     Attributes:
         name, root: One of ``DATA_SETS``, and its folder or table; ``shapes`` needs none.
         seed: Of the split, of the images that the counts pick, and of ``shapes``.
         train_per_class: Training images a class; by default all, or 80 % of a set that has to be split.
         val_per_class: Validation images a class, or what is left where there are fewer.
-        val_fraction: Share of each class for validation, above 0 and below 1, of a set that has to be split; 0.2.
+        val_fraction: Share of each class for validation of a set that has to be split; 0.2.
         train_dir, val_dir: The parts of a ``folder`` by other names, relative to ``root`` or absolute; without a
-            ``val_dir``, ``train_dir`` is split, and without a ``train_dir`` it is ``train``.
+            ``val_dir``, ``train_dir`` is split.
         on_error: ``fail`` or ``skip``, at files that are no readable image.
         train_size, val_size, test_size: Images of ``shapes``; a ``test_size`` of 0 gives no test source.
     """
@@ -168,10 +167,9 @@ def _classes(part: Part) -> list[str]:
 def _keep(part: Part, classes: Sequence[str]) -> Part:
     """Leave only ``classes``, in the order of the data set."""
     have = _classes(part)
-    for name in classes:
-        if name not in have:
-            raise ConfigError(f"data.classes: no class {name!r}{did_you_mean(name, have)}")
-    kept = [name for name in have if name in set(classes)]
+    if unknown := [name for name in classes if name not in have]:
+        raise ConfigError(f"data.classes: no class {unknown[0]!r}{did_you_mean(unknown[0], have)}")
+    kept = [name for name in have if name in classes]
     if isinstance(part, dict):
         return {name: part[name] for name in kept}
     return Subset(part, np.flatnonzero(np.isin(part.targets, [have.index(name) for name in kept])), kept)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sppcls.data.cache import PixelCache
 from sppcls.data.decode import decode_array
-from sppcls.data.geometry import FITS, PAD, Fit, Size, content_size, cut_box, same_aspect, source_scale
+from sppcls.data.geometry import FITS, PAD, Colour, Fit, Size, content_size, cut_box, same_aspect, source_scale
 from sppcls.data.plan import Batch
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
@@ -27,7 +27,7 @@ def fit_image(
     image: torch.Tensor,
     size: Size,
     fit: str = "keep",
-    pad: tuple[int, int, int] = PAD,
+    pad: Colour = PAD,
     *,
     offset: tuple[float, float] = (0.5, 0.5),
     native: Size | None = None,
@@ -84,9 +84,6 @@ def _resize(image: torch.Tensor, size: Size, native: Size) -> torch.Tensor:
     return scaled[0, :, : size[0], : size[1]]
 
 
-Transform = Callable[[torch.Tensor], torch.Tensor]
-
-
 class Draw(NamedTuple):
     """What was drawn for one sample: where a crop lies (fractions) and the seed of its transforms."""
 
@@ -117,7 +114,7 @@ class Augment:
     ) -> None:
         self.flip = flip
         self.seed = seed
-        self.transforms: list[Transform] = []
+        self.transforms: list[Callable[[torch.Tensor], torch.Tensor]] = []
         jitter = (brightness, contrast, saturation, hue)
         if not any((*jitter, randaugment, erasing)):
             return
@@ -170,7 +167,7 @@ class BatchDataset(Dataset[ImageBatch]):
 
     source: Source
     fit: Fit = "keep"
-    pad: tuple[int, int, int] = (0, 0, 0)
+    pad: Colour = (0, 0, 0)
     augment: Augment | None = None
     cache: PixelCache | None = None
 
