@@ -110,6 +110,8 @@ def _train(spec: Spec, folder: RunFolder, signals: Signals, resumed: Resumed | N
     show(*data_lines(splits))  # at once: torch takes some seconds to import
     folder.write_status("running")
     if count > 1:
+        if resumed:  # each rank reads the checkpoint itself
+            resumed.loaded.clear()
         ranks.run_ranks(folder, count, signals)
     else:
         ranks.train(spec, folder.path, signals, splits, resumed)
