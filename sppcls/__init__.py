@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sppcls.report.run_page import plots
     from sppcls.training.datamodule import MultiScaleDataModule
     from sppcls.training.module import LitSppClassifier
-    from sppcls.training.train import train
+    from sppcls.training.run import train
 
 _HOMES = {
     "SpatialPyramidPool2d": "sppcls.ops",
@@ -24,7 +24,7 @@ _HOMES = {
     "plots": "sppcls.report.run_page",
     "LitSppClassifier": "sppcls.training.module",
     "MultiScaleDataModule": "sppcls.training.datamodule",
-    "train": "sppcls.training.train",
+    "train": "sppcls.training.run",
 }
 
 __all__ = [

@@ -15,8 +15,8 @@ from sppcls.process import Interrupted, Signals, leave, own_process
 from sppcls.run_folder import fresh_folder
 from sppcls.spec import Spec, keys, parse, unknown_key
 from sppcls.terminal import OutputClosedError, say, show
+from sppcls.training.preflight import joined_rank
 from sppcls.training.sweep import Job, Sweep, run_job
-from sppcls.training.world import joined_rank
 
 
 def conf_folder() -> Path:
@@ -226,7 +226,7 @@ def _parsed(values: dict[str, Any]) -> Spec:
 def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
     """Return the spec of the run that goes on, with the values that the overrides stand for."""
     from sppcls.checkpoints import has_checkpoint
-    from sppcls.training.resume import resumed_spec
+    from sppcls.training.preflight import resumed_spec
 
     run, keys = values["resume"], [override.split("=")[0].lstrip("+~") for override in overrides]
     parse({"resume": run})  # a name that cannot be is told by its key

@@ -14,6 +14,8 @@ from typing import IO, Any
 from sppcls.errors import ConfigError
 from sppcls.terminal import printable
 
+TABLE_LIMIT = 64 << 20  # bytes of a JSON or CSV file; the confusion of a thousand classes takes 4 MB
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
@@ -127,6 +129,15 @@ def read_bytes(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(f"more than {limit >> 20} MB")
     return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, empty where there is none that can be read."""
+    try:
+        loaded = json.loads(read_bytes(path, TABLE_LIMIT), parse_constant=lambda _: None)  # NaN, which is no JSON
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def write_arrays(path: Path, **arrays: Any) -> Path:

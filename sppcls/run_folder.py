@@ -1,6 +1,5 @@
-"""The run folder: its files, who holds it, what state it is in, and its log."""
+"""The run folder: the names of its files, who holds it, its state, its summary and its log."""
 
-import itertools
 import logging
 import os
 import platform
@@ -8,24 +7,26 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, TextIO, TypedDict, cast
 
 import yaml
 
-from sppcls.checkpoints import CHECKPOINTS, clear_leftovers
+from sppcls.checkpoints import CHECKPOINTS, LAST, clear_leftovers
 from sppcls.errors import ConfigError
-from sppcls.files import read_config_values, write_json, write_text
+from sppcls.files import read_config_values, read_json, write_json, write_text
 from sppcls.spec import Spec, parse
 from sppcls.terminal import close_output, is_only_logged, log
 
+CONFIG, STATUS, SUMMARY, LOG, LOCK = "config.yaml", "status.json", "summary.json", "train.log", ".lock"
+METRICS, GAP, MISTAKES, SKIPPED, REPORT = "metrics.csv", "gap.csv", "mistakes.json", "skipped.txt", "report.html"
+INSIDE = "checkpoints"
 # What a run, its report and its evaluations write: nothing else is ever removed.
 FILES = (
-    "config.yaml", "status.json", "summary.json", "summary.csv", "summary.md", "metrics.csv", "gap.csv", "answers.npz",
-    "mistakes.json", "images.npz", "skipped.txt", "train.log", "report.html", "evaluation.json", "evaluation.csv",
-    "evaluation-classes.csv", "evaluation.svg",
+    CONFIG, STATUS, SUMMARY, LOG, METRICS, GAP, MISTAKES, SKIPPED, REPORT, "summary.csv", "summary.md", "answers.npz",
+    "images.npz", "evaluation.json", "evaluation.csv", "evaluation-classes.csv", "evaluation.svg",
 )  # fmt: skip
 _open_locks: set[IO[str]] = set()
 if hasattr(os, "register_at_fork"):
@@ -33,40 +34,74 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: [file.close() for file in _open_locks])
 
 
-class RunFolder:
-    """One run's folder: config.yaml, status.json, train.log, and what training puts there.
+class GapRow(TypedDict):
+    """The generalization gap at one scale: training less validation accuracy."""
 
-    Args:
-        path: The folder; must not hold a run already unless ``resume`` or ``anew``.
-        anew: Take away what an earlier attempt has left there.
+    scale: int
+    train_acc1: float
+    generalization_gap: float
+
+
+class Summary(TypedDict, total=False):
+    """What summary.json holds of a finished run; accuracies are fractions, scales are in pixels."""
+
+    acc1: float | None
+    generalization_gap: float | None
+    train_acc1: float
+    val_scale: int
+    scales: list[dict[str, Any]]
+    gaps: list[GapRow]
+    scale_spread: float
+    scale_consistency: float
+    scale_area: float
+    worst_scale: int
+    agreement: list[list[float]]
+    epochs: int
+    seconds: float
+    gap_seconds: float
+    lr: float
+    label_smoothing: float
+    parameters: int
+    seed: int
+    classes: int
+    train_images: int
+    train_repeats: int
+    train_megapixels: float
+    val_images: int
+    data_costs: list[dict[str, Any]]
+
+
+class RunFolder:
+    """One run's folder, held by this process until `close` or its end.
+
+    It must not hold a run already unless ``resume`` or ``anew``, which removes what an earlier attempt has left there.
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False, anew: bool = False) -> None:
         self.path = Path(path)
+        self._environment: dict[str, Any] = {}
+        self._started = time.time()
         if not (resume or anew):
-            self._refuse_what_is_there()
+            self._refuse_content()
         self._refuse_links()
         try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (self.path / INSIDE).mkdir(parents=True, exist_ok=True)
             self._lock()
         except OSError as error:
             raise ConfigError(f"run_dir={path} cannot be written: {error.strerror}") from None
         try:
             if not (resume or anew):
-                self._refuse_what_is_there()  # again: another run may have come and gone meanwhile
+                self._refuse_content()  # again: another run may have come and gone meanwhile
         except ConfigError:
             self.close()
             raise
         clear_leftovers(self.path, FILES)
-        clear_leftovers(self.path / "checkpoints")
-        if anew and not resume:
-            self._clear()
-        self._started = time.time()
-        self._environment: dict[str, Any] = {}
+        clear_leftovers(self.path / INSIDE)
+        for file in self._files() if anew and not resume else ():
+            file.unlink(missing_ok=True)
 
     def _lock(self) -> None:
-        """Hold the folder until this process ends, however it ends."""
-        self.held = (self.path / ".lock").open("w")
+        self.held = (self.path / LOCK).open("w")
         _open_locks.add(self.held)
         try:
             import fcntl
@@ -80,51 +115,42 @@ class RunFolder:
         self.close()
         raise ConfigError(f"run_dir={self.path} is in use by another process; wait for it or name another")
 
-    def _clear(self) -> None:
-        for file in self._files():
-            file.unlink(missing_ok=True)
-
-    def _files(self) -> list[Path]:
-        inside = [self.path / name for name in FILES]
-        return inside + [self.path / "checkpoints" / name for name in CHECKPOINTS]
-
-    def _refuse_links(self) -> None:
-        """Refuse a folder whose parts are elsewhere: they are written into and removed, and it may be a stranger's."""
-        for name in ("", "checkpoints", "tensorboard", "wandb", "mlflow.db"):
-            if (self.path / name).is_symlink():
-                raise ConfigError(f"{self.path / name} is a link; name the folder that it leads to, or remove it")
-        for file in (self.path / ".lock", *self._files()):
-            if file.is_symlink() or (file.exists() and not file.is_file()):
-                raise ConfigError(f"{file} is no regular file; remove it")
-
     def close(self) -> None:
         """Let the folder go."""
         _open_locks.discard(self.held)
         self.held.close()
 
-    def _refuse_what_is_there(self) -> None:
-        if (self.path / "checkpoints" / "last.ckpt").exists() or (self.path / "summary.json").exists():
-            raise ConfigError(f"run_dir={self.path} already holds a run; name another, or resume={self.path} to go on")
-        others = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        beginnings = {".lock", "checkpoints", "train.log", "config.yaml"}  # of a run that was killed as it began
-        unknown = any(name not in beginnings and not name.startswith(".config.") for name in others)
-        if unknown and "status.json" not in others:  # which says that it saved nothing: there is nothing to lose
-            raise ConfigError(f"run_dir={self.path} is a folder with other things in it; name an empty or a new one")
+    def _files(self) -> list[Path]:
+        return [self.path / name for name in FILES] + [self.path / INSIDE / name for name in CHECKPOINTS]
 
-    def logging(self) -> AbstractContextManager[None]:
-        """Send the package's log to train.log, and plain lines to standard output."""
-        return logging_to(self.path)
+    def _refuse_links(self) -> None:
+        """Refuse a folder whose parts are elsewhere: they are written into and removed, and it may be a stranger's."""
+        for name in ("", INSIDE, "tensorboard", "wandb", "mlflow.db"):
+            if (self.path / name).is_symlink():
+                raise ConfigError(f"{self.path / name} is a link; name the folder that it leads to, or remove it")
+        for file in (self.path / LOCK, *self._files()):
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                raise ConfigError(f"{file} is no regular file; remove it")
+
+    def _refuse_content(self) -> None:
+        if (self.path / INSIDE / LAST).exists() or (self.path / SUMMARY).exists():
+            raise ConfigError(f"run_dir={self.path} already holds a run; name another, or use resume={self.path}")
+        others = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        beginnings = {LOCK, INSIDE, LOG, CONFIG}  # of a run that was killed as it began
+        unknown = any(name not in beginnings and not name.startswith(".config.") for name in others)
+        if unknown and STATUS not in others:  # which says that it saved nothing: there is nothing to lose
+            raise ConfigError(f"run_dir={self.path} is a folder with other things in it; name an empty or a new one")
 
     def write_config(self, spec: Spec) -> None:
         """Write config.yaml."""
-        write_text(self.path / "config.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+        write_text(self.path / CONFIG, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
 
-    def write_status(self, state: str, error: str | None = None, **more: Any) -> None:
+    def write_status(self, state: str, error: str | None = None) -> None:
         """Write status.json: running, finished, failed or interrupted, and the error."""
-        status = {"state": state, "pid": os.getpid(), "started": self._started, "updated": time.time(), **more}
         if state == "running":  # and never as a run ends, which may be in the midst of torch's import
-            self._environment = environment()
-        write_json(self.path / "status.json", status | self._environment | ({"error": error} if error else {}))
+            self._environment = _environment()
+        status = {"state": state, "pid": os.getpid(), "started": self._started, "updated": time.time()}
+        write_json(self.path / STATUS, status | self._environment | ({"error": error} if error else {}))
 
 
 class _Screen(logging.StreamHandler[TextIO]):
@@ -137,78 +163,83 @@ class _Screen(logging.StreamHandler[TextIO]):
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
     """Send the package's log to a run folder's train.log, and plain lines to standard output."""
-    to_file = logging.FileHandler(folder / "train.log")
+    to_file = logging.FileHandler(folder / LOG)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handlers: list[logging.Handler] = [to_file, *([] if is_only_logged() else [_Screen(sys.stdout)])]
-    before = log.level, log.propagate
+    before = log.level, log.propagate, log.handlers
     log.setLevel(logging.INFO)
-    log.propagate = False
-    for handler in handlers:
-        log.addHandler(handler)
+    log.propagate, log.handlers = False, [*log.handlers, *handlers]
     try:
         yield
     finally:
-        for handler in handlers:
-            log.removeHandler(handler)
+        log.level, log.propagate, log.handlers = before
         to_file.close()
-        log.level, log.propagate = before
 
 
 def fresh_folder() -> str:
     """Make and return a run folder under runs/ that no other run has, named after the time."""
     name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    for number in itertools.count(1):
-        folder = Path(name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from None
-        return str(folder)
-    raise AssertionError("counting does not end")
+    folder, number = Path(name), 1
+    try:
+        while True:
+            with suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return str(folder)
+            folder, number = Path(f"{name}-{number + 1}"), number + 1
+    except OSError as error:
+        raise ConfigError(f"run_dir={folder} cannot be written: {error.strerror}") from None
 
 
 def is_held(path: Path) -> bool:
     """Return whether a process has the run folder open."""
-    try:
+    lock = path / LOCK
+    with suppress(ImportError, OSError):
         import fcntl
 
-        if not (path / ".lock").is_file():  # a pipe would wait for a writer
-            return False
-        with (path / ".lock").open("r+") as lock:  # NFS locks what is open to write
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        return False
+        if lock.is_file():  # a pipe would wait for a writer
+            with lock.open("r+") as file:  # NFS locks what is open to write
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
     return False
 
 
-def environment() -> dict[str, Any]:
+def state_of(run: Path) -> str:
+    """Return running, finished, failed or interrupted, or missing where the folder says nothing.
+
+    A run that nobody holds is not running, and without a summary it has not finished: both were interrupted.
+    """
+    state = str(read_json(run / STATUS).get("state", "missing"))
+    killed = state == "running" and not is_held(run)
+    return "interrupted" if killed or (state == "finished" and not read_summary(run)) else state
+
+
+def _environment() -> dict[str, Any]:
     """Return the command, the versions and the hardware, as the report shows them."""
     import torch
 
     names = ("sppcls", "torch", "torchvision", "pytorch-lightning", "numpy")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    machine = {"host": platform.node(), "system": platform.platform(), "cores": os.cpu_count()}
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "hardware": {
-            "host": platform.node(),
-            "system": platform.platform(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "hardware": machine | {"threads": torch.get_num_threads(), "gpu": gpu},
     }
 
 
 def read_config(run: str | Path) -> Spec:
     """Return the spec of a run folder; raises ``ConfigError`` where it is none."""
-    file = Path(run) / "config.yaml"
+    file = Path(run) / CONFIG
     try:
         return parse(read_config_values(file))
     except ValueError as error:
         raise ConfigError(f"{run} is not a run folder: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def read_summary(run: Path) -> Summary:
+    """Return what summary.json holds, empty where there is none that can be read."""
+    return cast(Summary, read_json(run / SUMMARY))

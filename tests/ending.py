@@ -172,7 +172,6 @@ def main():
         import sppcls.commands.evaluate
         import sppcls.report.tables
         import sppcls.training.fit
-        import sppcls.training.resume
         import sppcls.training.run  # noqa: F401
 
         gc.collect()

@@ -47,7 +47,7 @@ def test_a_run_a_resume_and_what_may_not_change(train, tmp_path, capsys):
 def test_the_same_command_again_goes_on(train, tmp_path, capsys):
     command = [*SMALL, "run_dir=r", "resume=auto"]
     assert train(*command) == 0
-    assert "goes on" not in capsys.readouterr().out
+    assert "resumes from" not in capsys.readouterr().out
     assert train(*command, "++trainer.max_epochs=2", "logger=none") == 0
     assert "changed: trainer.max_epochs 1 -> 2" in capsys.readouterr().out
     assert train(*SMALL, "trainer.max_epochs=3", "run_dir=r", f"resume={tmp_path}/r/") == 0

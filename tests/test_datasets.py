@@ -26,7 +26,7 @@ from sppcls.data.source import Identity
 from sppcls.data.source import Subset as OurSubset
 from sppcls.errors import ConfigError, DataError
 from sppcls.spec import parse
-from sppcls.training.lines import plan_table
+from sppcls.training.run import plan_table
 
 
 @pytest.fixture(autouse=True)
@@ -439,6 +439,6 @@ def test_small_plans_show_their_megapixels() -> None:
 
 
 def test_a_check_of_the_data_imports_no_framework() -> None:
-    code = "import sys, sppcls.training.precheck, sppcls.data.catalog; print(*sys.modules)"
+    code = "import sys, sppcls.training.preflight, sppcls.data.catalog; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "pytorch_lightning", "torchvision", "pyarrow"} & set(run.stdout.split())

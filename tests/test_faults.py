@@ -26,7 +26,7 @@ from sppcls.errors import ConfigError, DataError, SppclsError
 from sppcls.model_files import read_checkpoint
 from sppcls.process import Interrupted, Signals
 from sppcls.run_folder import RunFolder
-from sppcls.training import saving
+from sppcls.training import callbacks
 from sppcls.training.callbacks import Curves
 from sppcls.training.run import run
 from tests.processes import run_to_end
@@ -172,7 +172,7 @@ def test_a_signal_saves_at_the_next_batch_and_the_run_goes_on_from_there(tmp_pat
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     monkeypatch.setattr(Curves, "on_train_batch_end", in_batch(4, lambda: os.kill(os.getpid(), number)))
     assert run(wanted) == status
-    assert capsys.readouterr().err == f"interrupted; resume={wanted.run_dir} goes on\n"
+    assert capsys.readouterr().err == f"interrupted; add resume={wanted.run_dir} to resume\n"
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"
     assert read_checkpoint(tmp_path / "run")["global_step"] == 4
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
@@ -281,7 +281,7 @@ def failed(tmp_path, capsys, wanted, status=1):
 
 
 def test_a_disk_that_fills_up_while_saving_costs_the_last_save_only(tmp_path, monkeypatch, capsys):
-    real, wanted = saving.torch.save, spec(tmp_path, trainer={"max_epochs": 3})
+    real, wanted = torch.save, spec(tmp_path, trainer={"max_epochs": 3})
 
     def full(state, file):
         if state["epoch"] == 1:
@@ -289,7 +289,7 @@ def test_a_disk_that_fills_up_while_saving_costs_the_last_save_only(tmp_path, mo
             raise OSError(errno.ENOSPC, "No space left on device")
         real(state, file)
 
-    monkeypatch.setattr(saving.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     line = failed(tmp_path, capsys, wanted)
     assert line.startswith("error: ")
     assert line.endswith(".ckpt cannot be written: No space left on device; the checkpoint before it is whole")
@@ -386,9 +386,9 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_saving_by_the_clock_costs_a_bounded_share(tmp_path, monkeypatch):
-    saver = saving.SaveLastAndBest(tmp_path, every_minutes=1)
+    saver = callbacks.SaveLastAndBest(tmp_path, every_minutes=1)
     now = [0.0]
-    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     saver._saved_at, saver._took = 0.0, 0.5
     now[0] = 59.0
     assert not saver._is_time(1)
@@ -405,7 +405,7 @@ def test_no_word_is_lost_where_fit_fails_before_it_trains(tmp_path, monkeypatch,
     def fails(*_, **__):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("sppcls.training.precheck.build_splits", fails)
+    monkeypatch.setattr("sppcls.training.preflight.build_splits", fails)
     assert failed(tmp_path, capsys, spec(tmp_path)) == "error: RuntimeError: two"
     assert "two\nlines" in (tmp_path / "run" / "train.log").read_text()
 

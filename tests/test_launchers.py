@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from sppcls import app
-from sppcls.run_folder import RunFolder
+from sppcls.run_folder import RunFolder, state_of
 from sppcls.spec import Spec
-from sppcls.training.sweep import run_job, state_of
+from sppcls.training.sweep import run_job
 from tests.processes import Program, run_to_end
 from tests.test_sweep import SMALL, stamps
 

@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "report",
         "run_folder",
     },
-    "report": {"measure", "data", "build"},
+    "report": {"measure", "data", "build", "run_folder"},
     "deploy": {"model_files", "build", "signature", "models", "data"},
     "bench": {"ops", "models", "data", "build", "spec", "settings", "training", "measure", "checkpoints"},
     "help": {"spec", "settings"},

@@ -25,9 +25,9 @@ from sppcls.measure.scales import evaluate_scales
 from sppcls.process import Signals
 from sppcls.run_folder import is_held
 from sppcls.spec import parse
+from sppcls.training.datamodule import replan
+from sppcls.training.preflight import local_ranks
 from sppcls.training.ranks import _ended
-from sppcls.training.replan import replan
-from sppcls.training.world import local_ranks
 from tests.killing import digest
 from tests.processes import Program, end_all, patience, run_to_end
 
@@ -175,7 +175,7 @@ def test_a_signal_reaches_all_ranks_and_they_save(tmp_path, number, status):
     running.until((run / "metrics.csv").exists)
     time.sleep(0.3)
     running.signal(number)
-    assert running.end(status).err == f"interrupted; resume={run} goes on\n"
+    assert running.end(status).err == f"interrupted; add resume={run} to resume\n"
     assert state(run)["state"] == "interrupted"
     done = len(rows(run))
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] in (done, done - 1)

@@ -13,10 +13,10 @@ import yaml
 from sppcls import app
 from sppcls.errors import ConfigError
 from sppcls.report.runs import read_runs, variants
-from sppcls.run_folder import RunFolder
+from sppcls.run_folder import RunFolder, state_of
 from sppcls.spec import Spec, parse
-from sppcls.training.saving import SaveLastAndBest
-from sppcls.training.sweep import Job, Sweep, state_of
+from sppcls.training.callbacks import SaveLastAndBest
+from sppcls.training.sweep import Job, Sweep
 from tests.processes import Program, run_to_end
 
 SMALL = [
@@ -111,7 +111,7 @@ def test_the_same_command_means_the_same_folder_and_order_does_not_matter(train,
         (["-m", "seed=0,1", "sweep.baseline=nothing"], "baseline 'nothing': the runs differ in their seed alone"),
         (["-m", "model.levels=[1],[2]", "sweep.baseline='model.levels=[1]','model.levels=[2]'"], "two baselines"),
         (["-m", "model.levels=[1],[0]"], "model.levels: got 0, input should be greater"),
-        (["-m", "seed=0,1", "resume=somewhere"], "a sweep's command goes on when given again"),
+        (["-m", "seed=0,1", "resume=somewhere"], "rerun a sweep's command to resume it"),
         (["sweep.dry_run=true"], "lists the jobs of a sweep; add -m"),
         (
             ["experiment=ablate_fit", "sweep.variant=spp-kep"],

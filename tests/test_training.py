@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pytorch_lightning.callbacks import WeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
-from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_model
+from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_model, model_files
 from sppcls.build import build_schedule
 from sppcls.commands import main
 from sppcls.data.schedule import Schedule
@@ -30,14 +30,11 @@ from sppcls.run_folder import read_config
 from sppcls.settings import OptimSpec
 from sppcls.spec import parse
 from sppcls.training import overfitting
-from sppcls.training.callbacks import Curves, LargestShapeFirst
-from sppcls.training.lines import plan_table
+from sppcls.training.callbacks import Curves, LargestShapeFirst, SaveLastAndBest
 from sppcls.training.optim import parameter_groups
-from sppcls.training.resume import going_on
-from sppcls.training.run import run
-from sppcls.training.saving import DurableCheckpointIO, SaveLastAndBest
-from sppcls.training.trainer import build_trainer, plain_trainer, quiet_lightning
-from sppcls.training.world import threads_of_each
+from sppcls.training.preflight import resume_point, threads_of_each
+from sppcls.training.run import plan_table, run
+from sppcls.training.trainer import DurableCheckpointIO, build_trainer, plain_trainer, quiet_lightning
 
 SCALES = (24, 32)
 
@@ -222,7 +219,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, how)
     damaged(last, how)
     capsys.readouterr()
     assert run(spec(tmp_path, resume=str(tmp_path / "run"))) == 0
-    assert "last.ckpt is damaged; goes on from" in capsys.readouterr().out
+    assert "last.ckpt is damaged; resumes from" in capsys.readouterr().out
     again = torch.load(last, weights_only=True)["state_dict"]  # of the epoch that was lost, trained again
     assert all(torch.equal(tensor, again[name]) for name, tensor in wanted.items())
 
@@ -238,6 +235,14 @@ def test_without_a_whole_checkpoint_a_resume_ends_and_changes_nothing(tmp_path, 
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "last.ckpt is damaged" in line
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_resume_reads_its_checkpoint_once(tmp_path, monkeypatch):
+    assert run(spec(tmp_path)) == 0
+    read, seen = model_files.load_plain, []
+    monkeypatch.setattr(model_files, "load_plain", lambda file: seen.append(file.name) or read(file))
+    assert run(spec(tmp_path, trainer={"max_epochs": 3}, resume=str(tmp_path / "run"))) == 0
+    assert seen == ["last.ckpt"]
 
 
 def test_the_logged_scale_is_the_schedules(tmp_path):
@@ -456,10 +461,10 @@ def test_the_gap_is_measured_at_validations_as_often_as_asked(tmp_path, every, c
 def test_a_resume_with_another_number_of_threads_says_so(tmp_path, monkeypatch):
     assert run(spec(tmp_path)) == 0
     again, longer = (spec(tmp_path, resume=str(tmp_path / "run"), trainer={"max_epochs": epochs}) for epochs in (2, 3))
-    assert going_on(again).endswith("nothing is changed")
+    assert resume_point(again).line.endswith("nothing is changed")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert "; changed: threads 1 -> 7" in going_on(again)
-    assert "; changed: trainer.max_epochs 2 -> 3, threads 1 -> 7" in going_on(longer)
+    assert "; changed: threads 1 -> 7" in resume_point(again).line
+    assert "; changed: trainer.max_epochs 2 -> 3, threads 1 -> 7" in resume_point(longer).line
 
 
 def test_ranks_share_the_cores_unless_the_environment_says_otherwise(monkeypatch):
@@ -540,13 +545,10 @@ def test_the_headline_is_at_the_largest_scale_whatever_the_last_epoch_trains(tmp
     assert "val at 32" in (tmp_path / "run" / "train.log").read_text()
 
 
-def test_the_seconds_of_a_resumed_run_count_all_its_parts():
-    from sppcls.training.callbacks import RunClock
-
-    first = RunClock(time.monotonic() - 100)
-    second = RunClock(time.monotonic() - 5)
+def test_the_seconds_of_a_resumed_run_count_all_its_parts(tmp_path):
+    first, second = (Curves(tmp_path / "metrics.csv", time.monotonic() - seconds) for seconds in (100, 5))
     second.load_state_dict(first.state_dict())
-    assert second.seconds == pytest.approx(105, abs=1)
+    assert second.run_seconds == pytest.approx(105, abs=1)
 
 
 def test_a_run_stops_where_validation_has_not_become_better_for_long_enough(tmp_path):

@@ -15,8 +15,7 @@ from sppcls.models.classifier import SppClassifier
 from sppcls.settings import DataSpec, ModelSpec
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
-from sppcls.training.saving import DurableCheckpointIO
-from sppcls.training.trainer import Callback, plain_trainer
+from sppcls.training.trainer import Callback, DurableCheckpointIO, plain_trainer
 
 BLOCK = 8  # steps
 

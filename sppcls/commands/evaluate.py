@@ -11,11 +11,10 @@ from rich.table import Table
 
 from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option
 from sppcls.errors import ConfigError, counted
-from sppcls.files import write_csv, write_json, write_text
+from sppcls.files import read_json, write_csv, write_json, write_text
 from sppcls.measure.answers import UNREAD
 from sppcls.report.page import percent, points, scale_cells, scale_columns
 from sppcls.report.plots import Curve, accuracy_curve, scale_plot
-from sppcls.report.runs import read_json
 from sppcls.terminal import say, show, table
 
 if TYPE_CHECKING:

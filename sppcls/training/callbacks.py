@@ -1,69 +1,77 @@
-"""What happens around training: the curves on disk, the lines on the terminal, the largest shape first."""
+"""What happens around training: the curves on disk, the checkpoints, the lines on the terminal, the memory check."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint
 
+from sppcls.checkpoints import BEST, LAST
 from sppcls.data.images import ImageBatch
-from sppcls.errors import ConfigError
+from sppcls.data.schedule import Schedule
+from sppcls.errors import ConfigError, SppclsError
 from sppcls.files import write_csv
+from sppcls.process import Signals
 from sppcls.report.page import duration
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
-from sppcls.training.module import LitSppClassifier
 
 COLUMNS = (
     "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_scale", "val_loss", "val_acc1",
     "val_acc5", "val_class_acc", "val_ece", "images", "megapixels", "seconds", "images_per_s",
 )  # fmt: skip
+# A save is not begun before this many times as long as the last one took, so that saving costs at most 3 %.
+_SPARE = 32
 
 
 class Curves(Callback):
     """Writes a row an epoch to metrics.csv and a line an epoch to the log.
 
-    ``scale`` is the last batch's. A loss that is not finite ends the run. The rows are in the checkpoint too, and an
-    epoch that was interrupted has one row for both its parts.
+    ``scale`` is the last batch's. The rows and the seconds are in the checkpoint too: an epoch that was interrupted has
+    one row for both its parts, and ``run_seconds`` counts all parts of a run, this one from ``started`` (monotonic).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, started: float | None = None) -> None:
         self.path = path
         self._rows: list[dict[str, str]] = []
-        self._images, self._scale = 0, 0
-        self._started = self._seconds = 0.0
+        self._images = self._scale = 0
+        self._epoch_started = self._seconds = 0.0
+        self._run_started = time.monotonic() if started is None else started
+
+    @property
+    def run_seconds(self) -> float:
+        """The seconds of all parts of the run."""
+        return time.monotonic() - self._run_started
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on with the clock where the checkpoint was saved."""
-        self._started = time.monotonic() - self._seconds
+        """Set the clock of the epoch to where the checkpoint was saved."""
+        self._epoch_started = time.monotonic() - self._seconds
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._images, self._started = 0, time.monotonic()
+        """Start the clock of the epoch."""
+        self._images, self._epoch_started = 0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
         """Count the images that the network saw, and show scale and rate on the progress bar."""
-        if (batch_idx % 50 == 0 or trainer.is_last_batch) and isinstance(pl_module, LitSppClassifier) and outputs:
-            pl_module.refuse_divergence(outputs["loss"])
         self._images += len(batch["targets"]) * trainer.world_size
         self._scale = batch["scale"]
-        self._seconds = time.monotonic() - self._started
-        if trainer.progress_bar_callback is None:
-            return
-        shown = {"scale": float(self._scale), "images/s": self._images / self._seconds}
-        pl_module.log_dict(shown, prog_bar=True, logger=False, batch_size=1)
+        self._seconds = time.monotonic() - self._epoch_started
+        if trainer.progress_bar_callback is not None:
+            values = {"scale": float(self._scale), "images/s": self._images / self._seconds}
+            pl_module.log_dict(values, prog_bar=True, logger=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the row and the line."""
         if not trainer.is_global_zero:
             return
         data: MultiScaleDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        seen, plan = fresh_metrics(trainer), data.plan(trainer.current_epoch)
-        row: dict[str, float] = {
+        metrics, plan = fresh_metrics(trainer), data.plan(trainer.current_epoch)
+        row: dict[str, float] = metrics | {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "scale": self._scale,
@@ -72,89 +80,126 @@ class Curves(Callback):
             "megapixels": round(plan.pixels / 1e6, 3),
             "seconds": round(self._seconds, 3),
             "images_per_s": round(plan.images / self._seconds, 1),
-        } | {name: seen[name] for name in COLUMNS if name in seen and name != "scale"}
+        }
         row |= {"val_scale": data.val_scale} if "val_acc1" in row else {}
-        self._rows.append({name: _short(row[name]) if name in row else "" for name in COLUMNS})
+        self._rows.append({name: _cell(row.get(name)) for name in COLUMNS})
         write_csv(self.path, self._rows)
-        log.info(
-            "%s%s",
-            _line(row, trainer.max_epochs or 0),
-            self._left(data, trainer.current_epoch, trainer.max_epochs or 0),
-        )
+        log.info("%s%s", _line(row, trainer.max_epochs or 0), self._left(data.schedule, plan.steps, trainer))
 
-    def _left(self, data: MultiScaleDataModule, epoch: int, epochs: int) -> str:
-        """Say how long the other epochs may take, by those of this run so far."""
-        steps = data.plan(epoch).steps
-        done = data.schedule.work(range(epoch + 1), steps)
-        left = data.schedule.work(range(epoch + 1, epochs), steps)
-        seconds = left / done * sum(float(row["seconds"]) for row in self._rows)
+    def _left(self, schedule: Schedule, steps: int, trainer: pl.Trainer) -> str:
+        """Return how long the other epochs may take, by those of this run so far."""
+        first = trainer.current_epoch + 1
+        left = schedule.work(range(first, trainer.max_epochs or 0), steps)
+        seconds = left / schedule.work(range(first), steps) * sum(float(row["seconds"]) for row in self._rows)
         return f"  {duration(seconds)} left" if left else ""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far, and what is counted of this epoch."""
-        return {"rows": self._rows, "seconds": self._seconds}
+        """Return the rows so far, and the seconds of this epoch and of the run."""
+        return {"rows": self._rows, "seconds": self._seconds, "run_seconds": self.run_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the rows so far: what was written after the checkpoint is written again."""
+        """Continue from the rows so far: what was written after the checkpoint is written again."""
         self._rows = [dict.fromkeys(COLUMNS, "") | row for row in state_dict["rows"]]
         self._seconds = state_dict["seconds"]
-
-
-class RunClock(Callback):
-    """Counts the seconds of a run since ``started``, those before the checkpoint that it resumes from included."""
-
-    def __init__(self, started: float | None = None) -> None:
-        self._started = time.monotonic() if started is None else started
-
-    @property
-    def seconds(self) -> float:
-        """Return the seconds of all parts of the run."""
-        return time.monotonic() - self._started
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the seconds so far."""
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add the seconds of the earlier parts."""
-        self._started -= state_dict["seconds"]
+        self._run_started -= state_dict["run_seconds"]
 
 
 def fresh_metrics(trainer: pl.Trainer) -> dict[str, float]:
     """Return the metrics of this epoch; Lightning's also hold the validation of an earlier one."""
-    every = trainer.check_val_every_n_epoch or 1
-    validated = (trainer.current_epoch + 1) % every == 0
-    return {
-        name: float(value)
-        for name, value in trainer.callback_metrics.items()
-        if validated or not name.startswith("val_")
-    }
+    validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {name: value for name, value in metrics.items() if validated or not name.startswith("val_")}
 
 
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
+def _cell(value: float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
-def _line(row: dict[str, float], epochs: int) -> str:
-    parts = [
-        f"epoch {row['epoch'] + 1:>3}/{epochs}",
-        f"scale {row['scale']:>4}",
-        f"loss {row['train_loss']:.3f}",
-        f"train {row['train_acc1']:6.1%}",
-    ]
-    if "val_acc1" in row:
-        parts.append(f"val at {row['val_scale']} {row['val_acc1']:6.1%}")
-    return "  ".join([*parts, f"{row['images_per_s']:.0f} images/s"])
+def _line(row: Mapping[str, float], epochs: int) -> str:
+    train = f"loss {row['train_loss']:.3f}  train {row['train_acc1']:6.1%}"
+    val = f"  val at {row['val_scale']} {row['val_acc1']:6.1%}" if "val_acc1" in row else ""
+    done = f"epoch {row['epoch'] + 1:>3}/{epochs}"
+    return f"{done}  scale {row['scale']:>4}  {train}{val}  {row['images_per_s']:.0f} images/s"
 
 
-class ScaleBar(TQDMProgressBar):
-    """A progress bar without the version number, for terminals."""
+class SaveLastAndBest(Checkpoint):
+    """Keeps ``last.ckpt`` (each epoch and inside it) and ``best.ckpt`` (highest ``val_acc1``) in a folder.
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return what stands beside the bar."""
-        shown = super().get_metrics(trainer, pl_module)
-        shown.pop("v_num", None)
-        return shown
+    Inside an epoch it saves after so many steps or minutes, less often where a save takes long, and at the next batch
+    after a signal, which ends the run with ``Interrupted``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        signals: Signals | None = None,
+    ) -> None:
+        self.folder, self.every_steps, self.every_minutes = folder, every_steps, every_minutes
+        self.signals, self.best = signals or Signals(), -1.0
+        self._saved_at, self._took = time.monotonic(), 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take signals from Lightning, which would end the run without saving, and hold them until a batch is done."""
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._saved_at = time.monotonic()
+        self.signals.defer()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let signals end the program at once again, also one that has just come."""
+        self.signals.defer(False)
+        if self.signals.received is not None:
+            self.signals.end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let signals end the program at once again."""
+        self.signals.defer(False)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Save inside an epoch, where it is time or a signal has come; its last batch is saved with the epoch."""
+        if not trainer.is_last_batch and _any_rank(trainer, self._is_time(trainer.global_step)):
+            self._save(trainer, LAST)
+
+    def _is_time(self, step: int) -> bool:
+        if self.signals.received is not None or (self.every_steps and step % self.every_steps == 0):
+            return True
+        waited = time.monotonic() - self._saved_at
+        return self.every_minutes is not None and waited >= max(60 * self.every_minutes, _SPARE * self._took)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save ``best.ckpt`` when validation accuracy is the highest so far, then ``last.ckpt``."""
+        accuracy = fresh_metrics(trainer).get("val_acc1", -1.0)
+        improved = accuracy > self.best
+        self.best = max(accuracy, self.best)
+        # The best first: killed before the second, the run does this epoch's end again.
+        self._save(trainer, *([BEST] if improved else []), LAST)
+
+    def _save(self, trainer: pl.Trainer, *names: str) -> None:
+        """Save, and end the run where a signal has come to any rank."""
+        for name in names:
+            if trainer.is_global_zero and not self.folder.is_dir():
+                raise SppclsError(f"{self.folder} is gone: the run folder was removed while it trained")
+            started = time.monotonic()
+            trainer.save_checkpoint(self.folder / name)
+            self._saved_at = time.monotonic()
+            self._took = self._saved_at - started
+        if _any_rank(trainer, self.signals.received is not None):
+            self.signals.end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best accuracy so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from the best accuracy so far."""
+        self.best = float(state_dict["best"])
+
+
+def _any_rank(trainer: pl.Trainer, wish: bool) -> bool:
+    """Return whether any rank wishes it: they save and end together or not at all."""
+    return trainer.strategy.reduce_boolean_decision(wish, all=False) if trainer.world_size > 1 else wish
 
 
 class LargestShapeFirst(Callback):
@@ -165,31 +210,24 @@ class LargestShapeFirst(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Try the largest batch; raises ``ConfigError`` with the batch size to try."""
-        data: MultiScaleDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        largest = data.largest_batch()
-        images = len(largest.indices)
-        height, width = largest.size
-        if not _fits(trainer, pl_module, images, height, width):
-            fitting = images // 2
-            while fitting > 1 and not _fits(trainer, pl_module, fitting, height, width):
-                fitting //= 2
-            advice = (
-                f"try data.batch_size={fitting}" if fitting > 1 else "no batch fits; use a smaller scale or network"
-            )
+        largest = trainer.datamodule.largest_batch()  # type: ignore[attr-defined]
+        images, (height, width) = len(largest.indices), largest.size
+        fitting = images
+        while fitting and not _fits(trainer, pl_module, fitting, height, width):
+            fitting //= 2
+        if fitting < images:
+            advice = f"try data.batch_size={fitting}" if fitting > 1 else "use a smaller scale or network"
             raise ConfigError(f"a batch of {images} images at {height}x{width} does not fit in memory: {advice}")
 
 
-def _fits(trainer: pl.Trainer, module: pl.LightningModule, images: int, height: int, width: int) -> bool:
-    if not isinstance(module, LitSppClassifier):
-        raise TypeError(f"LargestShapeFirst goes with LitSppClassifier, got {type(module).__name__}")
+def _fits(trainer: pl.Trainer, module: Any, images: int, height: int, width: int) -> bool:
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.random.fork_rng():
         try:
-            batch = torch.zeros(images, 3, height, width, dtype=torch.uint8, device=module.device)
-            batch = batch.contiguous(memory_format=torch.channels_last)
+            batch = torch.zeros(images, height, width, 3, dtype=torch.uint8, device=module.device).permute(0, 3, 1, 2)
             with trainer.precision_plugin.train_step_context():
                 _, losses = module.loss(batch, torch.zeros(images, dtype=torch.long, device=module.device))
-            losses.mean().backward()  # type: ignore[no-untyped-call]
+            losses.mean().backward()
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
                 raise

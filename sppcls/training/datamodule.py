@@ -1,10 +1,10 @@
 """The Lightning datamodule: sources in, planned batches out, a new scale each epoch."""
 
 import itertools
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -24,6 +24,8 @@ from sppcls.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
+
+T = TypeVar("T")
 
 
 class MultiScaleDataModule(pl.LightningDataModule):
@@ -64,20 +66,17 @@ class MultiScaleDataModule(pl.LightningDataModule):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self.train, self.val = _sources(train, val, seed, on_error)
-        self.schedule = schedule if isinstance(schedule, Schedule) else _schedule_of(schedule, seed)
-        self.val_scale = val_scale or self.schedule.choices[-1]
+        if not isinstance(schedule, Schedule):
+            schedule = Schedule("alternate" if len(schedule) > 1 else "single", schedule, seed=seed)
+        self.schedule = schedule
+        self.val_scale = val_scale or schedule.choices[-1]
         self.batch_size, self.fit, self.max_aspect, self.seed = batch_size, fit, max_aspect, seed
-        self.skipped: dict[str, str] = {}  # files that no loader could read, and why
-        self._loader_options: dict[str, Any] = {
-            "num_workers": num_workers,
-            "on_error": on_error,
-            "skipped": self.skipped,
-        }
-        self._cache, self._gap_scales = cache, gap_scales
-        self.cache_line = ""  # what the caches take, once they are open
-        self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.augment = augment if augment is not None else Augment(seed=seed)
+        self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
+        self.skipped: dict[str, str] = {}  # files that no loader could read, and why
         self.loaders: dict[str, PlannedLoader] = {}
+        self.cache_line = ""  # what the caches take, once they are open
+        self._num_workers, self._on_error, self._cache, self._gap_scales = num_workers, on_error, cache, gap_scales
 
     @cached_property
     def identity(self) -> Identity:
@@ -86,14 +85,13 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Compare the ranks' images; raises ``DataError`` on every rank where they differ."""
-        if self._world() == 1:
+        if self._world == 1:  # to know the images takes a hash of each
             return
-        found: list[tuple[str, tuple[int, ...]]] = [("", ())] * self._world()
-        torch.distributed.all_gather_object(found, (self.identity.digest, self.identity.counts))
-        others = [rank for rank, (digest, _) in enumerate(found) if digest != found[0][0]]
-        if others:
-            counts = f"rank 0 has {found[0][1]} training and validation images, rank {others[0]} {found[others[0]][1]}"
-            raise DataError(f"rank {others[0]} sees other files than rank 0 ({counts}); give all the same data.root")
+        ranks = gathered((self.identity.digest, self.identity.counts), self._world)
+        for rank, (digest, counts) in enumerate(ranks):
+            if digest != ranks[0][0]:
+                both = f"rank 0 has {ranks[0][1]} training and validation images, rank {rank} {counts}"
+                raise DataError(f"rank {rank} sees other files than rank 0 ({both}); give all the same data.root")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -107,7 +105,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def plan(self, epoch: int) -> TrainingPlan:
         """Return the plan of a training epoch, as every rank and worker sees it."""
-        return self.planner.plan(epoch, self._world())
+        return self.planner.plan(epoch, self._world)
 
     def train_dataloader(self) -> PlannedLoader:
         """Return the training batches of this rank."""
@@ -117,33 +115,42 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """Return the validation batches of this rank, at one scale."""
         if self.val is None:
             return []
-        batches = plan_evaluation(
-            self.val.sizes, self.val_scale, batch_size=self.batch_size, fit=self.fit, max_aspect=self.max_aspect
-        )
-        return self._loader("val", self.val, partial(_every_epoch, batches, self._world()), None)
+        how = {"batch_size": self.batch_size, "max_aspect": self.max_aspect}
+        batches = plan_evaluation(self.val.sizes, self.val_scale, fit=self.fit, **how)  # type: ignore[arg-type]
+        # A rank without a batch would leave the others waiting. One that repeats another's answers changes nothing.
+        shared = (batches * self._world)[: self._world] if len(batches) < self._world else batches
+        plan = EpochPlan(shared, self._world)
+        return self._loader("val", self.val, lambda _epoch: plan, None)
 
     def trial_batches(self, count: int) -> Batches:
         """Yield ``count`` training batches, of as many epochs as have them, apart from those of the training."""
-        plans = itertools.chain.from_iterable(self.plan(epoch) for epoch in itertools.count())
-        dataset = BatchDataset(self.train, self.fit, self.pad, self.augment, self.caches.get("train"))
-        return batches_of(dataset, list(itertools.islice(plans, count)), self._loader_options["num_workers"])
+        batches = itertools.chain.from_iterable(self.plan(epoch) for epoch in itertools.count())
+        dataset = self._dataset("train", self.train, self.augment)
+        return batches_of(dataset, itertools.islice(batches, count), self._num_workers)
 
     def largest_batch(self) -> Batch:
         """Return the training batch with the most pixels, at the largest scale."""
-        return self.planner.largest_batch(self._world())
+        return self.planner.largest_batch(self._world)
 
+    @property
     def _world(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def _loader(self, split: str, source: Source, plan: object, augment: Augment | None) -> PlannedLoader:
+    def _dataset(self, split: str, source: Source, augment: Augment | None) -> BatchDataset:
+        return BatchDataset(source, self.fit, self.pad, augment, self.caches.get(split))
+
+    def _loader(
+        self, split: str, source: Source, plan: Callable[[int], EpochPlan], augment: Augment | None
+    ) -> PlannedLoader:
         if split not in self.loaders:
-            dataset = BatchDataset(source, fit=self.fit, pad=self.pad, augment=augment, cache=self.caches.get(split))
             self.loaders[split] = PlannedLoader(
-                dataset,
-                plan,  # type: ignore[arg-type]
+                self._dataset(split, source, augment),
+                plan,
                 rank=self.trainer.global_rank if self.trainer else 0,
+                num_workers=self._num_workers,
                 pin_memory=torch.cuda.is_available(),
-                **self._loader_options,
+                on_error=self._on_error,
+                skipped=self.skipped,
             )
         return self.loaders[split]
 
@@ -163,10 +170,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
             return {}
         caches = {"train": PixelCache(self.train, self._train_tensors(), self.fit)}
         if self.val is not None:
-            scales = self.val_scale, *self._gap_scales
-            caches["val"] = PixelCache(
-                self.val, own_tensors(self.val.sizes, scales, self.fit, self.max_aspect), self.fit
-            )
+            tensors = own_tensors(self.val.sizes, (self.val_scale, *self._gap_scales), self.fit, self.max_aspect)
+            caches["val"] = PixelCache(self.val, tensors, self.fit)
         self.cache_line = open_caches(caches, cache_dir() if self._cache == "disk" else None)
         return caches
 
@@ -194,12 +199,36 @@ def _sources(train: Any, val: Any, seed: int, on_error: str) -> tuple[Source, So
     return splits.train, splits.val
 
 
-def _schedule_of(scales: tuple[int, ...], seed: int) -> Schedule:
-    return Schedule("alternate" if len(scales) > 1 else "single", scales, seed=seed)
+def gathered(value: T, world: int) -> list[T]:
+    """Return the value of each of ``world`` ranks; every rank has to ask."""
+    values = [value] * world
+    if world > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
-def _every_epoch(batches: tuple[Batch, ...], world: int, *epoch: object) -> EpochPlan:
-    del epoch
-    # A rank without a batch would leave the others waiting. One that repeats another's answers changes nothing.
-    shared = (batches * world)[:world] if len(batches) < world else batches
-    return EpochPlan(shared, world)
+def replan(checkpoint: dict[str, Any], data: MultiScaleDataModule) -> str | None:
+    """Make a Lightning checkpoint count in steps of the ranks and images of now; returns what to say of it, if any.
+
+    With other images or another number of ranks an epoch under way starts again. The learning rate goes on at the same
+    share of the training.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    state = loop["state_dict"]["combined_loader"][0]
+    now = data.plan(state["epoch"])
+    before = state.get("world", now.world)
+    if checkpoint.get("data", data.identity.digest) != data.identity.digest:
+        change = "the images have changed"
+    elif before != now.world:
+        change = f"{now.world} ranks after {before}"
+    else:
+        return None
+    progress = loop["epoch_loop.batch_progress"]
+    over = progress["is_last_batch"]
+    state |= {"epoch": state["epoch"] + over, "position": 0}
+    progress["current"] = dict.fromkeys(progress["current"], now.steps if over else 0)
+    for scheduler in checkpoint["lr_schedulers"]:
+        scheduler["last_epoch"] = state["epoch"] * now.steps
+    for rank in checkpoint["ranks"]:
+        rank["metrics"] = []
+    return f"{change}: epoch {state['epoch'] + 1} starts with its first batch"

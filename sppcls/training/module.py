@@ -1,13 +1,13 @@
-"""The Lightning module: a classifier, its loss, its metrics and its optimiser."""
+"""The Lightning module: a classifier, its loss, its metrics, its optimiser, and where a checkpoint of it resumes."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sppcls.data.images import IGNORED, ImageBatch
@@ -20,10 +20,8 @@ from sppcls.models.classifier import SppClassifier
 from sppcls.settings import OptimSpec
 from sppcls.spec import Spec
 from sppcls.terminal import log
-from sppcls.training.datamodule import MultiScaleDataModule
-from sppcls.training.optim import build_optimizer, build_scheduler, image_losses
-from sppcls.training.random_state import random_state, set_random_state
-from sppcls.training.replan import replan
+from sppcls.training.datamodule import MultiScaleDataModule, gathered, replan
+from sppcls.training.optim import build_optimizer, build_scheduler, image_losses, mixer
 
 
 class LitSppClassifier(pl.LightningModule):
@@ -38,6 +36,8 @@ class LitSppClassifier(pl.LightningModule):
         **optim: Values of ``sppcls.spec.OptimSpec``: ``lr=1e-3, weight_decay=0.05, label_smoothing=0.1`` ...
     """
 
+    loss_weights: torch.Tensor | None
+
     def __init__(
         self,
         network: SppClassifier,
@@ -50,25 +50,31 @@ class LitSppClassifier(pl.LightningModule):
         **optim: Any,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._spec = network, spec
         self.optim = OptimSpec(**optim)
-        self._spec = spec
-        self._mixers = _mixers(mixup, cutmix, len(network.classes))
-        self.loss_weights: torch.Tensor | None
+        self.started = False
+        self._mix = mixer(mixup, cutmix, len(network.classes))
         self.register_buffer("loss_weights", loss_weights, persistent=False)
         # Kept out of the module tree: the compiled form shares the network's weights and must not save them twice.
-        self._forward: list[Callable[[torch.Tensor], torch.Tensor]] = [
-            torch.compile(network, dynamic=True) if compile else network
-        ]
-        classes = len(network.classes)
+        compiled = torch.compile(network, dynamic=True) if compile else network
+        self._forward: list[Callable[[torch.Tensor], torch.Tensor]] = [compiled]
         self.train_loss = MeanMetric(nan_strategy="disable")
-        self.train_accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        self.train_accuracy = MulticlassAccuracy(len(network.classes), average="micro", validate_args=False)
         self._answers = Answers.empty([], np.zeros(0, np.int64))
         self._gathered = False
+
+    @property
+    def _data(self) -> MultiScaleDataModule | None:
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, MultiScaleDataModule) else None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [N, K] of uint8 images [N, 3, H, W]."""
         return self._forward[0](self.network.normalize(images))
+
+    def on_train_start(self) -> None:
+        """Note that all state is restored."""
+        self.started = True
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's metrics anew."""
@@ -85,12 +91,16 @@ class LitSppClassifier(pl.LightningModule):
         self.train_loss.update(losses.detach())
         if len(targets):
             self.train_accuracy.update(logits.detach(), targets)
-        if self.trainer.is_last_batch:  # logging at every step takes a tenth of a small network's time
+        last = self.trainer.is_last_batch
+        if last:  # logging at every step takes a tenth of a small network's time
             self._log_epoch()
         if not len(targets) and self.trainer.world_size == 1:
             return None  # without a step
         weight: float = batch.get("weight", 1 / max(len(targets), 1))
-        return weight * losses.sum()
+        loss = weight * losses.sum()
+        if last or batch_idx % 50 == 0:  # to look at a value waits for the device
+            self._refuse_divergence(loss)
+        return loss
 
     def _log_epoch(self) -> None:
         loss = self.train_loss.compute()
@@ -110,9 +120,7 @@ class LitSppClassifier(pl.LightningModule):
 
     def loss(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [N, K] and losses [N] of uint8 images and class targets, mixed where mixup or cutmix is on."""
-        images, wanted = self.network.normalize(images), targets
-        for mixer in self._mixers:
-            images, wanted = mixer(images, wanted)
+        images, wanted = self._mix(self.network.normalize(images), targets)
         logits = self._forward[0](images)
         return logits, image_losses(logits, wanted, self.loss_weights, self.optim.label_smoothing)
 
@@ -129,22 +137,20 @@ class LitSppClassifier(pl.LightningModule):
         images, targets = _readable(batch)
         if not len(targets):
             return
-        said = full_view(self.network, images).cpu()
-        self.refuse_divergence(said.sum())
+        log_probabilities = full_view(self.network, images).cpu()
+        self._refuse_divergence(log_probabilities.sum())
         kept = batch["targets"] != IGNORED
         self._answers.scales[0] = batch["scale"]
-        self._answers.keep(0, batch["indices"][kept].cpu(), said, targets.cpu())
+        self._answers.keep(0, batch["indices"][kept].cpu(), log_probabilities, targets.cpu())
 
     def validated(self) -> Answers:
         """Return the answers of this validation, all ranks' together; every rank has to ask."""
-        if self.trainer.world_size > 1 and not self._gathered:
-            gathered: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, self._answers)
-            self._answers = Answers.joined(gathered)
+        if not self._gathered:
+            self._answers = Answers.joined(gathered(self._answers, self.trainer.world_size))
         self._gathered = True
         return self._answers
 
-    def refuse_divergence(self, loss: torch.Tensor) -> None:
+    def _refuse_divergence(self, loss: torch.Tensor) -> None:
         """Raise ``SppclsError`` where a loss is not finite: nothing that follows would mean anything."""
         if not bool(torch.isfinite(loss)):
             epoch = self.trainer.current_epoch + 1
@@ -162,82 +168,75 @@ class LitSppClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step rate."""
-        optimizer = build_optimizer(self.network, self.optim)
-        scheduler = build_scheduler(optimizer, self.optim, self._steps(), self.trainer.max_epochs or 1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _steps(self) -> int:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, MultiScaleDataModule):
-            return int(self.trainer.estimated_stepping_batches)
+        epochs, optimizer = self.trainer.max_epochs or 1, build_optimizer(self.network, self.optim)
         # Asking the trainer sets up its loaders before it restores their state, which a resumed run then misses.
-        return -(-data.plan(0).steps // self.trainer.accumulate_grad_batches) * (self.trainer.max_epochs or 1)
+        steps = self._data.plan(0).steps if self._data else 0
+        updates = -(-steps // self.trainer.accumulate_grad_batches) * epochs or int(
+            self.trainer.estimated_stepping_batches
+        )
+        scheduler = build_scheduler(optimizer, self.optim, updates, epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """Clip the gradient's norm to ``clip_norm``; 0 leaves it alone."""
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm or None, gradient_clip_algorithm="norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the network, and the state of the random numbers that the network draws."""
-        checkpoint[KEY] = self._description()
-        states: list[Any] = [self._rank_state()]
-        if self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, self._rank_state())
-        checkpoint["ranks"] = states
+        """Add what rebuilds the network, and of each rank the random numbers and the metrics of the epoch so far."""
+        data = self._data
+        how = (data.fit, data.max_aspect) if data else ()
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        checkpoint[KEY] = describe(self.network, signature_of(self.network, *how), self._spec, metrics)
+        state = {"rng": random_state(), "metrics": [self.train_loss.metric_state, self.train_accuracy.metric_state]}
+        state |= {"skipped": dict(data.skipped) if data else {}}
+        checkpoint["ranks"] = gathered(state, self.trainer.world_size)
         checkpoint["threads"] = torch.get_num_threads()
-        if isinstance(data := getattr(self.trainer, "datamodule", None), MultiScaleDataModule):
+        if data:
             checkpoint["data"] = data.identity.digest
 
-    def _rank_state(self) -> dict[str, Any]:
-        """Return what differs from rank to rank: random numbers, and the training metrics of the epoch so far."""
-        metrics = {name: metric.metric_state for name, metric in self._epoch_metrics()}
-        data = getattr(self.trainer, "datamodule", None)
-        skipped = dict(data.skipped) if isinstance(data, MultiScaleDataModule) else {}
-        return {"rng": random_state(), "metrics": metrics, "skipped": skipped}
-
-    def _epoch_metrics(self) -> tuple[tuple[str, Metric], ...]:
-        return ("train_loss", self.train_loss), ("train_accuracy", self.train_accuracy)
-
-    def _description(self) -> dict[str, Any]:
-        data = getattr(self.trainer, "datamodule", None)
-        how = (data.fit, data.max_aspect) if isinstance(data, MultiScaleDataModule) else ()
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        return describe(self.network, signature_of(self.network, *how), self._spec, metrics)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the random numbers and the epoch's metrics where the checkpoint left them."""
+        """Continue with the random numbers and the epoch's metrics of the checkpoint, on the images of now."""
         ranks = checkpoint.get("ranks", [])
         if not ranks:
             return
         if differ := class_difference(self.network.classes, tuple(checkpoint[KEY]["signature"]["classes"])):
             raise DataError(f"the classes are not those of the checkpoint ({differ}); its outputs would be mislabelled")
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, MultiScaleDataModule):
-            said = replan(checkpoint, data)
+        if self._data:
+            line = replan(checkpoint, self._data)
             for rank in ranks:
-                data.skipped.update(rank.get("skipped", {}))
-            if said and self.trainer.is_global_zero:
-                log.info(said)
+                self._data.skipped.update(rank["skipped"])
+            if line and self.trainer.is_global_zero:
+                log.info(line)
         state = ranks[self.trainer.global_rank % len(ranks)]
         set_random_state(state["rng"])
-        if len(ranks) == self.trainer.world_size:
-            for name, metric in self._epoch_metrics():
-                for key, value in state["metrics"].get(name, {}).items():
-                    setattr(metric, key, value.to(metric.device))
+        for metric, values in zip((self.train_loss, self.train_accuracy), state["metrics"], strict=False):
+            for key, value in values.items():
+                setattr(metric, key, value.to(metric.device))
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of Python's, numpy's, torch's and the devices' generators as plain values."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Continue where `random_state` was taken; devices only where there are as many."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _readable(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
     images, targets = batch["images"], batch["targets"]
     kept = targets != IGNORED
     return (images, targets) if bool(kept.all()) else (images[kept], targets[kept])
-
-
-def _mixers(mixup: float, cutmix: float, classes: int) -> list[nn.Module]:
-    if not mixup and not cutmix:
-        return []
-    from torchvision.transforms import v2
-
-    chosen = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
-    chosen += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
-    return chosen if len(chosen) == 1 else [v2.RandomChoice(chosen)]

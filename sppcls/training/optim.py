@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sppcls.data.images import IGNORED, ImageBatch
@@ -22,16 +22,12 @@ def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, 
     """Return groups: trunk and head apart, and no weight decay on norms and biases."""
     trunk = {id(p) for p in network.trunk.parameters()}
     trained = [p for p in network.parameters() if p.requires_grad]
-
-    def group(parameters: Iterable[nn.Parameter], lr: float, decay: float) -> dict[str, Any]:
-        return {"params": list(parameters), "lr": lr, "weight_decay": decay}
-
     groups = []
     for in_trunk, lr in ((True, spec.rate * spec.backbone_lr), (False, spec.rate)):
-        side = [p for p in trained if (id(p) in trunk) == in_trunk]
-        groups.append(group((p for p in side if p.ndim > 1), lr, spec.weight_decay))
-        groups.append(group((p for p in side if p.ndim <= 1), lr, 0.0))
-    return [g for g in groups if g["params"]]
+        for is_weight, decay in ((True, spec.weight_decay), (False, 0.0)):
+            chosen = [p for p in trained if (id(p) in trunk, p.ndim > 1) == (in_trunk, is_weight)]
+            groups += [{"params": chosen, "lr": lr, "weight_decay": decay}] if chosen else []
+    return groups
 
 
 def build_optimizer(network: SppClassifier, spec: OptimSpec) -> torch.optim.Optimizer:
@@ -75,9 +71,7 @@ def build_scheduler(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def image_losses(
-    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None, smoothing: float = 0.0
-) -> torch.Tensor:
+def image_losses(logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Return the loss [N] of each image: its cross entropy times the weight of its class.
 
     A mixture of classes, as mixup makes it, has the mixture of its classes' losses, each with its own weight.
@@ -86,20 +80,29 @@ def image_losses(
         logits: [N, K].
         targets: [N] classes or [N, K] probabilities.
         weights: [K] weights of the classes.
-        smoothing: Label smoothing.
     """
-    if weights is None:
-        return functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
-    if targets.ndim == 1:
+    weight: Tensor | float = 1.0
+    if weights is not None and targets.ndim == 1:
         weight = weights[targets]
-    else:
+    elif weights is not None:
         targets = targets * weights
-        weight = targets.sum(1)
-        targets = targets / weight[:, None]
+        weight = targets.sum(1, keepdim=True)
+        targets, weight = targets / weight, weight[:, 0]
     return weight * functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
 
 
-def balanced_weights(source: Source) -> torch.Tensor:
+def mixer(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return what mixes a batch and its targets: mixup or cutmix with these alphas, drawn each time, or neither."""
+    if not mixup and not cutmix:
+        return lambda images, targets: (images, targets)
+    from torchvision.transforms import v2
+
+    chosen = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
+    chosen += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
+    return chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)  # type: ignore[no-any-return]
+
+
+def balanced_weights(source: Source) -> Tensor:
     """Return weights [K] that give every class with images the same share of the loss; 1 in the mean over images."""
     counts = np.bincount(source.targets, minlength=len(source.classes))
     return torch.tensor(len(source.targets) / (np.count_nonzero(counts) * counts.clip(1)), dtype=torch.float32)
@@ -135,36 +138,28 @@ def find_rate(
 ) -> float:
     """Return half of the largest rate that a network bears: the smoothed loss there is within 3 % of the lowest.
 
-    The rates are those of ``STEPS`` steps from ``LOWEST`` to ``HIGHEST``, or to where the loss is twice the first one.
-    The loss is that of whole images, each with the same weight: without mixup, cutmix and class weights. The network
-    and the random numbers stay as they are (a range test: Smith 2017, arXiv:1506.01186).
-
-    Args:
-        network: The network to train.
-        spec: Its optimiser; ``lr`` is not read.
-        batches: ``STEPS`` training batches.
-        device: Where to train the copy.
+    The rates are those of ``STEPS`` steps, a batch each, from ``LOWEST`` to ``HIGHEST``, or to where the loss is twice
+    the first one. The loss is that of whole images, each with the same weight: without mixup, cutmix and class weights.
+    The network and the random numbers stay as they are (a range test: Smith 2017, arXiv:1506.01186).
 
     Raises:
         ConfigError: The loss grows from the first steps on, or there is no image to read.
     """
     with torch.random.fork_rng():
-        rates, losses = _ramp(copy.deepcopy(network).to(device).train(), spec, batches, device)
-    rates, losses = rates[_FIRST:], losses[_FIRST:]
-    if not losses:
+        tried = _ramp(copy.deepcopy(network).to(device).train(), spec, batches, device)[_FIRST:]
+    if not tried:
         raise ConfigError("optim.lr=auto: the loss grew at the lowest rates already; name a number")
-    near = _NEAR * min(losses)
-    return float(f"{max(rate for rate, loss in zip(rates, losses, strict=True) if loss <= near) / 2:.2g}")
+    near = _NEAR * min(loss for _, loss in tried)
+    return float(f"{max(rate for rate, loss in tried if loss <= near) / 2:.2g}")
 
 
 def _ramp(
-    network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch], device: Any
-) -> tuple[list[float], list[float]]:
-    """Return the rates that were tried and the smoothed loss before the step at each."""
+    network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch], device: torch.device | str
+) -> list[tuple[float, float]]:
+    """Return (rate, smoothed loss before the step at that rate) of the steps until the loss has grown."""
     optimizer = build_optimizer(network, spec.model_copy(update={"lr": 1.0}))
     shares = [group["lr"] for group in optimizer.param_groups]
-    rates: list[float] = []
-    losses: list[float] = []
+    tried: list[tuple[float, float]] = []
     average = 0.0
     for step, batch in enumerate(batches):
         kept = batch["targets"] != IGNORED
@@ -173,15 +168,14 @@ def _ramp(
         images, targets = batch["images"][kept].to(device), batch["targets"][kept].to(device)
         loss = image_losses(network(network.normalize(images)), targets, None, spec.label_smoothing).mean()
         average = _SMOOTH * average + (1 - _SMOOTH) * loss.item()
-        smooth = average / (1 - _SMOOTH ** (len(losses) + 1))
-        if not smooth < _DIVERGED * (losses[0] if losses else float("inf")):
+        smooth = average / (1 - _SMOOTH ** (len(tried) + 1))
+        if not smooth < _DIVERGED * (tried[0][1] if tried else float("inf")):
             break
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
-        rates.append(rate)
-        losses.append(smooth)
+        tried.append((rate, smooth))
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = rate * share
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return rates, losses
+    return tried

@@ -1,7 +1,10 @@
-"""Several processes for one run: started here and watched, or joined where torchrun or srun has started them."""
+"""Several processes for one run: started here and watched, or joined where torchrun or srun has started them.
+
+torch's own launcher cannot stand in: it passes no open file to a rank, which keeps the run folder locked where the
+leader is killed, and it takes seconds to import in a leader that needs no torch.
+"""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -16,32 +19,23 @@ from pathlib import Path
 from sppcls.data.catalog import Splits
 from sppcls.data.loader import serve_workers
 from sppcls.errors import SppclsError, one_line
-from sppcls.files import write_json
+from sppcls.files import read_json, write_json
 from sppcls.process import STATUSES, Interrupted, Signals, leave
-from sppcls.run_folder import RunFolder, logging_to, read_config
+from sppcls.run_folder import LOG, RunFolder, logging_to, read_config
 from sppcls.spec import Spec
 from sppcls.terminal import log
-from sppcls.training.precheck import precheck
-from sppcls.training.world import joined_rank, threads_of_each
+from sppcls.training.preflight import Resumed, joined_rank, precheck, threads_of_each
 
-_ERRORS = "SPPCLS_RANK_ERRORS"
-
-
-class RankError(SppclsError):
-    """What ended the first rank that ended; its exit status is that rank's."""
-
-    def __init__(self, line: str, status: int = 1) -> None:
-        super().__init__(line)
-        self.exit_status = status
+_RESULTS = "SPPCLS_RANK_RESULTS"  # a folder, where a rank leaves RANK.done or the error in RANK.json
 
 
-def train(spec: Spec, folder: Path, signals: Signals, splits: Splits) -> None:
+def train(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Resumed | None = None) -> None:
     """Train in this process, alone or as one rank, of which rank 0 writes into the folder."""
     if spec.data.num_workers and joined_rank() is not None:
         serve_workers()  # first, so that it imports what workers need while this process imports more
     from sppcls.training.fit import fit
 
-    fit(spec, folder, signals, splits)
+    fit(spec, folder, signals, splits, resumed)
 
 
 def follow(spec: Spec, signals: Signals) -> None:
@@ -54,14 +48,15 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
     """Start ``count`` ranks of the run in ``folder`` and wait; signals go to them all, and one that fails ends them.
 
     Raises:
-        RankError: A rank has failed.
+        SppclsError: A rank has failed.
         Interrupted: A signal has ended them, after a save.
     """
-    with tempfile.TemporaryDirectory() as errors:
+    with tempfile.TemporaryDirectory() as name:
         signals.defer()
-        ranks = [_start(folder, rank, environment) for rank, environment in enumerate(_environments(count, errors))]
+        results = Path(name)
+        ranks = [_start(folder, rank, environment) for rank, environment in enumerate(_environments(count, name))]
         try:
-            codes = _ended(ranks, signals, Path(errors))
+            codes = _ended(ranks, signals, results)
         finally:
             signals.defer(False)
             for rank in ranks:
@@ -71,22 +66,22 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
         ended = signals.received or next((code - 128 for code in codes if code and code in STATUSES), None)
         if ended:
             raise Interrupted(ended)
-        if not all(_is_done(Path(errors), rank) for rank in range(count)):
-            raise _failure(codes, Path(errors))
+        if not all(_is_done(results, rank) for rank in range(count)):
+            raise _failure(codes, results)
         for number, code in enumerate(codes):
             if code:
                 log.warning("rank %d %s after its work was done; the run is complete", number, _exit_of(code))
 
 
-def _environments(count: int, errors: str) -> list[dict[str, str]]:
+def _environments(count: int, results: str) -> list[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    threads = str(threads_of_each(count))
     package = str(Path(__file__).parents[2])  # also where train.py runs from a checkout that is not installed
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "GROUP_RANK": "0"}
-    shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": threads, "PYTHONPATH": paths, _ERRORS: errors}
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": str(threads_of_each(count))}
+    shared |= {"PYTHONPATH": paths, _RESULTS: results}
     return [os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
@@ -99,7 +94,7 @@ def _start(folder: RunFolder, rank: int, environment: dict[str, str]) -> subproc
     return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=held)
 
 
-def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, told: Path) -> list[int | None]:
+def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, results: Path) -> list[int | None]:
     """Return the exit statuses once all have ended or one has failed; None of those that still run then."""
     passed_on = None
 
@@ -107,7 +102,7 @@ def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, told: Path) -
         return None in [rank.poll() for rank in ranks]  # asks each: one that ends while the first waits for it counts
 
     def failed() -> bool:
-        return any(rank.returncode and not _is_done(told, number) for number, rank in enumerate(ranks))
+        return any(rank.returncode and not _is_done(results, number) for number, rank in enumerate(ranks))
 
     while running() and not failed():
         if signals.received != passed_on:
@@ -122,29 +117,30 @@ def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, told: Path) -
     return [rank.returncode for rank in ranks]
 
 
-def _failure(codes: list[int | None], errors: Path) -> RankError:
+def _failure(codes: list[int | None], results: Path) -> SppclsError:
     """Return the error that came first: of a rank that was killed, else of one that knows why, else the earliest."""
     for rank, code in enumerate(codes):
-        if code is not None and code < 0 and not _is_done(errors, rank):
-            return RankError(f"rank {rank} {_exit_of(code)}; where memory ran out, lower data.batch_size")
-    files = sorted(errors.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-    told = [json.loads(file.read_text()) for file in files]
-    if not told:
-        return RankError(f"the ranks exited with {codes} and no message; see train.log")
-    first = min(told, key=lambda error: not error["known"])
-    return RankError(f"rank {first['rank']}: {first['line']}", first["status"])
+        if code is not None and code < 0 and not _is_done(results, rank):
+            return SppclsError(f"rank {rank} {_exit_of(code)}; where memory ran out, lower data.batch_size")
+    files = sorted(results.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    errors = [read_json(file) for file in files]
+    if not errors:
+        return SppclsError(f"the ranks exited with {codes} and no message; see train.log")
+    first = min(errors, key=lambda error: not error["known"])
+    failure = SppclsError(f"rank {first['rank']}: {first['line']}")
+    failure.exit_status = first["status"]
+    return failure
 
 
 def _exit_of(code: int) -> str:
     return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"exited with {code}"
 
 
-def _is_done(told: Path, rank: int) -> bool:
-    return (told / f"{rank}.done").exists()
+def _is_done(results: Path, rank: int) -> bool:
+    return (results / f"{rank}.done").exists()
 
 
-def _follow_leader() -> None:
-    """Save and end where the process that leads the ranks is gone."""
+def _end_with_leader() -> None:
     leader = os.getppid()
 
     def watch() -> None:
@@ -157,14 +153,14 @@ def _follow_leader() -> None:
 
 def main() -> None:
     """Be one rank of the run in the folder that the command line names."""
-    folder, rank, told = Path(sys.argv[1]), int(os.environ["RANK"]), Path(os.environ[_ERRORS])
+    folder, rank, results = Path(sys.argv[1]), int(os.environ["RANK"]), Path(os.environ[_RESULTS])
     spec = read_config(folder)
-    _follow_leader()
+    _end_with_leader()
     status = 0
     try:
         with Signals() as signals, logging_to(folder) if rank == 0 else contextlib.nullcontext():
             train(spec, folder, signals, precheck(spec)) if rank == 0 else follow(spec, signals)
-        (told / f"{rank}.done").touch()
+        (results / f"{rank}.done").touch()
     except Interrupted as ended:
         status = ended.status
         if not ended.held:  # the others may wait for this rank where no signal reaches them, and have nothing to save
@@ -173,9 +169,8 @@ def main() -> None:
     except Exception as error:
         known = isinstance(error, SppclsError)
         status = error.exit_status if isinstance(error, SppclsError) else 1
-        values = {"rank": rank, "line": one_line(error), "status": status, "known": known}
-        write_json(told / f"{rank}.json", values)
+        write_json(results / f"{rank}.json", {"rank": rank, "line": one_line(error), "status": status, "known": known})
         if not known and rank == 0:
-            with (folder / "train.log").open("a") as file:
+            with (folder / LOG).open("a") as file:
                 traceback.print_exception(error, file=file)
     leave(status, alone=False)

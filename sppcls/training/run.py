@@ -1,46 +1,88 @@
-"""One run: a validated spec in, a run folder and an exit status out."""
+"""One run: a validated spec in, a run folder, its lines on the terminal and an exit status out."""
 
 import os
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sppcls.build import build_planner
 from sppcls.checkpoints import has_checkpoint
-from sppcls.errors import SppclsError, one_line
+from sppcls.data.catalog import Splits
+from sppcls.data.plan import Planner
+from sppcls.errors import ConfigError, SppclsError, one_line
+from sppcls.files import read_json
 from sppcls.process import Interrupted, Signals
+from sppcls.report.page import points, scale_cells
 from sppcls.report.run_page import write_run_page, write_run_tables
-from sppcls.report.runs import read_json
-from sppcls.run_folder import RunFolder
-from sppcls.spec import Spec
-from sppcls.terminal import OutputClosedError, log, printable, say, show
-from sppcls.training.lines import closing_lines, data_lines, plan_table, result_table
-from sppcls.training.precheck import precheck
-from sppcls.training.world import joined_rank, local_ranks
+from sppcls.run_folder import LOG, STATUS, RunFolder, Summary, fresh_folder, logging_to, read_summary
+from sppcls.spec import Spec, parse
+from sppcls.terminal import OutputClosedError, ece_column, log, printable, say, show, table
+from sppcls.training.preflight import Resumed, joined_rank, local_ranks, precheck, resume_point, set_keys
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_CHOICE = {"data": "name", "model": "backbone", "optim": "name", "schedule": "kind", "logger": "name"}
+
+
+def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | None = None) -> Path:
+    """Train as ``train.py`` does and return the run folder, which `load_model` and ``sppcls evaluate`` take.
+
+    Args:
+        settings: Values by key, as ``{"data.root": "photos", "schedule.scales": [96, 128]}``; ``train.py --help`` lists
+            the keys. With ``data.root`` and no ``data.name`` it is a folder, or a table (CSV, Parquet).
+        run_dir: The run folder; by default a new one under runs/, named after the time.
+
+    Raises:
+        ConfigError: A key or a value is wrong.
+        SppclsError: The run has failed; it was told on standard error, and train.log in the run folder has the details.
+        KeyboardInterrupt: Ctrl-C has ended it, after a save.
+    """
+    given = deepcopy(dict(settings or {}))
+    if "data.root" in given:
+        is_table = Path(str(given["data.root"])).suffix.lower() in (".csv", ".parquet", ".pq")
+        given = {"data.name": "table" if is_table else "folder", **given}
+    for key in set(given) & set(_CHOICE):
+        if not isinstance(given[key], Mapping):
+            example = f"{key}.{_CHOICE[key]}={given[key]!r}"
+            raise ConfigError(f"{key}={given[key]!r}: {key} is a group of values; write {example}")
+    values: dict[str, Any] = {}
+    set_keys(values, dict(sorted(given.items(), key=lambda item: "." in item[0])))  # groups before values in them
+    parse(values)  # before a folder is made
+    spec = parse(values | {"run_dir": str(run_dir or fresh_folder())})
+    status = run(spec)
+    if status > 128:
+        raise KeyboardInterrupt from Interrupted(status - 128)
+    if status:
+        error = read_json(Path(spec.run_dir) / STATUS).get("error", f"exit status {status}")
+        raise SppclsError(f"the run in {spec.run_dir} has failed: {error}")
+    return Path(spec.run_dir)
 
 
 def run(spec: Spec, *, anew: bool = False) -> int:
     """Train, save and measure as ``spec`` says; returns the exit status, errors having been told in one line.
 
-    ``anew`` takes away what a failed attempt has left in the run folder.
+    ``anew`` removes what a failed attempt has left in the run folder.
     """
     folder: RunFolder | None = None
     try:
         with Signals() as signals:
             if spec.plan_only:
-                _plan(spec)
-                return 0
-            if joined_rank():
+                splits, ranks = precheck(spec), local_ranks(spec)
+                show(*data_lines(splits), plan_table(spec, build_planner(spec, splits.train.sizes), ranks))
+            elif joined_rank():
                 from sppcls.training.ranks import follow
 
                 follow(spec, signals)
-                return 0
-            said = _going_on(spec) if spec.resume else None  # before anything is written into the folder
-            folder = RunFolder(spec.run_dir, resume=said is not None, anew=anew)
-            with folder.logging():
-                if said:
-                    log.info(said)
-                _train(spec, folder, signals)
+            else:
+                resumed = resume_point(spec) if spec.resume else None  # before anything is written into the folder
+                folder = RunFolder(spec.run_dir, resume=resumed is not None, anew=anew)
+                with logging_to(folder.path):
+                    _train(spec, folder, signals, resumed)
     except (Interrupted, KeyboardInterrupt) as ended:
         return _interrupted(spec, folder, getattr(ended, "status", 130))
     except OutputClosedError as closed:
@@ -51,44 +93,35 @@ def run(spec: Spec, *, anew: bool = False) -> int:
         _interrupted(spec, folder, 0)
         raise
     except Exception as error:
-        return _told(error, folder)
+        return _failed(error, folder)
     finally:
         if folder:
             folder.close()
     return 0
 
 
-def _going_on(spec: Spec) -> str:
-    from sppcls.training.resume import going_on
+def _train(spec: Spec, folder: RunFolder, signals: Signals, resumed: Resumed | None) -> None:
+    from sppcls.training import ranks
 
-    return going_on(spec)
-
-
-def _plan(spec: Spec) -> None:
-    splits, world = precheck(spec), local_ranks(spec)
-    show(*data_lines(splits), plan_table(spec, build_planner(spec, splits.train.sizes), world))
-
-
-def _train(spec: Spec, folder: RunFolder, signals: Signals) -> None:
+    if resumed:
+        log.info(resumed.line)
     folder.write_config(spec)
-    splits, count = precheck(spec), local_ranks(spec)
+    splits, count = resumed.splits if resumed else precheck(spec), local_ranks(spec)
     show(*data_lines(splits))  # at once: torch takes some seconds to import
     folder.write_status("running")
     if count > 1:
-        from sppcls.training.ranks import run_ranks
-
-        run_ranks(folder, count, signals)
+        if resumed:  # each rank reads the checkpoint itself
+            resumed.loaded.clear()
+        ranks.run_ranks(folder, count, signals)
     else:
-        from sppcls.training.ranks import train
-
-        train(spec, folder.path, signals, splits)
+        ranks.train(spec, folder.path, signals, splits, resumed)
     folder.write_status("finished")
     try:
         write_run_tables(folder.path)
         write_run_page(folder.path)
     except Exception as error:  # a page is no reason to call a trained network a failure
         log.warning("no report (%s: %s); `sppcls report %s` tries again", type(error).__name__, error, folder.path)
-    summary = read_json(folder.path / "summary.json")
+    summary = read_summary(folder.path)
     show(result_table(summary), *closing_lines(summary, str(folder.path)))
 
 
@@ -97,19 +130,76 @@ def _interrupted(spec: Spec, folder: RunFolder | None, status: int) -> int:
         with suppress(OSError):
             folder.write_status("interrupted")
     saved = has_checkpoint(Path(spec.run_dir))
-    say(f"interrupted; {f'resume={spec.run_dir} goes on' if saved else 'nothing was saved yet'}")
+    say(f"interrupted; {f'add resume={spec.run_dir} to resume' if saved else 'nothing was saved yet'}")
     return status
 
 
-def _told(error: Exception, folder: RunFolder | None) -> int:
+def _failed(error: Exception, folder: RunFolder | None) -> int:
     line = printable(one_line(error))
     if folder:
-        said = line if isinstance(error, SppclsError) else "".join(traceback.format_exception(error))
+        details = line if isinstance(error, SppclsError) else "".join(traceback.format_exception(error))
         with suppress(OSError):  # the disk may be full, or the folder gone: the line below is told all the same
             folder.write_status("failed", error=line)
-            with (folder.path / "train.log").open("a") as file:
-                file.writelines(f"{printable(line)}\n" for line in said.splitlines())
+            with (folder.path / LOG).open("a") as file:
+                file.writelines(f"{printable(line)}\n" for line in details.splitlines())
     if os.environ.get("SPPCLS_DEBUG") == "1":
         raise error
     say(f"error: {line}")
     return error.exit_status if isinstance(error, SppclsError) else 1
+
+
+def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
+    """Return the scale schedule as a table, a row for each stretch of epochs of one scale (24 rows at most)."""
+    first_plan = planner.plan(0, world)
+    title = f"{spec.schedule.kind} schedule, data.fit={spec.data.fit}, {len(planner.sizes)} training images"
+    if first_plan.world > 1:
+        title += f", {first_plan.world} ranks, {first_plan.repeats} images twice an epoch"
+
+    def scales_of(epoch: int) -> str:
+        drawn = sorted(set(planner.schedule.scales_of(epoch, first_plan.steps)))
+        return str(drawn[0]) if len(drawn) == 1 else f"{drawn[0]}..{drawn[-1]}"
+
+    heads, rows = ["epochs", "scale", "batches", "smallest batch", "shapes", "padding", "megapixels"], []
+    stretches = [(scales, list(epochs)) for scales, epochs in groupby(range(spec.trainer.max_epochs), scales_of)]
+    for scales, (first, *others) in stretches[:24]:
+        plan = planner.plan(first, world)
+        epochs = f"{first + 1}-{others[-1] + 1}" if others else f"{first + 1}"
+        padding = f"{plan.padding(planner.sizes):.1%}" if spec.data.fit == "keep" else "-"
+        million = plan.pixels / 1e6
+        cells = [len(plan), plan.smallest, plan.shapes]
+        rows.append([epochs, scales, *map(str, cells), padding, f"{million:.2g}" if million < 10 else f"{million:.0f}"])
+    return table(title, heads, rows)
+
+
+def data_lines(data: Splits, most: int = 10) -> list[str]:
+    """Return what a run reads: the class names, the first ``most`` of them, and the images of both parts."""
+    classes = data.train.classes
+    more = f" and {len(classes) - most} more" if len(classes) > most else ""
+    parts = {"training": data.train, "validation": data.val}
+    images = ", ".join(f"{len(part.targets):,} {name}" for name, part in parts.items() if part)
+    return [f"{len(classes)} classes: {', '.join(classes[:most])}{more}", f"images: {images}"]
+
+
+def result_table(summary: Summary) -> "Table":
+    """Return the short table at the end of a run."""
+    rows = []
+    for row in summary["scales"]:
+        top1, _interval, *cells = scale_cells(row)
+        rows.append([f"{row['scale']}{' *' if row['trained'] else ''}", top1, *cells])
+    columns = ["test scale", "top-1", "top-5", "loss", ece_column(summary)]
+    return table("Validation, by test scale (* trained)", columns, rows)
+
+
+def closing_lines(summary: Summary, folder: str) -> list[str]:
+    """Return the lines below the table: the gap, the spread, the seconds, the folder."""
+    lines = []
+    if (acc1 := summary["acc1"]) is not None:
+        gap = summary["generalization_gap"]
+        against = "" if gap is None else f", generalization gap {points(gap)} points"
+        lines.append(f"top-1 {acc1:.1%} at scale {summary['val_scale']}{against}")
+    if len(summary["scales"]) > 1:
+        spread, consistency = summary["scale_spread"], summary["scale_consistency"]
+        lines.append(f"scale spread {spread * 100:.1f} points, scale consistency {consistency:.1%}")
+    if summary["gap_seconds"] >= 1:
+        lines.append(f"gap curves: {summary['gap_seconds']:.0f} of {summary['seconds']:.0f} s (metrics.gap_every)")
+    return [*lines, f"{summary['seconds']:.0f} s, {summary['parameters']:,} parameters", f"run folder: {folder}"]

@@ -1,4 +1,4 @@
-"""Lightning's trainer, and the processes that it runs in."""
+"""Lightning's trainer: its callbacks, its logger, its devices and how it writes checkpoints."""
 
 import logging
 import os
@@ -8,42 +8,63 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback as Callback
-from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sppcls.errors import ConfigError, missing_extra
+from sppcls.checkpoints import save_whole
+from sppcls.errors import ConfigError, SppclsError, missing_extra
+from sppcls.model_files import read_checkpoint
 from sppcls.plugins import plugin
 from sppcls.process import Signals
+from sppcls.run_folder import GAP, INSIDE, METRICS
 from sppcls.spec import LoggerSpec, Spec
-from sppcls.training.callbacks import Curves, LargestShapeFirst, RunClock, ScaleBar
+from sppcls.training.callbacks import Curves, LargestShapeFirst, SaveLastAndBest
 from sppcls.training.optim import ramped_average
 from sppcls.training.overfitting import GapCurves
-from sppcls.training.saving import DurableCheckpointIO, SaveLastAndBest
+from sppcls.training.preflight import Resumed
+
+_COMMON: dict[str, Any] = {"use_distributed_sampler": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 
 
-def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None, started: float | None = None) -> pl.Trainer:
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Saves whole or not at all, with a digest; loads tensors and plain values only.
+
+    Checkpoints that are ``loaded`` already, by file, are handed out once.
+    """
+
+    def __init__(self, loaded: dict[Path, dict[str, Any]] | None = None) -> None:
+        self._loaded = {} if loaded is None else loaded
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the checkpoint so that ``path`` holds the old or the new one, whole, whatever happens."""
+        target = Path(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save_whole(target, lambda file: torch.save(checkpoint, file))
+        except (OSError, RuntimeError) as error:
+            # torch tells a full disk as a RuntimeError of its own, with the OSError behind it or without.
+            reason = next((e.strerror for e in (error, error.__context__) if isinstance(e, OSError)), None) or error
+            left = "the checkpoint before it is whole" if target.exists() else "nothing is saved yet"
+            raise SppclsError(f"{target} cannot be written: {reason}; {left}") from None
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Load a checkpoint with ``weights_only=True``, whatever is asked."""
+        return self._loaded.pop(Path(path), None) or read_checkpoint(path)
+
+
+def build_trainer(
+    spec: Spec,
+    folder: Path,
+    signals: Signals | None = None,
+    started: float | None = None,
+    resumed: Resumed | None = None,
+) -> pl.Trainer:
     """Return a trainer that writes into ``folder``, shows a bar on a terminal, and ends with a save at a signal."""
-    values = spec.trainer
-    bar = sys.stderr.isatty()
-    callbacks: list[Callback] = [
-        LargestShapeFirst(),
-        RunClock(started),
-        Curves(folder / "metrics.csv"),
-        SaveLastAndBest(
-            folder / "checkpoints", values.checkpoint_every_steps, values.checkpoint_every_minutes, signals
-        ),
-    ]
-    callbacks += [ScaleBar(leave=False)] if bar else []
-    if spec.metrics.gap_every != 0 and spec.metrics.gap_images:
-        callbacks.append(_gap_curves(spec, folder))
-    callbacks += [plugin("callbacks", name, "trainer.callbacks")(spec) for name in values.callbacks]
-    if values.patience:
-        callbacks.append(
-            EarlyStopping("val_acc1", mode="max", patience=values.patience, check_on_train_epoch_end=False)
-        )
-    # Last, so that what measures at a validation's end still meets the averaged weights.
-    callbacks += [WeightAveraging(avg_fn=ramped_average(spec.optim.ema))] if spec.optim.ema else []
+    values, bar = spec.trainer, sys.stderr.isatty()
+    callbacks = _callbacks(spec, folder, signals, started) + ([TQDMProgressBar(leave=False)] if bar else [])
     quiet_lightning()
     try:
         return pl.Trainer(
@@ -56,17 +77,32 @@ def build_trainer(spec: Spec, folder: Path, signals: Signals | None = None, star
             check_val_every_n_epoch=values.check_val_every,
             callbacks=callbacks,
             logger=_logger(spec.logger, folder),
-            plugins=[DurableCheckpointIO()],
+            plugins=[DurableCheckpointIO(resumed.loaded if resumed else None)],
             default_root_dir=folder,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
             log_every_n_steps=1 if spec.logger.name == "none" else 10,
-            enable_model_summary=False,
             enable_progress_bar=bar,
+            **_COMMON,
         )
     except Exception as error:
         # Lightning checks accelerator, devices and strategy itself, in several exception classes.
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def _callbacks(spec: Spec, folder: Path, signals: Signals | None, started: float | None) -> list[Callback]:
+    values = spec.trainer
+    every = values.checkpoint_every_steps, values.checkpoint_every_minutes
+    callbacks: list[Callback] = [
+        LargestShapeFirst(),
+        Curves(folder / METRICS, started),
+        SaveLastAndBest(folder / INSIDE, *every, signals),
+    ]
+    if spec.metrics.gap_every != 0 and spec.metrics.gap_images:
+        callbacks.append(GapCurves(folder / GAP, spec))
+    callbacks += [plugin("callbacks", name, "trainer.callbacks")(spec) for name in values.callbacks]
+    if values.patience:
+        callbacks.append(EarlyStopping("val_acc1", 0, values.patience, mode="max", check_on_train_epoch_end=False))
+    # Last, so that what measures at a validation's end still meets the averaged weights.
+    return callbacks + ([WeightAveraging(avg_fn=ramped_average(spec.optim.ema))] if spec.optim.ema else [])
 
 
 def _devices(spec: Spec) -> dict[str, Any]:
@@ -80,12 +116,6 @@ def _devices(spec: Spec) -> dict[str, Any]:
     return {"devices": asked if named else local, "num_nodes": world // local}
 
 
-def _gap_curves(spec: Spec, folder: Path) -> GapCurves:
-    values = spec.metrics
-    how = spec.data.model_dump(include={"fit", "batch_size", "num_workers", "max_aspect"})
-    return GapCurves(folder, every=values.gap_every, images=values.gap_images, scales=spec.gap_scales, **how)
-
-
 def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback, **more: Any) -> pl.Trainer:
     """Return a trainer that trains and does nothing else, for timings."""
     quiet_lightning()
@@ -97,9 +127,7 @@ def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback, **more: A
         enable_checkpointing=False,
         limit_val_batches=0,
         enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **more,
+        **_COMMON | more,
     )
 
 

@@ -1,0 +1,191 @@
+"""What is settled before anything heavy is imported: processes, extras, files, images, and where a resume starts."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sppcls.build import build_splits
+from sppcls.checkpoints import LAST, PREVIOUS, has_checkpoint
+from sppcls.data.catalog import Splits
+from sppcls.data.source import Identity, class_difference
+from sppcls.errors import ConfigError, DataError, SppclsError, missing_extra
+from sppcls.plugins import plugin
+from sppcls.report.runs import flat
+from sppcls.run_folder import STATUS, read_config
+from sppcls.settings import OPTIMIZERS
+from sppcls.spec import Spec, parse
+
+# Nothing here changes what a step computes, but for how long, on what and by how many.
+_MAY_CHANGE = (
+    *(f"trainer.{name}" for name in ("max_epochs", "accelerator", "devices", "num_nodes", "strategy")),
+    *("trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes"),
+    *("data.num_workers", "data.cache", "data.root", "data.train_dir", "data.val_dir"),
+)
+_OF_NO_RUN = ("logger.", "sweep.", "sweep_dir", "run_dir", "resume", "plan_only")
+
+
+def joined_rank() -> int | None:
+    """Return this process's rank in a job that torchrun or srun has started, or None alone."""
+    if "GROUP_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        return int(os.environ["RANK"])
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun's, which a batch script without it has not
+        return int(os.environ["SLURM_PROCID"])
+    return None
+
+
+def threads_of_each(ranks: int) -> int:
+    """Return the threads that each of ``ranks`` processes of this machine computes with."""
+    import torch
+
+    if ranks == 1 or "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max((os.cpu_count() or 1) // ranks, 1)
+
+
+def local_ranks(spec: Spec) -> int:
+    """Return how many processes to start here: one a device, or 1 where they are started by others."""
+    values = spec.trainer
+    if re.search("spawn|fork|notebook", values.strategy):
+        raise ConfigError(f"trainer.strategy={values.strategy} starts processes of its own; use ddp")
+    if joined_rank() is not None:
+        return 1
+    if values.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={values.num_nodes}: torchrun or srun has to start a process a device on each node"
+        )
+    devices = str(values.devices)
+    if devices in ("auto", "-1") and values.accelerator != "cpu":
+        import torch
+
+        return torch.cuda.device_count() or 1
+    if "," in devices:
+        return len(list(filter(None, devices.split(","))))
+    return int(devices) if devices.isdigit() else 1  # what is no number Lightning refuses
+
+
+def precheck(spec: Spec) -> Splits:
+    """Return the data of a run; the first fault of a spec that does not take a network to see ends it here.
+
+    Raises:
+        ConfigError: An extra is not installed, a file of weights is not there, or there is no such device.
+        DataError: The images are missing or cannot be read.
+    """
+    if (logger := spec.logger.name) != "none" and not find_spec(logger):
+        raise missing_extra(f"logger={logger}", logger)
+    if spec.model.backbone.startswith("timm:") and not find_spec("timm"):
+        raise missing_extra(f"model.backbone={spec.model.backbone}", "timm")
+    for name in spec.trainer.callbacks:
+        plugin("callbacks", name, "trainer.callbacks")
+    if spec.optim.name not in OPTIMIZERS:
+        plugin("optimizers", spec.optim.name, "optim.name", OPTIMIZERS)
+    if spec.optim.lr == "auto" and (joined_rank() is not None or local_ranks(spec) > 1):
+        raise ConfigError("optim.lr=auto tries rates in one process; run it with trainer.devices=1 and name the rate")
+    weights = spec.model.weights
+    if weights not in (None, "pretrained") and not Path(weights).is_file() and not spec.resume:
+        raise ConfigError(f"model.weights={weights}: no such file; name a .safetensors or .pth file, or pretrained")
+    splits = build_splits(spec.data)
+    if spec.trainer.accelerator in ("gpu", "cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"trainer.accelerator={spec.trainer.accelerator}: no GPU here; use trainer.accelerator=cpu"
+            )
+    return splits
+
+
+def resumed_spec(run: str, given: Mapping[str, Any]) -> Spec:
+    """Return the spec of the run in a folder, with values given for dotted keys or whole groups in place of its own."""
+    values = read_config(run).model_dump(mode="json") | {"resume_data": "same"}
+    asked = given.get("run_dir")
+    if asked and Path(asked).absolute() != Path(run).absolute():
+        raise ConfigError(f"run_dir={asked} may not change on resume: the run is in {run}")
+    set_keys(values, given)
+    return parse(values | {"resume": run, "run_dir": run})
+
+
+def set_keys(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Set values by dotted key in nested ones; a group that is given as a whole takes the place of the old one."""
+    for key, value in given.items():
+        *groups, name = key.split(".")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = value
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run's checkpoint, read once: Lightning takes it from ``loaded``; the data of now, and what to say of both."""
+
+    splits: Splits
+    file: Path
+    loaded: dict[Path, dict[str, Any]]
+    line: str
+
+
+def resume_point(spec: Spec) -> Resumed:
+    """Return where a run resumes and what has changed since.
+
+    Raises:
+        ConfigError: A value that decides the result is another than the checkpoint was trained by.
+        DataError: The images are others, and ``resume_data`` is not ``changed``; or the classes are.
+        SppclsError: The checkpoint is damaged or no run's.
+    """
+    from sppcls.model_files import KEY, checkpoint_path, read_checkpoint
+
+    if (Path(spec.run_dir) / STATUS).exists() and not has_checkpoint(Path(spec.run_dir)):
+        again = f"repeat the command that began it, with run_dir={spec.run_dir} in place of resume"
+        raise ConfigError(f"resume={spec.resume}: the run has saved nothing yet; {again}")
+    file = checkpoint_path(str(spec.resume))
+    checkpoint = read_checkpoint(file)
+    try:
+        done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+        epoch, before = checkpoint["epoch"] + 1, parse(checkpoint[KEY]["spec"])
+        classes = tuple(checkpoint[KEY]["signature"]["classes"])
+    except (KeyError, TypeError, ConfigError):
+        raise SppclsError(f"{file} does not say where its run stood; resume a run folder of train.py") from None
+    changes = _changed_values(spec, before, file.name)
+    if epoch > spec.trainer.max_epochs + 1:
+        stands = f"{file} is of epoch {epoch}"
+        raise ConfigError(f"trainer.max_epochs={spec.trainer.max_epochs}: {stands}; name at least that many")
+    splits = precheck(spec)
+    if differ := class_difference(splits.train.classes, classes):
+        raise DataError(f"the classes are not those of {file} ({differ}): its outputs would be mislabelled; start anew")
+    threads, threads_now = checkpoint.get("threads"), threads_of_each(local_ranks(spec))
+    if threads not in (None, threads_now):
+        changes.append(f"threads {threads} -> {threads_now} (sums are rounded differently, so the bits will differ)")
+    if images := _changed_images(spec, splits, checkpoint.get("data"), file):
+        changes.append(f"images ({images})")
+    damaged = f"{LAST} is damaged; " if file.name == PREVIOUS else ""
+    changed = f"changed: {', '.join(changes)}" if changes else "nothing is changed"
+    line = f"{damaged}resumes from {file}, epoch {epoch} after {done} batches; {changed}"
+    return Resumed(splits, file, {file: checkpoint}, line)
+
+
+def _changed_values(spec: Spec, before: Spec, name: str) -> list[str]:
+    old, new = (flat(values.model_dump(mode="json")) for values in (before, spec))
+    changed = [key for key in new if old.get(key) != new[key] and not key.startswith(_OF_NO_RUN)]
+    for key in changed:
+        if key not in _MAY_CHANGE:
+            got = f"it is {old.get(key)} in {name}, {new[key]} now"
+            raise ConfigError(f"{key} may not change on resume ({got}); allowed: {', '.join(_MAY_CHANGE)}, logger")
+    return [f"{key} {old[key]} -> {new[key]}" for key in changed]
+
+
+def _changed_images(spec: Spec, splits: Splits, before: str | None, file: Path) -> str:
+    """Return how the images differ from those that a checkpoint was trained on, or nothing."""
+    now = Identity.of(splits.train, splits.val)
+    if before is None:
+        return "the checkpoint does not say which it was trained on"
+    if before == now.digest:
+        return ""
+    kept = Identity.read(file.parent.parent, now.classes)
+    difference = now.difference(kept) if kept and kept.digest == before else "it is not known which"
+    if spec.resume_data != "changed":
+        raise DataError(f"the images are not those of {file}: {difference}; resume_data=changed resumes all the same")
+    return difference
