@@ -2,7 +2,6 @@
 
 import platform
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def middle(name: str, most: int = 32) -> str:
     return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
 
 
-def scale_columns(found: Mapping[str, Any]) -> list[str]:
+def scale_columns(found: dict[str, Any]) -> list[str]:
     """Return the headings of `scale_cells` in a run's summary or an evaluation."""
     return ["top-1", "95 % interval", "top-5", "loss", ece_column(found)]
 

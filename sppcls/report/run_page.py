@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -13,7 +13,6 @@ from sppcls.report.page import duration, percent, points, scale_cells, scale_col
 from sppcls.report.plots import Curve, accuracy_curve, line_plot, scale_plot
 from sppcls.report.runs import Run, flat, read_run
 from sppcls.report.sweep_page import confused, data_rows
-from sppcls.run_folder import Summary
 from sppcls.terminal import markdown
 
 _KEYS = (
@@ -82,7 +81,7 @@ def write_run_tables(folder: Path) -> None:
     write_text(folder / "summary.md", "\n\n".join(tables) + "\n")
 
 
-def _tiles(summary: Summary) -> list[tuple[str, str]]:
+def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the few figures that are read first, each with its name."""
     said = {
         f"top-1 at scale {summary.get('val_scale')}": percent(summary.get("acc1")),
@@ -97,7 +96,7 @@ def _tiles(summary: Summary) -> list[tuple[str, str]]:
     return [(name, value) for name, value in said.items() if value != "-"]
 
 
-def _facts(summary: Summary) -> list[list[str]]:
+def _facts(summary: dict[str, Any]) -> list[list[str]]:
     names = (
         "scale_area",
         "worst_scale",
@@ -106,11 +105,11 @@ def _facts(summary: Summary) -> list[list[str]]:
         "parameters",
         "seed",
     )
-    said, values = {"scale_area": "mean top-1 over log scale"}, cast(dict[str, Any], summary)
+    said = {"scale_area": "mean top-1 over log scale"}
     return [
         [said.get(name, name.replace("_", " ")), percent(value) if name == "scale_area" else f"{value:,}"]
         for name in names
-        if (value := values.get(name)) is not None
+        if (value := summary.get(name)) is not None
     ]
 
 
@@ -119,18 +118,18 @@ def _key_settings(config: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(values[name])) for name in _KEYS if values.get(name) is not None]
 
 
-def _scale_columns(summary: Summary) -> list[str]:
+def _scale_columns(summary: dict[str, Any]) -> list[str]:
     return ["scale", *scale_columns(summary), "images"]
 
 
-def _scale_rows(summary: Summary) -> list[list[str]]:
+def _scale_rows(summary: dict[str, Any]) -> list[list[str]]:
     return [
         [f"{row['scale']}{' (trained)' if row['trained'] else ''}", *scale_cells(row), str(row["images"])]
         for row in summary["scales"]
     ]
 
 
-def _scales(summary: Summary) -> dict[str, Any] | None:
+def _scales(summary: dict[str, Any]) -> dict[str, Any] | None:
     rows = summary.get("scales")
     if not rows:
         return None
@@ -138,7 +137,7 @@ def _scales(summary: Summary) -> dict[str, Any] | None:
     return {"svg": plot, "columns": _scale_columns(summary), "rows": _scale_rows(summary)}
 
 
-def _agreement(summary: Summary) -> list[Any] | None:
+def _agreement(summary: dict[str, Any]) -> list[Any] | None:
     rows = summary.get("agreement")
     if not rows or len(rows) < 2:
         return None

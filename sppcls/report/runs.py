@@ -12,7 +12,7 @@ from typing import Any
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.files import TABLE_LIMIT, is_name, read_bytes, read_config_values, read_json
 from sppcls.measure.answers import Answers, load_answers
-from sppcls.run_folder import CONFIG, GAP, LOG, METRICS, MISTAKES, STATUS, Summary, read_summary
+from sppcls.run_folder import CONFIG, GAP, LOG, METRICS, MISTAKES, STATUS, SUMMARY
 
 MANIFEST = "sweep.json"  # of a sweep
 # Of a run's settings, those that say where and how it ran, or which of several alike it is.
@@ -27,7 +27,7 @@ class Run:
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
-    summary: Summary = field(default_factory=Summary)
+    summary: dict[str, Any] = field(default_factory=dict)
     epochs: Sequence[dict[str, str]] = ()
     gaps: Sequence[dict[str, str]] = ()
     mistakes: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"{folder} is not a run folder: config.yaml has another seed or sweep than a run's")
     gaps = [row for row in _rows(folder / GAP) if _is_gap(row)]
     status, mistakes = read_json(folder / STATUS), read_json(folder / MISTAKES)
-    return Run(folder, config, status, read_summary(folder), _rows(folder / METRICS), gaps, mistakes)
+    return Run(folder, config, status, read_json(folder / SUMMARY), _rows(folder / METRICS), gaps, mistakes)
 
 
 def read_runs(folder: Path) -> list[Run]:

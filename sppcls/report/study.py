@@ -79,11 +79,7 @@ def values_of(run: Run, scale: int, budget: float | None) -> dict[str, float]:
         "seconds": summary.get("seconds"),
     }
     if len(summary["scales"]) > 1:  # a network of one size has no spread
-        found |= {
-            "scale_area": summary.get("scale_area"),
-            "scale_spread": summary.get("scale_spread"),
-            "scale_consistency": summary.get("scale_consistency"),
-        }
+        found |= {name: summary.get(name) for name in ("scale_area", "scale_spread", "scale_consistency")}
     found |= _at_budget(run, scale, budget)
     return {name: float(value) for name, value in found.items() if value is not None}
 

@@ -11,7 +11,6 @@ from sppcls.report.page import middle, percent, write_page
 from sppcls.report.plots import Curve, dot_plot, line_plot, scale_plot
 from sppcls.report.runs import Run, differences, flat, read_manifest
 from sppcls.report.study import Study, Variant
-from sppcls.run_folder import Summary
 
 
 def write_sweep_page(
@@ -72,7 +71,7 @@ def confused(runs: Sequence[Run], scale: int) -> dict[str, Any] | None:
     return confusion(answers, classes, scale) if answers and classes else None
 
 
-def data_rows(summaries: dict[str, Summary]) -> list[list[str]]:
+def data_rows(summaries: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Return a row a trained scale, of all variants that are alike: what the fit does to the training images."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for name, summary in summaries.items():
