@@ -16,8 +16,7 @@ from sppcls.report.study import Study, Variant, as_values, study
 from sppcls.report.sweep_page import write_sweep_page
 from sppcls.terminal import markdown, markdown_text, table, width
 
-_GIVEN = tuple(f"on these images: {name}" for name in ("interval", "p (t)", "p (sign flip)"))
-_WIDE = ("consistency", "at equal compute", "equal compute at", "seconds", "seeds", *_GIVEN)
+_WIDE = ("consistency", "at equal compute", "equal compute at", "seconds", "seeds")
 MEASURES = {
     "acc1": "top-1 at {scale}",
     "acc1_equal_compute": "at equal compute",
@@ -80,9 +79,7 @@ def notes(found: Study) -> list[str]:
     lines = [
         "Differences: interval (95 %) and p are over seeds and validation images, both as random draws; the training "
         "images are taken as given. Holm's p is over all p of the table. A difference stands where it is at most 0.05.",
-        "On these images: Student's t and sign flip over seeds, for these validation images alone. They reject too "
-        "often where variants differ by image, and do not decide what stands. The gap has no other p: answers to "
-        "single training images are not kept.",
+        "The gap has no interval and no p: answers to single training images are not kept.",
     ]
     if found.budget is not None:
         lines.append(
@@ -127,10 +124,9 @@ def comparison_rows(found: Study) -> tuple[str, list[str], list[list[str]]]:
     for name, measures in found.comparisons.items():
         for measure, one in measures.items():
             stands = "-" if one.p_holm is None else "yes" if one.p_holm <= 0.05 else "no"
-            decided = [points(one.difference), _between(one.low, one.high), _p(one.p), _p(one.p_holm), stands]
-            given = [_between(one.t_low, one.t_high), _p(one.p_t), _p(one.p_sign_flip)]
-            rows.append([name, MEASURES[measure].format(scale=found.scale), str(one.n), *decided, *given])
-    columns = ["variant", "measure", "seeds", "difference", "interval", "p", "p (Holm)", "stands", *_GIVEN]
+            cells = [points(one.difference), _between(one.low, one.high), _p(one.p), _p(one.p_holm), stands]
+            rows.append([name, MEASURES[measure].format(scale=found.scale), str(one.n), *cells])
+    columns = ["variant", "measure", "seeds", "difference", "interval", "p", "p (Holm)", "stands"]
     return f"Against {found.baseline}, paired by seed, in percentage points", columns, rows
 
 
