@@ -16,7 +16,7 @@ from test_report import Page, edit, two_by_two, write_run
 import sppcls
 from sppcls.report.plots import Curve, histogram, line_plot
 from sppcls.report.run_page import write_run_page
-from sppcls.report.tables import write_sweep_report
+from sppcls.report.sweep_page import write_sweep_report
 
 HEIGHTS = st.lists(st.floats(0, 100), min_size=1, max_size=12)
 

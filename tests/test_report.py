@@ -23,12 +23,11 @@ from sppcls.errors import ConfigError, SppclsError
 from sppcls.measure.answers import Answers
 from sppcls.measure.scales import ScaleResult, ScaleRow
 from sppcls.measure.statistics import Estimate, crossed, estimate
-from sppcls.report import run_page, sweep_page
-from sppcls.report.confusion import MOST, confusion
-from sppcls.report.page import percent, points
+from sppcls.report import plots, sweep_page
+from sppcls.report.page import MOST, confusion, interval, percent, points
 from sppcls.report.runs import Run, chosen_baseline, flat, read_runs, variants
 from sppcls.report.study import TESTED, study, values_of
-from sppcls.report.tables import MEASURES, interval, write_sweep_report
+from sppcls.report.sweep_page import MEASURES, write_sweep_report
 from sppcls.spec import parse
 from sppcls.terminal import show
 
@@ -172,9 +171,8 @@ def pair(whole_pair, tmp_path):
 @pytest.fixture
 def no_plots(monkeypatch):
     """Draw nothing: a plot takes a fifth of a second."""
-    for page in (run_page, sweep_page):
-        for name in ("line_plot", "scale_plot", "dot_plot"):
-            monkeypatch.setattr(page, name, lambda *_, **__: "<svg></svg>", raising=False)
+    monkeypatch.setattr(plots, "line_plot", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr(sweep_page, "dot_plot", lambda *_, **__: "<svg></svg>")
 
 
 # Numbers
@@ -968,9 +966,9 @@ def test_numbers_of_the_page_are_those_of_summary_json(sweep_folder, pages):
 
 @pytest.mark.parametrize("names", [[f"variant-number-{n}" for n in range(48)], [f"{'long ' * 22}{n}" for n in (1, 2)]])
 def test_many_and_long_names_leave_room_for_the_plots(names):
-    dots = sweep_page.dot_plot(dict.fromkeys(names, (0.1, 0.05, 0.15)), x="gap")
-    curves = {name: sweep_page.Curve([(48, 0.5), (64, 0.6)]) for name in names}
-    lines = sweep_page.line_plot(curves, x="scale", y="top-1", log=True)
+    dots = plots.dot_plot(dict.fromkeys(names, (0.1, 0.05, 0.15)), x="gap")
+    curves = {name: plots.Curve([(48, 0.5), (64, 0.6)]) for name in names}
+    lines = plots.line_plot(curves, x="scale", y="top-1", log=True)
     # No room would be a warning, which is an error here; and each name is in the drawing, wrapped or not.
     for svg in (dots, lines):
         assert svg.startswith("<svg")
@@ -989,8 +987,8 @@ def test_many_and_long_names_leave_room_for_the_plots(names):
     ],
 )
 def test_any_name_can_stand_in_a_plot(name):
-    curves = {text: sweep_page.Curve([(48, 0.5), (64, 0.6)]) for text in (name, "other")}
-    assert f">{name}<" in sweep_page.line_plot(curves, x="scale", y="top-1")
+    curves = {text: plots.Curve([(48, 0.5), (64, 0.6)]) for text in (name, "other")}
+    assert f">{name}<" in plots.line_plot(curves, x="scale", y="top-1")
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -1030,52 +1028,36 @@ def test_a_small_confusion_by_hand():
     ]
     assert found["counts"] == [4, 3, 0, 0]
     assert found["classes"] == [["cat", "4", "2", "50.0%"], ["dog", "3", "2", "66.7%"]]
-    assert found["groups"] == ""
+    assert found["note"] == ""
     assert confusion([first], ["cat", "dog", "owl"], 96) is None
     assert confusion([said([0, 1], [-1, -1])], ["cat", "dog"], 64) is None
 
 
-def members(names):
-    """Return how many classes each group has, from its name: two of them, and how many more."""
-    return [name.count(", ") + 1 + int((re.findall(r" \+(\d+)$", name) or ["0"])[0]) for name in names]
-
-
-@pytest.mark.parametrize(
-    ("classes", "wrong", "least"),
-    [
-        (21, 0.3, 2),
-        (102, 0.4, 2),
-        (102, 1.0, 2),
-        (102, 0.05, 2),
-        (102, 0.0, 2),
-    ],
-)
-def test_many_classes_are_at_most_twenty_groups(classes, wrong, least):
+@pytest.mark.parametrize(("classes", "wrong"), [(21, 0.3), (102, 0.4), (102, 1.0), (102, 0.05), (102, 0.0)])
+def test_of_many_classes_the_matrix_is_of_twenty(classes, wrong):
     rng = np.random.default_rng(0)
     targets = np.repeat(np.arange(classes), 10)
     targets = targets[targets != 7]  # a class without an image
     predicted = np.where(rng.random(len(targets)) < wrong, rng.integers(0, classes, len(targets)), targets)
     found = confusion([said(targets, predicted)], [f"c{index}" for index in range(classes)], 64)
-    assert sum(members(found["names"])) == classes
-    sums = np.sum(found["rows"], axis=1)
-    assert np.isin(sums.round(9), [0, 1]).all()
-    assert (sums == 0).sum() <= 1  # a group that is class 7 alone
-    assert found["groups"] == f"{len(found['names'])} groups of {classes} classes"
-    assert least <= len(found["names"]) <= MOST
+    assert len(found["names"]) == len(set(found["names"])) == len(found["rows"]) == MOST
+    assert found["note"] == f"The 20 of {classes} classes that are confused most."
+    for name, count, row in zip(found["names"], found["counts"], found["rows"], strict=True):
+        answers = predicted[targets == int(name[1:])]
+        assert count == len(answers)
+        assert row == pytest.approx([(answers == int(to[1:])).sum() / max(count, 1) for to in found["names"]])
+    assert len(found["classes"]) == classes - 1
 
 
-def test_classes_that_are_taken_for_one_another_share_a_group():
-    """Pairs (0, 1), (2, 3) ...: half of a class's images are taken for its partner, and a tenth for the next pair's."""
+def test_the_twenty_classes_are_those_that_are_confused_most():
+    """Of every second of the first 30 classes half of the images are taken for the next class."""
     targets = np.repeat(np.arange(40), 10)
-    partner, next_pair = targets ^ 1, (targets + 2) % 40
-    place = np.tile(np.arange(10), 40)
-    predicted = np.where(place < 5, partner, np.where(place < 6, next_pair, targets))
+    predicted = np.where((targets % 2 == 0) & (targets < 30) & (np.tile(np.arange(10), 40) < 5), targets + 1, targets)
+    predicted[4 * 10 : 4 * 10 + 9] = 39  # and of one, nine of ten for the last
     found = confusion([said(targets, predicted)], [f"c{index}" for index in range(40)], 64)
-    groups = [set(re.sub(r" \+\d+$", "", name).split(", ")) for name in found["names"]]
-    assert len(groups) == 20
-    assert all({f"c{n}", f"c{n + 1}"} in groups for n in range(0, 40, 2))
-    assert np.diag(found["rows"]) == pytest.approx(0.9)
-    assert found["pairs"][0][2:] == ["5 of 10", "50.0%"]
+    assert {"c4", "c39"} < set(found["names"]) <= {f"c{n}" for n in (*range(30), 39)}
+    assert found["pairs"][0] == ["c4", "c39", "9 of 10", "90.0%"]
+    assert found["pairs"][1][2:] == ["5 of 10", "50.0%"]
 
 
 # Formats

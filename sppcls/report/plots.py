@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sppcls.measure.statistics import Estimate
+from sppcls.report.page import percent_interval
+
 COLOURS = ("#3b7dd8", "#d9722c", "#3a9d5d", "#a05cc0", "#c4485a", "#7f7f7f", "#b0892c", "#2c9fa8")
 MARKERS = "osD^vPX"  # one fewer than the colours: the pairs repeat after 56
 INK = "#808080"
+SCALES = "test scale (pixels, shorter side)"
 FONT = 10.5  # points: 11 pixels on a page of 390
 
 
@@ -27,6 +31,30 @@ class Curve:
     kind: int | None = None
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A plot as SVG, and its numbers as a table."""
+
+    svg: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def line_figure(curves: Mapping[str, Curve], *, x: str, share: bool = True, **how: Any) -> Figure | None:
+    """Return a `line_plot` and a row for each x in it, a column a curve; None where there is no curve."""
+    if not curves:
+        return None
+    across = sorted({point[0] for curve in curves.values() for point in curve.points})
+    rows = [[f"{at:g}", *(_cell(curve, at, share) for curve in curves.values())] for at in across]
+    return Figure(line_plot(curves, x=x, share=share, **how), [x, *curves], rows)
+
+
+def _cell(curve: Curve, at: float, share: bool) -> str:
+    bands = curve.band if len(curve.band) == len(curve.points) else [(None, None)] * len(curve.points)
+    found = [(y, *band) for (x, y), band in zip(curve.points, bands, strict=True) if x == at]
+    return ", ".join(percent_interval(*one) if share else f"{one[0]:.4g}" for one in found) or "-"
+
+
 def line_plot(
     curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[float] = (), log: bool = False, share: bool = True
 ) -> str:
@@ -39,14 +67,14 @@ def line_plot(
     with _axes(x, f"{y} (%)" if share else y, 3.0 + (0 if beside else _legend_height(names))) as (axes, text):
         for mark in marks:
             axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
-        scale = _percent if share else list
-        lines = [_draw(axes, curve, number, scale) for number, curve in enumerate(curves.values())]
+        lines = [
+            _draw(axes, curve, number, _percent if share else list) for number, curve in enumerate(curves.values())
+        ]
         ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
         if log:
             axes.set_xscale("log", base=2)
+        if log or len(ticks) == 1:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-        elif len(ticks) == 1:
-            axes.set_xticks(ticks)
         else:
             axes.xaxis.get_major_locator().set_params(integer=all(isinstance(tick, int) for tick in ticks))
         if len(curves) > 1:
@@ -68,13 +96,19 @@ def _draw(axes: Any, curve: Curve, number: int, scale: Callable[[Any], list[floa
 
 def scale_plot(curves: Mapping[str, Curve], marks: Sequence[float]) -> str:
     """Return an ``<svg>`` of accuracies by test scale; ``marks`` are the scales that were trained at."""
-    return line_plot(curves, x="test scale (pixels, shorter side)", y="top-1", marks=marks, log=True)
+    return line_plot(curves, x=SCALES, y="top-1", marks=marks, log=True)
 
 
 def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
     """Return the accuracies of the rows of an evaluation, with their intervals."""
     band = [(row["acc1_low"], row["acc1_high"]) for row in rows if "acc1_low" in row]
     return Curve([(row["scale"], row["acc1"]) for row in rows], band)
+
+
+def estimate_curve(by_x: Mapping[int, Estimate], line: str = "-", kind: int | None = None) -> Curve:
+    """Return the means of estimates, with their intervals."""
+    band = [(e.low, e.high) for e in by_x.values() if e.low is not None and e.high is not None]
+    return Curve([(x, one.mean) for x, one in by_x.items()], band, line, kind)
 
 
 def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
@@ -157,20 +191,19 @@ def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
 
 
 def _legend(axes: Any, lines: Sequence[Any], names: Iterable[str]) -> None:
-    labels = _wrapped(names)
     place = {"loc": "outside lower center", "ncols": 2}
-    legend = axes.figure.legend(lines, labels, frameon=False, labelcolor=INK, **place)
+    legend = axes.figure.legend(lines, map(_wrapped, names), frameon=False, labelcolor=INK, **place)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name with "$" is no formula
 
 
-def _wrapped(names: Iterable[str]) -> list[str]:
-    return [textwrap.fill(name, 21) for name in names]
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, 21)
 
 
 def _legend_height(names: Iterable[str]) -> float:
     """Return the inches that a legend takes beyond the two rows that a plot has room for."""
-    rows = sum(label.count("\n") + 1 for label in _wrapped(names)) / 2
+    rows = sum(_wrapped(name).count("\n") + 1 for name in names) / 2
     return max(0.0, rows - 2) * 0.2
 
 
