@@ -9,6 +9,7 @@ from torch.nn import functional
 from torchmetrics.functional.classification import binary_calibration_error
 
 from sppcls import SppClassifier
+from sppcls.bench.pooling import multi_view_by_crops
 from sppcls.data.files import Subset
 from sppcls.data.images import fit_image
 from sppcls.data.plan import aspect_buckets, bucket_size
@@ -26,7 +27,7 @@ from sppcls.measure.scales import (
     gap_subset,
     rows_of,
 )
-from sppcls.measure.views import crop_boxes, multi_view, multi_view_by_crops, recalibrate_bn
+from sppcls.measure.views import crop_boxes, multi_view, recalibrate_bn
 from sppcls.models.backbones import build_trunk
 from sppcls.report.run_page import write_run_page
 
