@@ -94,6 +94,13 @@ def test_right_answers_are_shown_too(tmp_path):
     assert ("img", "src", "data:image/jpeg;base64,BBBB") in page.attributes
 
 
+def test_a_measure_of_another_package_is_on_the_page(tmp_path):
+    run = write_run(tmp_path / "run")
+    edit(run / "summary.json", lambda values: values.update(measures={"hardest <quarter>": 0.5}))
+    page = Page(write_run_page(run).read_text())
+    assert re.search(r"hardest <quarter>\s*0.5", page.text)
+
+
 def test_a_table_can_be_scrolled_by_keyboard(tmp_path):
     page = write_run_page(write_run(tmp_path / "run")).read_text()
     boxes = re.findall(r'<div class="scroll[^"]*"( tabindex="0")?>', page)

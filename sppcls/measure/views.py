@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from sppcls.data.loader import batches_of
 from sppcls.data.plan import Batch, plan_epoch
 from sppcls.data.schedule import Schedule
-from sppcls.data.source import Source
 from sppcls.deploy.runtime import Runtime, open_model
 from sppcls.measure.scales import Evaluation, Predict, averaged
 from sppcls.model_files import Model
@@ -51,28 +50,25 @@ def multi_view(side: int, places: int = 3) -> Predict:
     return predict
 
 
-def recalibrate_bn(
-    network: SppClassifier, scale: int, source: Source, *, images: int = 512, **how: Any
-) -> SppClassifier:
+def recalibrate_bn(network: SppClassifier, scale: int, look: Evaluation, images: int = 512) -> SppClassifier:
     """Return a copy whose batch-norm statistics are those of training images at ``scale``, without augmentation.
 
     The weights stay; a plain average over batches replaces the running one, which training leaves at the last epoch's
-    scale. ``how`` is as in `evaluate_scales`.
+    scale.
     """
-    evaluation = Evaluation(source, **how)
-    renewed = copy.deepcopy(network).to(evaluation.device)
+    renewed = copy.deepcopy(network).to(look.device)
     norms = [module for module in renewed.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    options: dict[str, Any] = {"batch_size": evaluation.batch_size, "max_aspect": evaluation.max_aspect}
-    plan = plan_epoch(source.sizes, Schedule("single", (scale,)), 0, seed=0, fit=evaluation.fit, **options)
-    drawn = [Batch(b.indices, b.size, b.scale) for b in plan.batches[: -(-images // evaluation.batch_size)]]
-    batches = batches_of(evaluation.dataset(network), drawn, evaluation.num_workers)
+    options: dict[str, Any] = {"batch_size": look.batch_size, "max_aspect": look.max_aspect, "fit": look.fit}
+    plan = plan_epoch(look.source.sizes, Schedule("single", (scale,)), 0, seed=0, **options)
+    drawn = [Batch(b.indices, b.size, b.scale) for b in plan.batches[: -(-images // look.batch_size)]]
+    batches = batches_of(look.dataset(network), drawn, look.num_workers)
     with closing(batches), torch.inference_mode():
         for batch in batches:
-            renewed.features(network.normalize(batch["images"].to(evaluation.device)))
+            renewed.features(network.normalize(batch["images"].to(look.device)))
     return renewed.eval()
 
 

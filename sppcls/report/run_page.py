@@ -84,10 +84,11 @@ def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    area = summary.get("scale_area")
     names = ("worst_scale", "gap_seconds", "train_megapixels", "parameters", "seed")
-    rest = [(name.replace("_", " "), f"{summary[name]:,}") for name in names if summary.get(name) is not None]
-    return [*([("mean top-1 over log scale", page.percent(area))] if area is not None else []), *rest]
+    found = [(name.replace("_", " "), f"{summary[name]:,}") for name in names if summary.get(name) is not None]
+    if summary.get("scale_area") is not None:
+        found.insert(0, ("mean top-1 over log scale", page.percent(summary["scale_area"])))
+    return found + [(name, f"{value:.4g}") for name, value in (summary.get("measures") or {}).items()]
 
 
 def _epoch_cells(row: dict[str, str]) -> list[str]:

@@ -17,9 +17,9 @@ from sppcls.data.catalog import Splits
 from sppcls.data.decode import shown
 from sppcls.errors import ConfigError, SppclsError, counted
 from sppcls.files import write_json, write_text
-from sppcls.measure.answers import surest_right, worst_mistakes
+from sppcls.measure.answers import surest
 from sppcls.measure.dataset import scale_costs
-from sppcls.measure.scales import ScaleRow, evaluate_scales, gap_subset
+from sppcls.measure.scales import Evaluation, ScaleRow, evaluate_scales, gap_subset
 from sppcls.model_files import checkpoint_path
 from sppcls.models.classifier import SppClassifier
 from sppcls.process import Signals
@@ -46,10 +46,10 @@ def summarize(
     if data.val is not None:
         wanted = [scale for scale in spec.test_scales if scale >= network.smallest]
         scales = {own, *wanted}
-        result = evaluate_scales(network, data.val, sorted(scales), **options)
+        result = evaluate_scales(network, Evaluation(data.val, **options), sorted(scales))
         result.answers.save(folder)
         chosen = (data.val, result.answers, network.classes, own)
-        examples = {"worst": worst_mistakes(*chosen), "right": surest_right(*chosen)}
+        examples = {"worst": surest(*chosen, right=False), "right": surest(*chosen, right=True)}
         write_json(folder / "mistakes.json", {"scale": own, "classes": network.classes} | examples)
         at_own = next(row for row in result.rows if row.scale == own)
         # Over the scales that were asked for: variants of a sweep may be validated at different ones.
@@ -58,7 +58,8 @@ def summarize(
         if spec.metrics.gap_images:
             part, at = gap_subset(data.train, spec.metrics.gap_images), sorted({*spec.gap_scales, own} & scales)
             val = {row.scale: row.acc1 for row in result.rows}
-            gaps = [gap_row(row, val[row.scale]) for row in evaluate_scales(network, part, at, **options).rows]
+            on_train = evaluate_scales(network, Evaluation(part, **options), at).rows
+            gaps = [gap_row(row, val[row.scale]) for row in on_train]
             at_own_scale = gaps[at.index(own)]
             summary |= {key: at_own_scale[key] for key in ("train_acc1", "generalization_gap")} | {"gaps": gaps}
     how = values.model_dump(include={"fit", "batch_size", "max_aspect"})

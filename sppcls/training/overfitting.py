@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from sppcls.data.cache import PixelCache
 from sppcls.data.source import Source
 from sppcls.files import write_csv
-from sppcls.measure.scales import evaluate_scales, gap_subset, rows_of
+from sppcls.measure.scales import Evaluation, evaluate_scales, gap_subset, rows_of
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
@@ -100,7 +100,8 @@ class GapCurves(Callback):
 
     def _measured(self, module: LitSppClassifier, scale: int, side: int) -> tuple[float, float]:
         source, cache = self._sides[side]
-        row = evaluate_scales(module.network, source, [scale], device=module.device, cache=cache, **self.how).rows[0]
+        look = Evaluation(source, device=module.device, cache=cache, **self.how)
+        row = evaluate_scales(module.network, look, [scale]).rows[0]
         return row.acc1, row.loss
 
 
