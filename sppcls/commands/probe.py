@@ -7,9 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from sppcls.commands.arguments import at_least, path_text, scale_list
+from sppcls.commands.arguments import at_least, path_text, scale_list, writing
 from sppcls.data.decode import shown
-from sppcls.errors import ConfigError
 from sppcls.files import write_json
 from sppcls.report.page import points
 from sppcls.terminal import show, table
@@ -21,10 +20,8 @@ def run(out: str, device: str, **options: Any) -> int:
     from sppcls.measure.probe import Options, probe
 
     folder = Path(out)
-    try:
+    with writing("--out", folder):
         folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}; name a folder that can be written") from None
     found = probe(Options(device=pick_device(device), **options), folder)
     write_json(folder / "probe.json", found)
     show(probe_table(found), *_lines(found), f"written: {folder}/probe.json")

@@ -3,7 +3,7 @@
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,12 @@ FONT = 10.5  # points: 11 pixels on a page of 390
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y), and an interval (low, high) of each, drawn where every point has one.
+    """Points (x, y), or with an interval (x, y, low, high), which is drawn where every point has one.
 
     ``line`` is ``-``, ``--`` or empty for points alone; curves of one ``kind`` share a colour and a marker.
     """
 
-    points: Sequence[tuple[float, float]]
-    band: Sequence[tuple[float, float]] = ()
+    points: Sequence[tuple[float, ...]]
     line: str = "-"
     kind: int | None = None
 
@@ -50,9 +49,8 @@ def line_figure(curves: Mapping[str, Curve], *, x: str, share: bool = True, **ho
 
 
 def _cell(curve: Curve, at: float, share: bool) -> str:
-    bands = curve.band if len(curve.band) == len(curve.points) else [(None, None)] * len(curve.points)
-    found = [(y, *band) for (x, y), band in zip(curve.points, bands, strict=True) if x == at]
-    return ", ".join(percent_interval(*one) if share else f"{one[0]:.4g}" for one in found) or "-"
+    found = [values for x, *values in curve.points if x == at]
+    return ", ".join(percent_interval(*values) if share else f"{values[0]:.4g}" for values in found) or "-"
 
 
 def line_plot(
@@ -67,9 +65,7 @@ def line_plot(
     with _axes(x, f"{y} (%)" if share else y, 3.0 + (0 if beside else _legend_height(names))) as (axes, text):
         for mark in marks:
             axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
-        lines = [
-            _draw(axes, curve, number, _percent if share else list) for number, curve in enumerate(curves.values())
-        ]
+        lines = [_draw(axes, curve, number, share) for number, curve in enumerate(curves.values())]
         ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
         if log:
             axes.set_xscale("log", base=2)
@@ -82,14 +78,15 @@ def line_plot(
     return text.getvalue()
 
 
-def _draw(axes: Any, curve: Curve, number: int, scale: Callable[[Any], list[float]]) -> Any:
+def _draw(axes: Any, curve: Curve, number: int, share: bool) -> Any:
     kind = number if curve.kind is None else curve.kind
     colour, marker = COLOURS[kind % len(COLOURS)], MARKERS[kind % len(MARKERS)]
-    across, up = [p[0] for p in curve.points], scale(p[1] for p in curve.points)
+    across = [x for x, *_ in curve.points]
+    up = [[min(max(value, 0), 1) * 100 if share else value for value in values] for _, *values in curve.points]
     look = {"color": colour, "marker": marker, "markersize": 4.5, "markevery": max(1, len(up) // 12)}
-    (line,) = axes.plot(across, up, linestyle=curve.line, **look)
-    if 0 < len(curve.band) == len(curve.points):
-        low, high = (scale(b[side] for b in curve.band) for side in (0, 1))
+    (line,) = axes.plot(across, [y for y, *_ in up], linestyle=curve.line, **look)
+    if up and all(len(values) == 3 for values in up):
+        low, high = zip(*(band for _, *band in up), strict=True)
         axes.fill_between(across, low, high, color=colour, alpha=0.18, linewidth=0)
     return line
 
@@ -101,14 +98,14 @@ def scale_plot(curves: Mapping[str, Curve], marks: Sequence[float]) -> str:
 
 def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
     """Return the accuracies of the rows of an evaluation, with their intervals."""
-    band = [(row["acc1_low"], row["acc1_high"]) for row in rows if "acc1_low" in row]
-    return Curve([(row["scale"], row["acc1"]) for row in rows], band)
+    values = ("scale", "acc1", "acc1_low", "acc1_high")
+    return Curve([tuple(row[name] for name in values if name in row) for row in rows])
 
 
-def estimate_curve(by_x: Mapping[int, Estimate], line: str = "-", kind: int | None = None) -> Curve:
+def estimate_curve(by_x: Mapping[int, Estimate], kind: int | None = None) -> Curve:
     """Return the means of estimates, with their intervals."""
-    band = [(e.low, e.high) for e in by_x.values() if e.low is not None and e.high is not None]
-    return Curve([(x, one.mean) for x, one in by_x.items()], band, line, kind)
+    values = ((x, one.mean, one.low, one.high) for x, one in by_x.items())
+    return Curve([tuple(value for value in point if value is not None) for point in values], kind=kind)
 
 
 def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
@@ -142,10 +139,6 @@ def histogram(counts: Any, edges: Any, marks: Sequence[float] = ()) -> str:
         first, last = min([edges[0], *marks]), max([edges[-1], *marks])
         axes.set_xlim(first / 2**0.5, last * 2**0.5)  # wide enough for a power of two
     return text.getvalue()
-
-
-def _percent(values: Any) -> list[float]:
-    return [min(max(value, 0), 1) * 100 for value in values]
 
 
 def _without_key(names: Iterable[str]) -> list[str]:

@@ -140,7 +140,7 @@ def _gaps(gaps: Sequence[dict[str, str]]) -> dict[str, Curve]:
     for number, scale in enumerate(sorted({int(row["scale"]) for row in gaps})):
         rows = [row for row in gaps if row["scale"] == str(scale)]
         for side, line in (("val", "-"), ("train", "--")):
-            curves[f"{side} at {scale}"] = Curve(_track(rows, f"{side}_acc1"), (), line, number)
+            curves[f"{side} at {scale}"] = Curve(_track(rows, f"{side}_acc1"), line, number)
     return curves
 
 

@@ -193,7 +193,7 @@ def _figures(found: Study) -> dict[str, Figure | None]:
     top1, every = f"top-1 at scale {found.scale}", found.variants
     trained = {scale for one in every.values() for scale in flat(one.runs[0].config).get("schedule.scales") or ()}
     means = {name: estimate_curve(one.by_scale) for name, one in every.items()}
-    costs = {name: Curve(dots, (), "") for name, one in every.items() if (dots := _costs(one))}
+    costs = {name: Curve(dots, "") for name, one in every.items() if (dots := _costs(one))}
     return {
         "scales": line_figure(means, x=SCALES, y="top-1", marks=sorted(trained), log=True),
         "gap": _gaps(found),
@@ -217,8 +217,8 @@ def _curves(found: Study) -> dict[str, Curve]:
     for number, (name, one) in enumerate(found.variants.items()):
         val, train = (_over_epochs(one, found.scale, f"{side}_acc1") for side in ("val", "train"))
         if val:
-            curves[name] = estimate_curve(val, "-", number)
-            curves[f"{name}, training"] = Curve(estimate_curve(train).points, (), "--", number)
+            curves[name] = estimate_curve(val, number)
+            curves[f"{name}, training"] = Curve([(epoch, one.mean) for epoch, one in train.items()], "--", number)
     return curves
 
 
