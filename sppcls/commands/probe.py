@@ -49,11 +49,9 @@ def _spread(mean: float, deviation: float | None) -> str:
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
+    seconds = f"features {found['seconds_features']} s, SVM {found['seconds_svm']} s"
     left_out = [f"left out, cannot be read: {shown(name)}" for name in found["left_out"]]
-    return [
-        *left_out,
-        f"{found['images']} images; features {found['seconds_features']} s, SVM {found['seconds_svm']} s",
-    ]
+    return [*left_out, f"{found['images']} images; {seconds}"]
 
 
 def _several(one: Callable[[str], object]) -> Callable[[str], object]:

@@ -203,16 +203,17 @@ def _over_splits(
 
 def _summary(kinds: Sequence[Features], found: Doubles, sizes: tuple[int, int]) -> dict[str, Any]:
     """Return the first kind's figures, and a row a kind."""
-    rows = [kind._asdict() for kind in kinds]
+    rows: list[dict[str, Any]] = []
     # Splits share images, which makes the plain interval too narrow: Nadeau and Bengio's correction, 2003.
     wider = (1 + found.shape[1] * sizes[1] / sizes[0]) ** 0.5
-    for row, values in zip(rows, found, strict=True):
-        for name, column in zip(("accuracy", "mean_class_accuracy"), values.T, strict=True):
-            over = estimate(column.tolist())
-            row |= {name: over.mean, f"{name}_std": over.sd, f"{name}_of_splits": column.tolist()}
+    for kind, values in zip(kinds, found, strict=True):
+        row = kind._asdict()
+        for name, column in zip(("accuracy", "mean_class_accuracy"), values.T.tolist(), strict=True):
+            over = estimate(column)
+            row |= {name: over.mean, f"{name}_std": over.sd, f"{name}_of_splits": column}
         gain = estimate((values[:, 0] - found[0, :, 0]).tolist())
         half = None if gain.high is None else (gain.high - gain.mean) * wider
-        row |= {"difference": gain.mean, "difference_half_width": half}
+        rows.append(row | {"difference": gain.mean, "difference_half_width": half})
     return {key: value for key, value in rows[0].items() if "accuracy" in key} | {"variants": rows}
 
 

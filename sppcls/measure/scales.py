@@ -131,8 +131,8 @@ class Evaluation:
 
         Those of several scales have the same images where all are given the ``largest`` of them.
         """
-        sizes, options = self.source.sizes, {"fit": self.fit, "max_aspect": self.max_aspect, "largest": largest}
-        plan = plan_evaluation(sizes, scale, batch_size=self.batch_size, **options)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"batch_size": self.batch_size, "fit": self.fit, "max_aspect": self.max_aspect}
+        plan = plan_evaluation(self.source.sizes, scale, largest=largest, **how)
         return len(plan), batches_of(self.dataset(network), plan, self.num_workers)
 
     def dataset(self, network: SppClassifier) -> BatchDataset:
@@ -152,19 +152,10 @@ def evaluate_scales(
 ) -> ScaleResult:
     """Measure ``network`` in eval mode at each scale; what it says of an image depends on that image alone.
 
-    Streams over the images: what is kept of each is its answer. The network is left in the mode and on the device it
-    came with.
-
-    Args:
-        network: The classifier.
-        look: Images and their classes, which are the network's, and how they are looked at.
-        scales: Test scales, in pixels.
-        predict: From uint8 images to log probabilities; whole images by default.
-        prepare: Gives the network to use at a scale, as `recalibrate_bn` does.
-        fuse: Average the predictions at all scales; the one row then bears the largest of them.
-
-    Raises:
-        DataError: No image could be read.
+    What is kept of each image is its answer. The network is left in the mode and on the device it came with.
+    ``predict`` goes from uint8 images to log probabilities. ``prepare`` gives the network to use at a scale, as
+    `recalibrate_bn` does. ``fuse`` averages the predictions at all scales; the one row then bears the largest of them.
+    Raises ``DataError`` where no image could be read.
     """
     groups = [tuple(scales)] if fuse else [(scale,) for scale in scales]
     answers = Answers.empty([max(group) for group in groups], look.source.targets, look.source.names)

@@ -62,8 +62,8 @@ def recalibrate_bn(network: SppClassifier, scale: int, look: Evaluation, images:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    options: dict[str, Any] = {"batch_size": look.batch_size, "max_aspect": look.max_aspect, "fit": look.fit}
-    plan = plan_epoch(look.source.sizes, Schedule("single", (scale,)), 0, seed=0, **options)
+    how: dict[str, Any] = {"batch_size": look.batch_size, "max_aspect": look.max_aspect, "fit": look.fit}
+    plan = plan_epoch(look.source.sizes, Schedule("single", (scale,)), 0, seed=0, **how)
     drawn = [Batch(b.indices, b.size, b.scale) for b in plan.batches[: -(-images // look.batch_size)]]
     batches = batches_of(look.dataset(network), drawn, look.num_workers)
     with closing(batches), torch.inference_mode():
