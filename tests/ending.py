@@ -170,7 +170,7 @@ def main():
         broken.write_bytes(broken.read_bytes()[:700])
     if not started:
         import sppcls.commands.evaluate
-        import sppcls.report.tables
+        import sppcls.report.sweep_page
         import sppcls.training.fit
         import sppcls.training.run  # noqa: F401
 

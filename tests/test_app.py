@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sppcls import commands
-from sppcls.bench import BenchReport, paired, saves
+from sppcls.bench import BenchReport, paired
 
 SMALL = [
     "data.train_size=24",
@@ -80,10 +80,10 @@ def test_cli_says_its_errors_in_one_line(capsys):
 
 
 def test_a_bench_prints_a_table_or_json(monkeypatch, capsys):
-    from sppcls.bench import pool
+    from sppcls.bench import pooling
 
     report = BenchReport("pool", ("shape", "ratio"), [("7x7", 2.0)], {"worst_ratio": 2.0})
-    monkeypatch.setattr(pool, "run", lambda: report)
+    monkeypatch.setattr(pooling, "pool", lambda: report)
     for flags in ([], ["--json"]):
         with pytest.raises(SystemExit) as end:
             commands.main(["bench", "pool", *flags])
@@ -104,7 +104,9 @@ def test_paired_times_are_those_of_the_calls():
 
 def test_the_bench_of_saves_says_what_one_a_minute_costs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    report = saves.run(backbones=("tiny",), blocks=2)
+    from sppcls.bench.training import saves
+
+    report = saves(backbones=("tiny",), blocks=2)
     (row,) = report.rows
     assert row[0] == "tiny"
     assert row[4] == pytest.approx(row[3] * row[5])

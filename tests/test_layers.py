@@ -57,7 +57,7 @@ ONLY_IN = {
     "pydantic": {"spec", "settings"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "scipy": {"measure", "report"},
+    "scipy": {"measure"},
     "sklearn": {"measure"},
 }
 

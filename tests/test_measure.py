@@ -9,12 +9,13 @@ from torch.nn import functional
 from torchmetrics.functional.classification import binary_calibration_error
 
 from sppcls import SppClassifier
+from sppcls.bench.pooling import multi_view_by_crops
 from sppcls.data.images import fit_image
 from sppcls.data.plan import aspect_buckets, bucket_size
 from sppcls.data.shapes import ShapesSource
 from sppcls.data.source import Subset
 from sppcls.errors import DataError, SppclsError
-from sppcls.measure.answers import Answers, load_answers, surest_right, worst_mistakes
+from sppcls.measure.answers import Answers, load_answers, surest
 from sppcls.measure.evaluate import mapped
 from sppcls.measure.scales import (
     Evaluation,
@@ -26,7 +27,7 @@ from sppcls.measure.scales import (
     gap_subset,
     rows_of,
 )
-from sppcls.measure.views import crop_boxes, multi_view, multi_view_by_crops, recalibrate_bn
+from sppcls.measure.views import crop_boxes, multi_view, recalibrate_bn
 from sppcls.models.backbones import build_trunk
 from sppcls.report.run_page import write_run_page
 
@@ -40,7 +41,7 @@ def network():
 @pytest.mark.parametrize("fit", ["keep", "crop", "warp"])
 def test_accuracy_and_loss_equal_an_independent_loop(network, fit):
     source = ShapesSource("val", 24)
-    rows = evaluate_scales(network, source, [24, 40], fit=fit, batch_size=5).rows
+    rows = evaluate_scales(network, Evaluation(source, fit=fit, batch_size=5), [24, 40]).rows
     network.eval()
     for row in rows:
         right, losses = 0, []
@@ -78,7 +79,7 @@ def test_predictions_do_not_change_with_batch_mates(network):
 def test_measuring_leaves_the_network_as_it_was(network):
     network.train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    evaluate_scales(network, ShapesSource("val", 12), [24])
+    evaluate_scales(network, Evaluation(ShapesSource("val", 12)), [24])
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
@@ -92,12 +93,12 @@ def test_unreadable_images_are_left_out_and_none_at_all_is_an_error(network):
                 raise DataError(f"{self.names[index]}: torn")
             return super().read(index, min_short)
 
-    result = evaluate_scales(network, Torn("val", 12), [24])
+    result = evaluate_scales(network, Evaluation(Torn("val", 12)), [24])
     assert result.rows[0].images == 9
     assert (result.answers.predicted[0, :3] == -1).all()
     Torn.torn = range(12)
     with pytest.raises(DataError, match="none of 12 images"):
-        evaluate_scales(network, Torn("val", 12), [24])
+        evaluate_scales(network, Evaluation(Torn("val", 12)), [24])
 
 
 def answered(predicted, targets, scales=None, **more):
@@ -130,7 +131,7 @@ def test_rows_leave_out_what_could_not_be_read():
     assert (row.acc1, row.images) == (0.5, 2)
     assert row.acc1_low < 0.5 < row.acc1_high
     assert row.ece == pytest.approx(0.0)  # half of the answers are right, and each is half sure
-    assert ScaleResult((row,), answered([[0, -1], [0, 1]], [0, 1])).consistency == 1.0
+    assert ScaleResult((row,), answered([[0, -1], [0, 1]], [0, 1])).summary()["scale_consistency"] == 1.0
 
 
 def test_answers_are_kept_and_a_damaged_file_is_named(tmp_path):
@@ -147,7 +148,7 @@ def test_answers_are_kept_and_a_damaged_file_is_named(tmp_path):
 
 def test_fused_predictions_are_the_mean_over_scales_image_by_image(network):
     source = ShapesSource("val", 30)
-    fused = evaluate_scales(network, source, [24, 40], fuse=True, batch_size=7).answers
+    fused = evaluate_scales(network, Evaluation(source, batch_size=7), [24, 40], fuse=True).answers
     network.eval()
     for index in range(30):
         said = []
@@ -194,7 +195,7 @@ def test_views_of_a_map_are_views_of_the_image_where_no_cell_looks_beyond_the_cr
 def test_recalibrated_statistics_are_those_of_the_images_at_that_scale(network):
     source = ShapesSource("train", 24)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    renewed = recalibrate_bn(network, 40, source, batch_size=12, fit="warp")
+    renewed = recalibrate_bn(network, 40, Evaluation(source, batch_size=12, fit="warp"))
     assert not renewed.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     weights = {
@@ -218,9 +219,9 @@ def test_preparing_gives_the_network_of_each_scale(network):
         asked.append((given is network, scale))
         return other
 
-    prepared = evaluate_scales(network, source, [24, 32], prepare=prepare)
+    prepared = evaluate_scales(network, Evaluation(source), [24, 32], prepare=prepare)
     assert asked == [(True, 24), (True, 32)]
-    assert (prepared.answers.predicted == evaluate_scales(other, source, [24, 32]).answers.predicted).all()
+    assert (prepared.answers.predicted == evaluate_scales(other, Evaluation(source), [24, 32]).answers.predicted).all()
 
 
 def test_classes_are_mapped_by_name_and_strangers_are_named():
@@ -248,7 +249,7 @@ def test_the_worst_mistakes_are_the_surest_wrong_answers():
     answers = answered([(source.targets + 1) % 12], source.targets)
     answers.confidence[0] = np.linspace(0.1, 0.9, 12)
     answers.predicted[0, 11] = source.targets[11]  # right, however sure
-    worst = worst_mistakes(source, answers, source.classes, 32, count=3)
+    worst = surest(source, answers, source.classes, 32, right=False, count=3)
     assert [one["image"] for one in worst] == ["shapes/val/10", "shapes/val/9", "shapes/val/8"]
     assert worst[0]["class"] == source.classes[10]
     assert worst[0]["predicted"] == source.classes[11]
@@ -260,7 +261,7 @@ def test_the_surest_right_answers_are_one_a_class():
     answers = answered([source.targets.copy()], source.targets)
     answers.confidence[0] = np.linspace(0.1, 0.9, 24)
     answers.predicted[0, 23] += -1 if source.targets[23] else 1  # wrong, however sure
-    right = surest_right(source, answers, source.classes, 32, count=20)
+    right = surest(source, answers, source.classes, 32, right=True, count=20)
     assert len({one["class"] for one in right}) == len(right) == 12
     assert all(one["predicted"] == one["class"] for one in right)
     assert [one["confidence"] for one in right] == sorted((one["confidence"] for one in right), reverse=True)
@@ -268,7 +269,7 @@ def test_the_surest_right_answers_are_one_a_class():
         source.classes[t]: max(answers.confidence[0, i] for i in range(23) if source.targets[i] == t) for t in range(12)
     }
     assert {one["class"]: one["confidence"] for one in right} == pytest.approx(best, abs=1e-4)
-    assert surest_right(source, answers, source.classes, 32, count=3) == right[:3]
+    assert surest(source, answers, source.classes, 32, right=True, count=3) == right[:3]
 
 
 def test_a_page_of_an_unfinished_or_empty_run_says_so(tmp_path):

@@ -16,7 +16,7 @@ from test_report import Page, edit, two_by_two, write_run
 import sppcls
 from sppcls.report.plots import Curve, histogram, line_plot
 from sppcls.report.run_page import write_run_page
-from sppcls.report.tables import write_sweep_report
+from sppcls.report.sweep_page import write_sweep_report
 
 HEIGHTS = st.lists(st.floats(0, 100), min_size=1, max_size=12)
 
@@ -92,6 +92,13 @@ def test_right_answers_are_shown_too(tmp_path):
     assert "Most confident right answers" in page.text
     assert "<b> 99.0%" in " ".join(page.text.split())
     assert ("img", "src", "data:image/jpeg;base64,BBBB") in page.attributes
+
+
+def test_a_measure_of_another_package_is_on_the_page(tmp_path):
+    run = write_run(tmp_path / "run")
+    edit(run / "summary.json", lambda values: values.update(measures={"hardest <quarter>": 0.5}))
+    page = Page(write_run_page(run).read_text())
+    assert re.search(r"hardest <quarter>\s*0.5", page.text)
 
 
 def test_a_table_can_be_scrolled_by_keyboard(tmp_path):

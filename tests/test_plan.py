@@ -253,7 +253,7 @@ def test_the_bench_measures_each_case_in_a_process_of_its_own(monkeypatch):
 
     monkeypatch.setattr(bench, "CASES", ((2000, 16, 2), (3000, 8, 4)))
     monkeypatch.setattr(bench, "FEW", 1000)
-    report = bench.run()
+    report = bench.plan()
     assert [row[:3] for row in report.rows] == [("2,000", "16", "2"), ("3,000", "8", "4")]
     assert all(0 < value < 1000 for row in report.rows for value in row[3:])
     assert sorted(i for batch in bench.grouped(bench.photographs(700)) for i in batch) == list(range(700))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from sppcls.bench import paired
-from sppcls.bench import pool as bench
-from sppcls.bench.pool import naive
+from sppcls.bench import pooling as bench
+from sppcls.bench.pooling import naive
 from sppcls.ops import SpatialPyramidPool2d, bin_edges, bins, sliding_window
 from sppcls.ops import spatial_pyramid_levels2d as pool_levels
 from sppcls.ops import spatial_pyramid_pool2d as pool2d
@@ -243,7 +243,7 @@ def test_the_paired_timer_runs_both_in_turn():
 
 def test_the_bench_reports_every_cell(monkeypatch):
     monkeypatch.setattr(bench, "SHAPES", ((1, 2, 6, 6),))
-    report = bench.run(repeats=1)
+    report = bench.pool(repeats=1)
     assert all(len(row) == len(report.columns) for row in report.rows)
     assert len(report.rows) == 4  # 2 layouts, 2 pyramids; all threads are one here
     assert report.summary["worst_ratio"] == min(row[-1] for row in report.rows)

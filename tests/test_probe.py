@@ -1,4 +1,4 @@
-"""``sppcls probe``: equal to an SVM on plainly computed features; splits, files kept, and wrong inputs."""
+"""``sppcls probe``: equal to an SVM on plainly computed features; splits, and wrong inputs."""
 
 import json
 import shutil
@@ -10,12 +10,10 @@ from PIL import Image
 from sklearn.svm import LinearSVC
 
 from sppcls import SppClassifier, commands
-from sppcls.data.cache import cache_dir
 from sppcls.data.files import FileSource
 from sppcls.data.images import decode, fit_image
 from sppcls.measure import probe as module
-from sppcls.measure.features import inner_products
-from sppcls.measure.probe import Variant, fit_svm, kernel
+from sppcls.measure.probe import Features, fit_svm, inner_products, kernel
 from sppcls.models.backbones import build_trunk
 
 CLASSES = ("ants", "bees", "cats")
@@ -58,8 +56,8 @@ def unit(features):
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def plain_features(path, scale, fit, levels, layer=""):
-    """The features of one image, by adaptive pooling of the map of one layer, in single precision."""
+def plain_features(path, scale, fit, levels):
+    """The features of one image, by adaptive pooling of the last map, in single precision."""
     torch.manual_seed(0)
     network = SppClassifier(build_trunk("tiny"), CLASSES).eval()
     image, maps = decode(path), []
@@ -68,7 +66,7 @@ def plain_features(path, scale, fit, levels, layer=""):
     long = round(scale * 1.0015 * 2 ** (max(steps, 1) / 24)) if h != w else scale
     size = (scale, scale) if fit != "keep" else (scale, long) if w > h else (long, scale)
     pixels = fit_image(image, size, fit, tuple(round(m * 255) for m in network.mean))
-    network.trunk.get_submodule(layer).register_forward_hook(lambda _m, _i, out: maps.append(out.clone()))
+    network.trunk.register_forward_hook(lambda _m, _i, out: maps.append(out.clone()))
     with torch.no_grad():
         network.features(network.normalize(pixels[None]))
     pool = [torch.nn.functional.adaptive_max_pool2d(maps[0], n) if n else maps[0].mean((2, 3)) for n in levels]
@@ -76,27 +74,18 @@ def plain_features(path, scale, fit, levels, layer=""):
 
 
 @pytest.mark.parametrize(
-    ("fit", "scales", "levels", "layer"),
-    [
-        ("keep", (32,), (3, 2, 1), "spp"),
-        ("warp", (24, 40), (2, 1), "spp"),
-        ("crop", (32,), (0,), "spp"),
-        ("keep", (32,), (2,), "net.0"),
-    ],
+    ("fit", "scales", "levels"), [("keep", (32,), (3, 2, 1)), ("warp", (24, 40), (2, 1)), ("crop", (32,), (0,))]
 )
-def test_accuracy_is_that_of_linear_svc_on_plainly_computed_features(
-    probe, photos, monkeypatch, fit, scales, levels, layer
-):
+def test_accuracy_is_that_of_linear_svc_on_plainly_computed_features(probe, photos, monkeypatch, fit, scales, levels):
     drawn, plain = [], module.split_by_class
     monkeypatch.setattr(module, "split_by_class", lambda *given: drawn.append(plain(*given)) or drawn[-1])
     name = ",".join(map(str, levels)) if levels != (0,) else "gap"
-    options = ["--fit", fit, "--scales", ",".join(map(str, scales)), "--levels", name, "--layer", layer, "--C", "3"]
+    options = ["--fit", fit, "--scales", ",".join(map(str, scales)), "--levels", name, "--C", "3"]
     status, found, _, _ = probe(photos, *options)
     assert status == 0
-    where = "" if layer == "spp" else layer
 
     def features(part):
-        each = [unit(np.array([plain_features(p, s, fit, levels, where) for p in part.names])) for s in scales]
+        each = [unit(np.array([plain_features(p, s, fit, levels) for p in part.names])) for s in scales]
         return np.concatenate(each, 1) / len(scales) ** 0.5
 
     for (train, test), accuracy in zip(drawn, found["accuracy_of_splits"], strict=True):
@@ -127,7 +116,7 @@ def test_inner_products_of_levels_and_scales_add_up():
     for some in ((32,), scales):
         sides = [unit(np.concatenate([features["keep", s, n][rows] for n in levels], 1).astype(float)) for s in some]
         whole = unit(np.concatenate(sides, 1))
-        np.testing.assert_allclose(kernel(grams, Variant("keep", some, levels)), whole @ whole[:3].T, atol=2e-6)
+        np.testing.assert_allclose(kernel(grams, Features("keep", some, levels)), whole @ whole[:3].T, atol=2e-6)
 
 
 def test_splits_are_disjoint_counted_seeded_and_the_same_for_all_variants(probe, photos, monkeypatch):
@@ -150,31 +139,10 @@ def test_splits_are_disjoint_counted_seeded_and_the_same_for_all_variants(probe,
     assert [seen[0][0].tolist(), seen[3][0].tolist()] == draws[1:]
 
 
-def test_features_are_kept_and_made_again_where_anything_changes(probe, photos, tmp_path):
-    root = shutil.copytree(photos, tmp_path / "mine")
-    _, first, _, read = probe(root, "--levels", "2,1/gap")
-    assert sorted(read) == sorted(map(str, root.rglob("*.png")))
-    _, again, _, read = probe(root, "--levels", "2,1/gap")
-    assert not read
-    assert [first["variants"], first["left_out"]] == [again["variants"], again["left_out"]]
-    for other in (["--levels", "3"], ["--scales", "40"], ["--fit", "warp"], ["--layer", "net.0"], ["--seed", "7"]):
-        assert len(probe(root, *other)[3]) == 22  # --weights none is another network with another seed
-    files = sorted((cache_dir() / "features").iterdir())
-    for damage in (b"", files[0].read_bytes()[:200], b"no array" * 99):
-        for file in files:
-            file.write_bytes(damage)
-        _, again, _, read = probe(root, "--levels", "2,1/gap")
-        assert len(read) == 22
-        assert first["variants"] == again["variants"]
-    (root / "ants" / "0.png").touch()
-    assert len(probe(root, "--levels", "2,1")[3]) == 22
-    assert not [file for file in (cache_dir() / "features").iterdir() if file.name.startswith(".")]
-
-
-def test_without_a_cache_nothing_is_kept(probe, photos, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert len(probe(photos, "--no-cache")[3]) == len(probe(photos, "--no-cache")[3]) == 22
-    assert not (tmp_path / "cache" / "sppcls" / "features").exists()
+def test_each_image_is_read_once_a_fit_and_scale_and_nothing_is_kept(probe, photos, tmp_path):
+    _, _, _, read = probe(photos, "--levels", "2,1/gap", "--scales", "32/32,40", "--fit", "keep/warp")
+    assert sorted(read) == sorted([*map(str, photos.rglob("*.png"))] * 4)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["probe.json"]
 
 
 def test_broken_images_are_named_and_change_nothing_else(probe, photos, tmp_path):
@@ -182,11 +150,10 @@ def test_broken_images_are_named_and_change_nothing_else(probe, photos, tmp_path
     torn, empty = root / "bees" / "torn.png", root / "cats" / "empty.jpg"
     torn.write_bytes((root / "bees" / "0.png").read_bytes()[:900])
     empty.write_bytes(b"")
-    for _ in range(2):  # made, then from the cache
-        status, found, said, _ = probe(root)
-        assert (status, found["images"], found["left_out"]) == (0, 22, [str(empty), str(torn)])
-        assert str(torn) in said.out
-        assert str(empty) in said.out
+    status, found, said, _ = probe(root)
+    assert (status, found["images"], found["left_out"]) == (0, 22, [str(empty), str(torn)])
+    assert str(torn) in said.out
+    assert str(empty) in said.out
     assert found["variants"] == probe(photos)[1]["variants"]
 
 
@@ -228,7 +195,6 @@ def test_wrong_inputs_are_one_line(probe, photos, tmp_path):
         (tmp_path / "parts", [], 3, "has parts"),
         (photos, ["--weights", "pretrained"], 2, "tiny cannot take it"),
         (photos, ["--weights", "nowhere.pth"], 2, "nowhere.pth"),
-        (photos, ["--layer", "net.99"], 2, "--layer net.99: no such module"),
         (photos, ["--levels", "3,0"], 2, "allowed: gap, or grid sizes"),
         (photos, ["--levels", "3/"], 2, "allowed: gap, or grid sizes"),
         (photos, ["--scales", "64,x"], 2, "whole numbers and commas"),

@@ -21,7 +21,7 @@ from sppcls import MultiScaleDataModule, load_model
 from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
-from sppcls.measure.scales import evaluate_scales
+from sppcls.measure.scales import Evaluation, evaluate_scales
 from sppcls.process import Signals
 from sppcls.run_folder import is_held
 from sppcls.spec import parse
@@ -57,7 +57,7 @@ def state(run):
 
 def assert_measured_as_by_one(run):
     """Assert that the last validation gave what one process finds of the same weights, in every digit."""
-    found = evaluate_scales(load_model(run), ShapesSource("val", 27), [32], batch_size=8)
+    found = evaluate_scales(load_model(run), Evaluation(ShapesSource("val", 27), batch_size=8), [32])
     row, (answers, last) = found.rows[0], (found.answers, rows(run)[-1])
     wanted = {"loss": row.loss, "acc1": row.acc1, "acc5": row.acc5, "ece": row.ece}
     wanted["class_acc"] = answers.class_accuracy(0)

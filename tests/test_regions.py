@@ -2,9 +2,7 @@
 
 import math
 from fractions import Fraction
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +11,7 @@ from torch import nn
 
 import sppcls
 from sppcls import SppClassifier, region_pyramid_pool2d
-from sppcls.bench import regions as bench
-from sppcls.measure.views import region_accuracy
+from sppcls.bench import pooling as bench
 from sppcls.ops import bins, region_cells, spatial_pyramid_pool2d
 
 LEVELS = (4, 2, 1)
@@ -273,27 +270,6 @@ def test_no_regions_give_no_logits_and_a_fixed_network_takes_none():
     assert sppcls.region_pyramid_pool2d is region_pyramid_pool2d
 
 
-def test_region_accuracy_counts_boxes_that_a_colour_tells():
-    """Patches that do not overlap, their mean colour, and a largest channel: right wherever no clutter is counted."""
-    model = SppClassifier(nn.Conv2d(3, 3, 4, stride=4, bias=False), list("rgb"), pool="gap", head="stack")
-    nn.init.constant_(model.trunk.net.weight, 0)
-    for colour in range(3):
-        nn.init.constant_(model.trunk.net.weight[colour, colour], 1)
-    model.head.layers[0].weight.data.copy_(torch.eye(3))
-    targets = np.arange(12) % 3
-
-    def read(index):
-        image = torch.zeros(3, 20 + index, 30, dtype=torch.uint8)
-        image[targets[index] if index < 9 else targets[index] - 1] = 200  # the last three are of another colour
-        return image
-
-    source = SimpleNamespace(targets=targets, read=read, classes=model.classes)
-    for clutter, zoom in (("photo", 1), ("mean", 1.5)):
-        got = region_accuracy(model, source, 16, zoom, clutter)
-        assert (got.of_map, got.of_crops, got.images) == (0.75, 0.75, 12)
-    assert model.training
-
-
 def test_the_bench_classifies_every_box_both_ways(monkeypatch):
     monkeypatch.setattr(bench, "SIZE", (64, 96))
     monkeypatch.setattr(bench, "SIDE", 32)
@@ -301,7 +277,7 @@ def test_the_bench_classifies_every_box_both_ways(monkeypatch):
     assert (boxes >= 0).all()
     assert (boxes[:, 2:] <= torch.tensor([96, 64])).all()
     assert (boxes[:, 2:] - boxes[:, :2]).min() >= 8 - 1e-3
-    report = bench.run(backbone="tiny", boxes=70, repeats=1)
+    report = bench.regions(backbone="tiny", boxes=70, repeats=1)
     assert len(report.rows[0]) == len(report.columns)
     assert report.rows[0][:2] == ("tiny", 70.0)
     assert report.summary["ratio"] > 0

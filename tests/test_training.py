@@ -416,9 +416,9 @@ def trained_pixels(spec):
 def test_the_gaps_curves_see_a_tenth_of_the_pixels_by_default(tmp_path, monkeypatch):
     real, seen = overfitting.evaluate_scales, []
 
-    def counted(network, source, scales, **how):
-        seen.append(len(source.targets) * scales[0] ** 2)
-        return real(network, source, scales, **how)
+    def counted(network, look, scales):
+        seen.append(len(look.source.targets) * scales[0] ** 2)
+        return real(network, look, scales)
 
     monkeypatch.setattr(overfitting, "evaluate_scales", counted)
     asked = spec(tmp_path, data={"train_size": 120, "batch_size": 40}, metrics={"gap_images": 600})

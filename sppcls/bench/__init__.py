@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+Row = tuple[str | float, ...]
+
 
 @dataclass(frozen=True)
 class BenchReport:
@@ -12,7 +14,7 @@ class BenchReport:
 
     name: str
     columns: tuple[str, ...]
-    rows: list[tuple[str | float, ...]]
+    rows: list[Row]
     summary: dict[str, float]
 
 

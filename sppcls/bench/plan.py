@@ -1,41 +1,36 @@
 """Planning: an epoch of millions of images, and against images gathered by aspect one by one until a batch is full."""
 
-import json
 import re
-import subprocess
-import sys
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from sppcls.bench import BenchReport, paired
+from sppcls.bench import BenchReport, Row, paired
 from sppcls.data.cut import Sizes, aspect_buckets, cut_images
 from sppcls.data.plan import TrainingPlan
 from sppcls.data.schedule import Schedule
-from sppcls.files import to_json
-from sppcls.terminal import say
 
 CASES = ((1_280_000, 256, 64), (14_000_000, 256, 8))  # images, batch size, ranks: ImageNet's, ImageNet-21k's
 FEW = 200_000
 SCHEDULE = Schedule("alternate", (160, 224))
 
 
-def run() -> BenchReport:
+def plan() -> BenchReport:
     """Time the cut, and an epoch until rank 0 has had its batches, each case in a process of its own.
 
     The ratio is of an epoch's batches, the cut being made, at 200,000 images.
     """
-    rows: list[tuple[str | float, ...]] = []
-    for case in CASES:
-        command = [sys.executable, "-m", "sppcls.bench.plan", *map(str, case)]
-        measured = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        rows.append((*(f"{number:,}" for number in case), *measured))
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
+        measured = list(fresh.map(_measure, *zip(*CASES, strict=True)))
+    rows: list[Row] = [(*(f"{n:,}" for n in case), *found) for case, found in zip(CASES, measured, strict=True)]
     sizes = photographs(FEW)
     cut = cut_images(sizes, batch_size=256)
     ratio = paired(lambda: list(TrainingPlan(cut, SCHEDULE, 0, 0)), lambda: grouped(sizes), 5)[2]
-    summary = {"slowest_seconds": max(float(row[3]) + float(row[4]) for row in rows), "ratio_to_grouping": ratio}
+    summary = {"slowest_seconds": max(cutting + epoch for cutting, epoch, _ in measured), "ratio_to_grouping": ratio}
     columns = ("images", "batch size", "ranks", "seconds to cut, once", "seconds an epoch", "peak MB")
     return BenchReport("plan: which images meet in which batch", columns, rows, summary)
 
@@ -69,14 +64,6 @@ def _measure(count: int, batch_size: int, world: int) -> tuple[float, float, flo
     sizes, started = photographs(count), time.perf_counter()
     cut, cut_at = cut_images(sizes, batch_size=batch_size, world=world), time.perf_counter()
     list(map(len, (batch.indices for batch in TrainingPlan(cut, SCHEDULE, 0, 0).of_rank(0))))
-    return cut_at - started, time.perf_counter() - cut_at, _peak()
-
-
-def _peak() -> float:
     # getrusage would also count the process that started this one, before it became another program.
-    status = Path("/proc/self/status").read_text()
-    return float(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3  # type: ignore[index]
-
-
-if __name__ == "__main__":
-    say(to_json(_measure(*map(int, sys.argv[1:]))), sys.stdout)
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]  # type: ignore[index]
+    return cut_at - started, time.perf_counter() - cut_at, float(peak) / 1e3

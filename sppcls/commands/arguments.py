@@ -1,8 +1,11 @@
 """Kinds of values that several verbs take, each refused in one line that says what is allowed."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from sppcls.errors import ConfigError
 from sppcls.files import path_fault
 
 
@@ -44,3 +47,12 @@ def checkpoint_option(verb: argparse.ArgumentParser) -> None:
 def trust_option(verb: argparse.ArgumentParser) -> None:
     """Add ``--trust``, of the verbs that can open a file which runs code."""
     verb.add_argument("--trust", action="store_true", help="allow a .pt2 file, which can run code; only one you made")
+
+
+@contextmanager
+def writing(option: str, place: Path) -> Iterator[None]:
+    """Raise a ``ConfigError`` naming the option where something cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{option} {place}: {error.strerror}; name a place that can be written") from None

@@ -8,7 +8,11 @@ from sppcls.commands.arguments import path_text
 from sppcls.files import to_json
 from sppcls.terminal import say, show, table
 
-BENCHES = ("pool", "loader", "train", "views", "regions", "saves", "plan")
+# Each with its module in sppcls.bench.
+BENCHES = {
+    "pool": "pooling", "loader": "loader", "train": "training", "views": "pooling", "regions": "pooling",
+    "saves": "training", "plan": "plan",
+}  # fmt: skip
 
 
 def run(name: str, *, data: str | None = None, as_json: bool = False) -> int:
@@ -16,8 +20,8 @@ def run(name: str, *, data: str | None = None, as_json: bool = False) -> int:
 
     ``data`` is a folder of class folders, for the benches that read images.
     """
-    module = import_module(f"sppcls.bench.{name}")
-    report = module.run() if name in ("pool", "views", "plan") else module.run(data)
+    bench = getattr(import_module(f"sppcls.bench.{BENCHES[name]}"), name)
+    report = bench(data) if name in ("loader", "train", "regions") else bench()
     if as_json:
         rows = [dict(zip(report.columns, row, strict=True)) for row in report.rows]
         say(to_json({"name": report.name, "rows": rows, "summary": report.summary}), sys.stdout)
@@ -32,4 +36,4 @@ def options(verb: argparse.ArgumentParser) -> None:
     add = verb.add_argument
     add("name", choices=BENCHES)
     add("--json", action="store_true", dest="as_json", help="print one JSON object")
-    add("--data", type=path_text, metavar="DIR", help="images for `loader` and `train`: a folder of class folders")
+    add("--data", type=path_text, metavar="DIR", help="images for loader, train and regions: a folder of class folders")

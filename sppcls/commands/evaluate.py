@@ -2,15 +2,15 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, combinations, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option
-from sppcls.errors import ConfigError, counted
+from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option, writing
+from sppcls.errors import counted
 from sppcls.files import read_json, write_csv, write_json, write_text
 from sppcls.measure.answers import UNREAD
 from sppcls.report.page import percent, points, scale_cells, scale_columns
@@ -29,17 +29,16 @@ def run(model: str, out: str | None, classes: bool = False, answers: str | None 
     found, file = measured.found, Path(model)
     beside = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     folder = Path(out) if out else file if file.is_dir() else beside
-    try:
+    with writing("--out", folder):
         folder.mkdir(parents=True, exist_ok=True)
         name = _name(folder, found, ["evaluation", _own_name(found)] if out else [_own_name(found)])
         write_json(folder / f"{name}.json", found)
         write_csv(folder / f"{name}.csv", found["scales"])
         write_csv(folder / f"{name}-classes.csv", found["per_class"])
         write_text(folder / f"{name}.svg", _plot(found))
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: {error.strerror}; name a folder that can be written") from None
     if answers:
-        _write_answers(Path(answers), measured)
+        with writing("--answers", Path(answers)):
+            write_csv(Path(answers), list(_answer_rows(measured)))
     say(f"model: {measured.model}")
     if measured.warning:
         say(f"warning: {measured.warning}")
@@ -79,24 +78,15 @@ def _name(folder: Path, found: dict[str, Any], wanted: Sequence[str]) -> str:
     raise AssertionError
 
 
-def _write_answers(file: Path, measured: "Evaluated") -> None:
-    """Write a row an image and scale; an image that could not be read has no answer."""
+def _answer_rows(measured: "Evaluated") -> Iterator[dict[str, object]]:
+    """Yield a row an image and scale; an image that could not be read has no answer."""
     answers, classes = measured.answers, measured.classes
-    rows = [
-        {
-            "path": name,
-            "class": classes[answers.targets[n]],
-            "scale": int(scale),
-            "predicted": classes[answers.predicted[at, n]] if answers.predicted[at, n] != UNREAD else "",
-            "probability": f"{answers.confidence[at, n]:.6f}",
-        }
-        for n, name in enumerate(measured.names)
-        for at, scale in enumerate(answers.scales)
-    ]
-    try:
-        write_csv(file, rows)
-    except OSError as error:
-        raise ConfigError(f"--answers {file}: {error.strerror}; name a file that can be written") from None
+    for n, path in enumerate(measured.names):
+        for at, scale in enumerate(answers.scales.tolist()):
+            answer, confidence = answers.predicted[at, n], f"{answers.confidence[at, n]:.6f}"
+            predicted = classes[answer] if answer != UNREAD else ""
+            row = {"path": path, "class": classes[answers.targets[n]], "scale": scale}
+            yield row | {"predicted": predicted, "probability": confidence}
 
 
 def _class_table(found: dict[str, Any]) -> Table:
@@ -119,14 +109,12 @@ def evaluation_tables(found: dict[str, Any]) -> list[Table]:
         scale = f"{row['scale']}{' *' if row['trained'] else ''}"
         rows.append([scale, *scale_cells(row), f"{row['images_per_s']:.0f}", *gaps])
     if fused := found.get("fused"):
-        rows.append(["+".join(map(str, fused["scale"])), *scale_cells(fused), "-", *(["-", "-"] if gap else [])])
+        rows.append(["+".join(map(str, fused["scale"])), *scale_cells(fused), *"-" * (3 if gap else 1)])
     tables = [table(title, columns, rows)]
     if objects := found.get("object_scale"):
         heads = ["object / shorter side", "images", *objects[0]["acc1"]]
-        rows = [
-            [f"{one['from']:.2f} to {one['to']:.2f}", str(one["images"]), *map(percent, one["acc1"].values())]
-            for one in objects
-        ]
+        parts = [(f"{one['from']:.2f} to {one['to']:.2f}", str(one["images"]), one["acc1"].values()) for one in objects]
+        rows = [[part, images, *map(percent, shares)] for part, images, shares in parts]
         tables.append(table("Top-1 by the object's true size and test scale", heads, rows))
     return tables
 
@@ -144,24 +132,22 @@ def _lines(found: dict[str, Any]) -> list[str]:
     by_f1 = sorted((row for row in found["per_class"] if row["images"]), key=lambda row: row["f1"] or 0.0)
     worst = ", ".join(f"{row['class']} {percent(row['f1'])}" for row in by_f1[:3])
     lines = [f"mean over classes at scale {found['class_scale']}: {means.replace('f1', 'F1')}; lowest F1: {worst}"]
-    if len(found["scales"]) < 2:
-        return lines
-    spread, area = found["scale_spread"] * 100, percent(found["scale_area"])
-    pairs = combinations(enumerate(row["scale"] for row in found["scales"]), 2)
-    least, one, other = min((found["agreement"][i][j], one, other) for (i, one), (j, other) in pairs)
-    return [
-        *lines,
-        f"scale spread {spread:.1f} points, worst at {found['worst_scale']}, mean over log scale {area}",
-        f"scale consistency {percent(found['scale_consistency'])}; "
-        f"least agreement {percent(least)}, between {one} and {other}",
-    ]
+    scales = [row["scale"] for row in found["scales"]]
+    if len(scales) > 1:
+        spread, agreement = found["scale_spread"] * 100, found["agreement"]
+        least, one, other = min((agreement[i][j], scales[i], scales[j]) for i, j in combinations(range(len(scales)), 2))
+        area, consistency = percent(found["scale_area"]), percent(found["scale_consistency"])
+        lines.append(f"scale spread {spread:.1f} points, worst at {found['worst_scale']}, mean over log scale {area}")
+        between = f"least agreement {percent(least)}, between {one} and {other}"
+        lines.append(f"scale consistency {consistency}; {between}")
+    return lines
 
 
 def _plot(found: dict[str, Any]) -> str:
     rows = found["scales"]
     curves = {_images(found): accuracy_curve(rows)}
     if "train_acc1" in rows[0]:
-        curves["training"] = Curve([(row["scale"], row["train_acc1"]) for row in rows], (), "--")
+        curves["training"] = Curve([(row["scale"], row["train_acc1"]) for row in rows], "--")
     return scale_plot(curves, [row["scale"] for row in rows if row["trained"]])
 
 
@@ -172,12 +158,8 @@ def options(verb: argparse.ArgumentParser) -> None:
     checkpoint_option(verb)
     trust_option(verb)
     add("--scales", type=scale_list, help="test scales, as 64,96,128 (those of the run)")
-    add(
-        "--data",
-        type=path_text,
-        metavar="DIR",
-        help="class folders or a table; with --split, the run's data set moved there",
-    )
+    data = "class folders or a table; with --split, the run's data set moved there"
+    add("--data", type=path_text, metavar="DIR", help=data)
     add("--split", choices=("val", "test", "train"), help="which part of the run's data set (val)")
     add("--fit", choices=("keep", "crop", "warp"), help="how an image meets a scale (the run's)")
     add("--gap", action="store_true", help="measure a fixed part of the training set too")

@@ -7,9 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from sppcls.commands.arguments import at_least, path_text, scale_list
+from sppcls.commands.arguments import at_least, path_text, scale_list, writing
 from sppcls.data.decode import shown
-from sppcls.errors import ConfigError
 from sppcls.files import write_json
 from sppcls.report.page import points
 from sppcls.terminal import show, table
@@ -21,11 +20,9 @@ def run(out: str, device: str, **options: Any) -> int:
     from sppcls.measure.probe import Options, probe
 
     folder = Path(out)
-    try:
+    with writing("--out", folder):
         folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}; name a folder that can be written") from None
-    found = probe(Options(device=pick_device(device), **options))
+    found = probe(Options(device=pick_device(device), **options), folder)
     write_json(folder / "probe.json", found)
     show(probe_table(found), *_lines(found), f"written: {folder}/probe.json")
     return 0
@@ -34,8 +31,7 @@ def run(out: str, device: str, **options: Any) -> int:
 def probe_table(found: dict[str, Any]) -> Table:
     """Return a row a variant: accuracy over images and over classes, and the difference from the first row."""
     options, sizes = found["options"], f"{found['train_images']} + {found['test_images']} images"
-    network = f"{options['backbone']} ({options['layer']})"
-    title = f"{network}, {found['classes']} classes, {options['splits']} splits of {sizes}"
+    title = f"{options['backbone']}, {found['classes']} classes, {options['splits']} splits of {sizes}"
     columns = ("fit", "scales", "levels", "accuracy, %", "mean over classes, %", "against the first, points")
     rows = []
     for row in found["variants"]:
@@ -53,11 +49,9 @@ def _spread(mean: float, deviation: float | None) -> str:
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
+    seconds = f"features {found['seconds_features']} s, SVM {found['seconds_svm']} s"
     left_out = [f"left out, cannot be read: {shown(name)}" for name in found["left_out"]]
-    return [
-        *left_out,
-        f"{found['images']} images; features {found['seconds_features']} s, SVM {found['seconds_svm']} s",
-    ]
+    return [*left_out, f"{found['images']} images; {seconds}"]
 
 
 def _several(one: Callable[[str], object]) -> Callable[[str], object]:
@@ -95,7 +89,6 @@ def options(verb: argparse.ArgumentParser) -> None:
     add("--data", type=path_text, required=True, metavar="DIR", help="a folder of class folders")
     add("--backbone", default="efficientnet_lite0", help="as model.backbone (efficientnet_lite0)")
     add("--weights", type=path_text, default="pretrained", help="pretrained, a file, or none (pretrained)")
-    add("--layer", default="spp", help="spp, the last map, or a module such as net.blocks.10 (spp)")
     add("--levels", type=_several(_levels), default="3,2,1", help="pyramids or gap, as gap/6,3,2,1")
     add("--scales", type=_several(scale_list), default="224", help="shorter sides, as 224/160,224,288")
     add("--fit", type=_several(_fit), default="keep", help="how an image meets a scale, as keep/warp")
@@ -106,5 +99,4 @@ def options(verb: argparse.ArgumentParser) -> None:
     add("--C", type=_cost, default=1.0, dest="c", metavar="C", help="of the SVM (1)")
     add("--batch-size", type=at_least(1), default=8)
     add("--device", default="auto", help="auto, cpu, cuda ...")
-    add("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep features for the next time")
     add("--out", type=path_text, default="runs/probe", metavar="DIR", help="where probe.json goes (runs/probe)")

@@ -9,7 +9,7 @@ from sppcls.commands.arguments import path_text
 from sppcls.errors import ConfigError
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.report.runs import MANIFEST, is_run, read_run
-from sppcls.report.tables import problems, write_sweep_report
+from sppcls.report.sweep_page import problems, write_sweep_report
 from sppcls.terminal import show
 
 

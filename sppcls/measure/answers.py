@@ -125,54 +125,29 @@ def by_class(answers: Answers, names: Sequence[str], scale: int) -> dict[str, An
     A share of nothing is None: the precision of a class that was never answered, the recall of one without images.
     """
     counts = confusion_counts(answers, scale, len(names))
-    right, images, answered = counts.diagonal(), counts.sum(1), counts.sum(0)
-    rows = [
-        {
-            "class": names[k],
-            "images": int(images[k]),
-            "precision": _share(right[k], answered[k]),
-            "recall": _share(right[k], images[k]),
-            "f1": _share(2 * right[k], images[k] + answered[k]),
-        }
-        for k in range(len(names))
-    ]
+    rows = []
+    for name, right, images, answered in zip(names, counts.diagonal(), counts.sum(1), counts.sum(0), strict=True):
+        shares = {"precision": (right, answered), "recall": (right, images), "f1": (2 * right, images + answered)}
+        found = {key: round(float(part / whole), 6) if whole else None for key, (part, whole) in shares.items()}
+        rows.append({"class": name, "images": int(images)} | found)
     present = [row for row in rows if row["images"]]
     means = {name: float(np.mean([row[name] or 0.0 for row in present])) for name in ("precision", "recall", "f1")}
     matrix = {"scale": scale, "classes": list(names), "counts": counts.tolist()}
     return {"class_scale": scale, "per_class": rows, "class_means": means, "confusion": matrix}
 
 
-def _share(part: int, whole: int) -> float | None:
-    return round(float(part / whole), 6) if whole else None
-
-
-def worst_mistakes(
-    source: Source, answers: Answers, classes: Sequence[str], scale: int, count: int = 12, side: int = 128
+def surest(
+    source: Source, answers: Answers, classes: Sequence[str], scale: int, *, right: bool, count: int = 12
 ) -> list[dict[str, Any]]:
-    """Return the ``count`` most confident wrong answers at ``scale``: image, classes, confidence, JPEG thumbnail."""
-    wrong = ~answers.right[answers.at(scale)]
-    return _described(source, answers, classes, scale, _surest(answers, scale, wrong)[:count], side)
+    """Return the most confident right or wrong answers at ``scale``, ``count`` at most; the right ones one a class.
 
-
-def surest_right(
-    source: Source, answers: Answers, classes: Sequence[str], scale: int, count: int = 12, side: int = 128
-) -> list[dict[str, Any]]:
-    """Return the most confident right answers at ``scale``, one a class and ``count`` at most, as `worst_mistakes`."""
-    surest = _surest(answers, scale, answers.right[answers.at(scale)])
-    _, first = np.unique(answers.targets[surest], return_index=True)
-    return _described(source, answers, classes, scale, surest[np.sort(first)[:count]], side)
-
-
-def _surest(answers: Answers, scale: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    Each has its image, classes, confidence, (H, W), and a thumbnail: a JPEG in base64, or None where there is no file.
+    """
     row = answers.at(scale)
-    found = np.flatnonzero(wanted & (answers.predicted[row] != UNREAD))
-    return found[np.argsort(-answers.confidence[row, found], kind="stable")]
-
-
-def _described(
-    source: Source, answers: Answers, classes: Sequence[str], scale: int, images: npt.NDArray[np.int64], side: int
-) -> list[dict[str, Any]]:
-    row = answers.at(scale)
+    found = np.flatnonzero((answers.right[row] == right) & (answers.predicted[row] != UNREAD))
+    found = found[np.argsort(-answers.confidence[row, found], kind="stable")]
+    if right:
+        found = found[np.sort(np.unique(answers.targets[found], return_index=True)[1])]
     return [
         {
             "image": source.names[index].encode(errors="surrogateescape").decode(errors="replace"),
@@ -180,13 +155,13 @@ def _described(
             "predicted": classes[answers.predicted[row, index]],
             "confidence": round(float(answers.confidence[row, index]), 4),
             "size": source.sizes[index].tolist(),
-            "thumbnail": _thumbnail(source, int(index), side),
+            "thumbnail": _thumbnail(source, index),
         }
-        for index in images.tolist()
+        for index in found[:count].tolist()
     ]
 
 
-def _thumbnail(source: Source, index: int, side: int) -> str | None:
+def _thumbnail(source: Source, index: int, side: int = 128) -> str | None:
     from PIL import Image
 
     try:

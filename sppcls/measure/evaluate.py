@@ -2,10 +2,10 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,13 +13,13 @@ from sppcls.build import build_splits, pick_device
 from sppcls.data.decode import shown
 from sppcls.data.files import read_groups
 from sppcls.data.folders import class_folders, part_folders, table_parts
-from sppcls.data.geometry import PIXELS
+from sppcls.data.geometry import PIXELS, Fit
 from sppcls.data.source import Source, Subset
 from sppcls.deploy.runtime import graph_file
 from sppcls.errors import ConfigError, DataError
 from sppcls.files import checked_path
 from sppcls.measure.answers import Answers, by_class
-from sppcls.measure.scales import Predict, ScaleResult, evaluate_scales, full_view, gap_subset
+from sppcls.measure.scales import Evaluation, ScaleResult, evaluate_scales, full_view, gap_subset
 from sppcls.measure.views import GraphNetwork, multi_view, opened_graph, recalibrate_bn
 from sppcls.model_files import Model, load
 from sppcls.models.classifier import SppClassifier
@@ -35,7 +35,7 @@ class Options:
     scales: tuple[int, ...] | None = None
     data: str | None = None
     split: str | None = None
-    fit: str | None = None
+    fit: Fit | None = None
     views: str = "full"
     places: int = 3
     fuse: tuple[int, ...] | None = None
@@ -71,39 +71,37 @@ def evaluate(model: str, options: Options) -> Evaluated:
     opened = _open(model, options)
     network, spec = opened.network, opened.spec or _spec_of(opened.signature)
     device = next(network.parameters()).device if isinstance(network, GraphNetwork) else pick_device(options.device)
-    fit = options.fit or spec.data.fit
+    fit, multi = options.fit or spec.data.fit, options.views == "multi"
     scales = _scales(network, spec, options, fit)
     images = _sources(network, spec, options)
     if options.object_scale and not hasattr(images.source, "object_scale"):
         raise ConfigError("--object-scale knows the objects of data=shapes only; leave it out for other images")
-    how: dict[str, Any] = {"fit": fit, "batch_size": options.batch_size, "num_workers": options.num_workers}
-    how |= {"max_aspect": spec.data.max_aspect, "device": device, "bar": True}
-    predict: Predict = full_view
-    if options.views == "multi":
-        if network.pool == "fixed":
-            raise ConfigError("views=multi pools regions of one map, and model.pool=fixed takes whole images; use full")
-        predict = multi_view(max(network.scales), options.places)
-    prepare = partial(recalibrate_bn, source=images.train(), **how) if options.recalibrate_bn else None
-    measure: Callable[..., ScaleResult] = partial(evaluate_scales, network, predict=predict, prepare=prepare, **how)
-    result = measure(images.source, scales)
+    if multi and network.pool == "fixed":
+        raise ConfigError("views=multi pools regions of one map, and model.pool=fixed takes whole images; use full")
+    how = (fit, options.batch_size, options.num_workers, spec.data.max_aspect, device)
+    look = Evaluation(images.source, *how, bar=True)
+    predict = multi_view(max(network.scales), options.places) if multi else full_view
+    prepare = partial(recalibrate_bn, look=Evaluation(images.train(), *how)) if options.recalibrate_bn else None
+    measure = partial(evaluate_scales, network, predict=predict, prepare=prepare)
+    result = measure(look, scales)
     found: dict[str, Any] = {"model": model, "checkpoint": str(opened.file.resolve()), "epoch": opened.epoch}
     found |= {"split": images.split, "data": images.where, "fit": fit, "views": options.views}
     found |= {"folder": shown(Path(options.data).resolve()) if options.data else None}
-    found |= {"recalibrated": options.recalibrate_bn, "own_fit": fit == spec.data.fit}
-    smoothing = opened.spec and opened.spec.optim.label_smoothing
-    found |= {"classes": len(network.classes), "label_smoothing": smoothing} | result.summary()
+    found |= {"recalibrated": options.recalibrate_bn, "own_fit": fit == spec.data.fit, "classes": len(network.classes)}
+    found |= {"label_smoothing": opened.spec and opened.spec.optim.label_smoothing} | result.summary()
     for row, speed in zip(found["scales"], result.images_per_s, strict=True):
         row["images_per_s"] = round(speed, 1)
     if options.gap:
-        part = measure(gap_subset(images.train(), spec.metrics.gap_images or 600), scales)
-        for row, on_train in zip(found["scales"], part.rows, strict=True):
+        part = gap_subset(images.train(), spec.metrics.gap_images or 600)
+        for row, on_train in zip(found["scales"], measure(replace(look, source=part), scales).rows, strict=True):
             row |= {"train_acc1": on_train.acc1, "generalization_gap": on_train.acc1 - row["acc1"]}
-    fused = options.fuse or (scales if options.views == "multi" and len(scales) > 1 else None)
-    if fused:
-        found["fused"] = asdict(measure(images.source, fused, fuse=True).rows[0]) | {"scale": list(fused)}
+    if fused := options.fuse or (scales if multi and len(scales) > 1 else None):
+        found["fused"] = asdict(measure(look, fused, fuse=True).rows[0]) | {"scale": list(fused)}
     if options.object_scale:
         found["object_scale"] = _by_object(images.source, result)
-    found |= by_class(result.answers, network.classes, _headline(scales, network.scales))
+    # One figure stands for all: of the largest scale trained, or where that was not measured of the largest.
+    headline = max([scale for scale in scales if scale in network.scales] or scales)
+    found |= by_class(result.answers, network.classes, headline)
     warning = far_scales(scales, network.scales)
     return Evaluated(found, result.answers, images.source.names, network.classes, str(opened), warning)
 
@@ -119,12 +117,7 @@ def _open(model: str, options: Options) -> Model:
     return opened_graph(file, options.device, options.trust)
 
 
-def _headline(measured: Sequence[int], trained: Sequence[int]) -> int:
-    """Return the scale that one figure stands for: the largest trained, or where it was not measured the largest."""
-    return max([scale for scale in measured if scale in trained] or measured)
-
-
-def _scales(network: SppClassifier, spec: Spec, options: Options, fit: str) -> tuple[int, ...]:
+def _scales(network: SppClassifier, spec: Spec, options: Options, fit: Fit) -> tuple[int, ...]:
     if network.pool == "fixed" and (fit == "keep" or options.fuse):
         raise ConfigError("model.pool=fixed takes one square size; use --fit crop or warp, and no --fuse")
     scales = tuple(sorted(set(options.scales or [s for s in spec.test_scales if s >= network.smallest])))
@@ -143,8 +136,7 @@ def _scales(network: SppClassifier, spec: Spec, options: Options, fit: str) -> t
     return scales
 
 
-@dataclass(frozen=True)
-class _Images:
+class _Images(NamedTuple):
     """The images to measure, what gives the training images, and what both are called."""
 
     source: Source
@@ -154,24 +146,21 @@ class _Images:
 
 
 def _sources(network: SppClassifier, spec: Spec, options: Options) -> _Images:
-    moved: dict[str, Any] = {"root": options.data} if options.data else {}
-    moved |= {"name": "table"} if options.data and Path(options.data).is_file() else {}
-    own = spec.data.model_copy(update=moved | {"download": False})  # a checkpoint's word writes no files
-    itself = options.data and own.root and spec.data.root and Path(own.root).resolve() == Path(spec.data.root).resolve()
-    if options.data and options.split is None and not itself:  # of its own images the training part would flatter it
-        source, place = _labelled(Path(options.data), network.classes)
-        train = cache(lambda: build_splits(spec.data.model_copy(update={"download": False})).train)
-        return _Images(source, train, None, shown(place))
+    classes, given = network.classes, Path(options.data) if options.data else None
+    trained = spec.data.model_copy(update={"download": False})  # a checkpoint's word writes no files
+    moved = {"root": options.data} if given else {}
+    own = trained.model_copy(update=moved | ({"name": "table"} if given and given.is_file() else {}))
+    itself = own.root and spec.data.root and Path(own.root).resolve() == Path(spec.data.root).resolve()
+    if given and options.split is None and not itself:  # of its own images the training part would flatter it
+        source, place = _labelled(given, classes)
+        return _Images(source, cache(lambda: build_splits(trained).train), None, shown(place))
     if own.name == "folder" and not own.root and not own.train_dir:
         raise ConfigError("this model does not say where its images are; use --data DIR, a folder of class folders")
-    splits, split = build_splits(own), options.split or "val"
+    splits, split, where = build_splits(own), options.split or "val", own.root or own.name
     source = getattr(splits, split)
     if source is None:
         raise DataError(f"{own.name} has no {options.split} split; use --split val or train, or --data DIR")
-    where = own.root or own.name
-    return _Images(
-        mapped(source, network.classes, where), lambda: mapped(splits.train, network.classes, where), split, where
-    )
+    return _Images(mapped(source, classes, where), lambda: mapped(splits.train, classes, where), split, where)
 
 
 def _spec_of(signature: Signature) -> Spec:
@@ -185,11 +174,9 @@ def _spec_of(signature: Signature) -> Spec:
 def _labelled(root: Path, classes: Sequence[str]) -> tuple[Source, Path]:
     """Return the images of class folders or of a table, of the validation part where it has parts, and where it is."""
     if root.is_file():
-        parts, place = [*table_parts(root).values()], root
-        groups = dict(parts[min(1, len(parts) - 1)])
+        place, groups = root, dict([*table_parts(root).values()][:2][-1])
     elif root.is_dir():
-        folders = part_folders(root)
-        place = folders[min(1, len(folders) - 1)]
+        place = part_folders(root)[:2][-1]
         groups = {name: files for name, files in class_folders(place).items() if files}
     else:
         raise DataError(f"--data {root}: no such file or folder; name class folders, or a table of path and label")
@@ -208,13 +195,11 @@ def mapped(source: Source, classes: Sequence[str], where: str) -> Source:
 
 
 def _check_classes(got: Sequence[str], classes: Sequence[str], where: str) -> None:
-    strange = [name for name in got if name not in classes]
+    strange = [repr(name) for name in got if name not in classes]
     if strange:
-        shown_ = ", ".join(map(repr, strange[:5])) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
-        raise DataError(
-            f"{where}: the model has no class {shown_}; "
-            f"its {len(classes)}: {', '.join(classes[:5])}{', ...' * (len(classes) > 5)}"
-        )
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        known = f"{', '.join(classes[:5])}{', ...' * (len(classes) > 5)}"
+        raise DataError(f"{where}: the model has no class {', '.join(strange[:5])}{more}; its {len(classes)}: {known}")
 
 
 def _by_object(source: Source, result: ScaleResult, parts: int = 5) -> list[dict[str, Any]]:
@@ -222,10 +207,9 @@ def _by_object(source: Source, result: ScaleResult, parts: int = 5) -> list[dict
     sizes = source.object_scale  # type: ignore[attr-defined]
     edges = np.quantile(sizes, np.linspace(0, 1, parts + 1))
     part = np.clip(np.searchsorted(edges, sizes, side="right") - 1, 0, parts - 1)
-    right = result.answers.right
     rows = []
     for p, (low, high) in enumerate(itertools.pairwise(edges.round(4).tolist())):
-        mine = part == p
-        acc1 = {str(row.scale): float(of[mine].mean()) for row, of in zip(result.rows, right, strict=True)}
-        rows.append({"from": low, "to": high, "images": int(mine.sum()), "acc1": acc1})
+        right = result.answers.right[:, part == p]
+        acc1 = {str(row.scale): float(mean) for row, mean in zip(result.rows, right.mean(axis=1), strict=True)}
+        rows.append({"from": low, "to": high, "images": right.shape[1], "acc1": acc1})
     return rows

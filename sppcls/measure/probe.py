@@ -3,8 +3,8 @@
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,25 +14,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sppcls.data.cache import cache_dir
 from sppcls.data.catalog import split_by_class
 from sppcls.data.files import read_groups
 from sppcls.data.folders import class_folders, part_folders
 from sppcls.data.geometry import Fit
+from sppcls.data.images import IGNORED
 from sppcls.data.source import Source, Subset
 from sppcls.errors import ConfigError, DataError, counted, missing_extra
-from sppcls.measure.features import Gram, Half, Ints, fingerprint, inner_products, level_features
-from sppcls.measure.scales import Evaluation
+from sppcls.measure.scales import Evaluation, evaluating
 from sppcls.measure.statistics import estimate
 from sppcls.models.backbones import build_trunk
 from sppcls.models.classifier import SppClassifier
+from sppcls.ops import spatial_pyramid_pool2d
 from sppcls.terminal import track
 
 Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Half = npt.NDArray[np.float16]
+Gram = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 Key = tuple[Fit, int, int]  # fit, scale, level
 
+GAP = 0  # the level that is the average over the whole map
 
-class Variant(NamedTuple):
+
+class Features(NamedTuple):
     """One kind of features: the pyramids of an image at each of ``scales``, side by side."""
 
     fit: Fit
@@ -42,49 +47,47 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, as the command line says it: every fit with every set of scales and every pyramid."""
+    """What to measure: every fit with every set of scales and every pyramid."""
 
     data: str
-    backbone: str = "efficientnet_lite0"
-    weights: str = "pretrained"
-    layer: str = "spp"
-    fit: tuple[Fit, ...] = ("keep",)
-    scales: tuple[tuple[int, ...], ...] = ((224,),)
-    levels: tuple[tuple[int, ...], ...] = ((3, 2, 1),)
-    train_per_class: int = 30
-    test_per_class: int = 50
-    splits: int = 10
-    seed: int = 0
-    c: float = 1.0
-    batch_size: int = 8
-    device: str = "cpu"
-    cache: bool = True
+    backbone: str
+    weights: str
+    fit: tuple[Fit, ...]
+    scales: tuple[tuple[int, ...], ...]
+    levels: tuple[tuple[int, ...], ...]
+    train_per_class: int
+    test_per_class: int
+    splits: int
+    seed: int
+    c: float
+    batch_size: int
+    device: str
 
 
-def probe(options: Options) -> dict[str, Any]:
-    """Measure as ``options`` say and return what probe.json holds; the first variant is what others are compared with.
+def probe(options: Options, folder: Path) -> dict[str, Any]:
+    """Return what probe.json holds; the first kind of features is what the others are compared with.
 
-    Split r is drawn with the seed ``options.seed + r``, for all variants alike, from the images that can be read.
+    Split r is drawn with the seed ``options.seed + r``, for all kinds alike, from the images that can be read. The
+    features lie in ``folder`` meanwhile.
 
     Raises:
-        ConfigError: No scikit-learn, or a network, weights, layer or scale that cannot be used.
+        ConfigError: No scikit-learn, or a network, weights or scale that cannot be used.
         DataError: No class folders, or a class of too few images.
     """
     if find_spec("sklearn") is None:
         raise missing_extra("sppcls probe", "probe")
     source, skipped = _images(options)
     network = _network(options, source.classes)
-    variants = [Variant(*of) for of in itertools.product(options.fit, options.scales, options.levels)]
+    kinds = [Features(*of) for of in itertools.product(options.fit, options.scales, options.levels)]
     started = time.perf_counter()
-    with TemporaryDirectory() as nowhere:
-        folder = cache_dir() / "features" if options.cache else Path(nowhere)
-        features = _features(network, source, options, variants, folder)
+    with TemporaryDirectory(dir=folder, prefix=".features-") as scratch:
+        features = _features(network, source, options, Path(scratch))
         read = np.flatnonzero(~np.any([np.isnan(values[:, 0]) for values in features.values()], axis=0))
         images = Subset(source, read)
         _check_counts(images, options.train_per_class)
         extracted = time.perf_counter()
-        found, sizes = _over_splits(images, features, variants, options)
-    return _summary(variants, found, sizes) | {
+        found, sizes = _over_splits(images, features, kinds, options)
+    return _summary(kinds, found, sizes) | {
         "images": len(read),
         "classes": len(source.classes),
         "train_images": sizes[0],
@@ -96,33 +99,79 @@ def probe(options: Options) -> dict[str, Any]:
     }
 
 
-def kernel(grams: Mapping[Key, Gram], variant: Variant) -> Doubles:
+def _features(network: SppClassifier, source: Source, options: Options, folder: Path) -> dict[Key, Half]:
+    levels, scales = (sorted({*itertools.chain(*some)}) for some in (options.levels, options.scales))
+    found: dict[Key, Half] = {}
+    for fit, scale in itertools.product(dict.fromkeys(options.fit), scales):
+        look = Evaluation(source, fit, options.batch_size, device=options.device)
+        found |= {(fit, scale, n): made for n, made in _level_features(network, look, scale, levels, folder).items()}
+    return found
+
+
+def _level_features(
+    network: SppClassifier, look: Evaluation, scale: int, levels: Sequence[int], folder: Path
+) -> dict[int, Half]:
+    """Return [N, C * n * n] for each level n, mapped from a file; an image that cannot be read is a row of NaN.
+
+    An image's values are fractions of the largest one in its map: normalised features do not change by that, half
+    precision is never left, and no level depends on the others.
+    """
+    made: dict[int, Half] = {}
+    unread = np.ones(len(look.source.targets), np.bool_)
+    total, batches = look.batches(network, scale)
+    with closing(batches), evaluating(network, look.device):
+        for batch in track(batches, f"{look.fit} {scale}", total):
+            kept = batch["targets"] != IGNORED
+            if not bool(kept.any()):
+                continue
+            with torch.inference_mode():
+                maps = network.trunk(network.normalize(batch["images"][kept].to(look.device)))
+                maps = maps / maps.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+                parts = [maps.mean((2, 3)) if n == GAP else spatial_pyramid_pool2d(maps, (n,)) for n in levels]
+            for n, part in zip(levels, parts, strict=True):
+                if n not in made:
+                    file, shape = folder / f"{look.fit}-{scale}-{n}.npy", (len(unread), part.shape[1])
+                    made[n] = np.lib.format.open_memmap(file, "w+", np.float16, shape)
+                made[n][batch["indices"][kept]] = part.cpu().numpy()
+            unread[batch["indices"][kept]] = False
+    if not made:
+        raise DataError(f"none of {counted(len(unread), 'image')} could be read")
+    for values in made.values():
+        values[unread] = np.nan
+    return made
+
+
+def inner_products(features: Half, rows: Ints, columns: int) -> Gram:
+    """Return the inner products of some images with the first ``columns`` of them, [R, columns], and squares [R]."""
+    products, squares = np.zeros((len(rows), columns), np.float32), np.zeros(len(rows), np.float32)
+    for start in range(0, features.shape[1], step := 4096):  # 110 MB at a time for 6,900 images
+        part = features[rows, start : start + step].astype(np.float32)
+        products += part @ part[:columns].T
+        squares += np.einsum("nd,nd->n", part, part)
+    return products, squares
+
+
+def kernel(grams: Mapping[Key, Gram], kind: Features) -> Doubles:
     """Return inner products [R, T] of l2-normalised features, from those of their levels (`inner_products`).
 
-    Inner products of concatenated levels are sums over the levels, and a vector's square is one of them. Scales stand
-    side by side, each normalised by itself: so each counts the same.
+    Those of concatenated levels are sums over the levels. Scales stand side by side, each normalised by itself.
     """
     total: Any = 0.0
-    for scale in variant.scales:
-        levels = [grams[variant.fit, scale, n] for n in variant.levels]
+    for scale in kind.scales:
+        levels = [grams[kind.fit, scale, n] for n in kind.levels]
         products, squares = (np.sum(values, axis=0, dtype=np.float64) for values in zip(*levels, strict=True))
         lengths = np.sqrt(squares.clip(np.finfo(np.float64).tiny))
         total += products / lengths[:, None] / lengths[: products.shape[1]]
-    mean: Doubles = total / len(variant.scales)
+    mean: Doubles = total / len(kind.scales)
     return mean
 
 
 def fit_svm(products: Doubles, targets: Ints, c: float, tol: float = 1e-4) -> tuple[Any, Doubles]:
     """Return a LinearSVC (one against the rest, squared hinge) and the vectors [R - T, T] that other images are to it.
 
-    It is the SVM on the features themselves, which it knows by their inner products alone: those of the T training
-    images are factored into T vectors of T values, however long the features, and the other images' follow from it.
-
-    Args:
-        products: [R, T], of R images with the T training images, which come first.
-        targets: [T] classes.
-        c: C of the SVM.
-        tol: Where its optimisation stops.
+    It is the SVM on the features themselves, from their inner products alone: those of the T training images are
+    factored into T vectors of T values, however long the features, and the other images' follow from it. ``products``
+    [R, T] are of R images with the T training images, which come first, of classes ``targets`` [T].
     """
     from scipy.linalg import cholesky, solve_triangular  # type: ignore[import-untyped]
     from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
@@ -136,53 +185,36 @@ def fit_svm(products: Doubles, targets: Ints, c: float, tol: float = 1e-4) -> tu
 
 
 def _over_splits(
-    images: Subset, features: Mapping[Key, Half], variants: Sequence[Variant], options: Options
+    images: Subset, features: Mapping[Key, Half], kinds: Sequence[Features], options: Options
 ) -> tuple[Doubles, tuple[int, int]]:
-    """Return [variants, splits, 2], accuracy over test images and its mean over classes, and a split's two sizes."""
-    found, sizes = np.zeros((len(variants), options.splits, 2)), (0, 0)
+    """Return [kinds, splits, 2], accuracy over test images and its mean over classes, and a split's two sizes."""
+    found, sizes = np.zeros((len(kinds), options.splits, 2)), (0, 0)
     for r in track(range(options.splits), "splits"):
         train, test = split_by_class(images, options.seed + r, options.train_per_class, options.test_per_class)
         sizes = len(train.targets), len(test.targets)
         rows = images.indices[np.concatenate([train.indices, test.indices])]  # type: ignore[attr-defined]
         grams = {key: inner_products(values, rows, sizes[0]) for key, values in features.items()}
-        for v, variant in enumerate(variants):
-            svm, vectors = fit_svm(kernel(grams, variant), train.targets, options.c)
+        for k, kind in enumerate(kinds):
+            svm, vectors = fit_svm(kernel(grams, kind), train.targets, options.c)
             right = svm.predict(vectors) == test.targets
-            found[v, r] = right.mean(), (np.bincount(test.targets, right) / np.bincount(test.targets)).mean()
+            found[k, r] = right.mean(), (np.bincount(test.targets, right) / np.bincount(test.targets)).mean()
     return found, sizes
 
 
-def _summary(variants: Sequence[Variant], found: Doubles, sizes: tuple[int, int]) -> dict[str, Any]:
-    """Return the first variant's figures, and a row a variant."""
-    rows = [variant._asdict() for variant in variants]
+def _summary(kinds: Sequence[Features], found: Doubles, sizes: tuple[int, int]) -> dict[str, Any]:
+    """Return the first kind's figures, and a row a kind."""
+    rows: list[dict[str, Any]] = []
     # Splits share images, which makes the plain interval too narrow: Nadeau and Bengio's correction, 2003.
     wider = (1 + found.shape[1] * sizes[1] / sizes[0]) ** 0.5
-    for row, values in zip(rows, found, strict=True):
-        for name, column in zip(("accuracy", "mean_class_accuracy"), values.T, strict=True):
-            over = estimate(column.tolist())
-            row |= {name: over.mean, f"{name}_std": over.sd, f"{name}_of_splits": column.tolist()}
+    for kind, values in zip(kinds, found, strict=True):
+        row = kind._asdict()
+        for name, column in zip(("accuracy", "mean_class_accuracy"), values.T.tolist(), strict=True):
+            over = estimate(column)
+            row |= {name: over.mean, f"{name}_std": over.sd, f"{name}_of_splits": column}
         gain = estimate((values[:, 0] - found[0, :, 0]).tolist())
         half = None if gain.high is None else (gain.high - gain.mean) * wider
-        row |= {"difference": gain.mean, "difference_half_width": half}
+        rows.append(row | {"difference": gain.mean, "difference_half_width": half})
     return {key: value for key, value in rows[0].items() if "accuracy" in key} | {"variants": rows}
-
-
-def _features(
-    network: SppClassifier, source: Source, options: Options, variants: Sequence[Variant], folder: Path
-) -> dict[Key, Half]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: {error.strerror}; --no-cache keeps nothing") from None
-    stem = folder / fingerprint(network, source, version("sppcls"), options.backbone, options.layer)
-    keys = {(v.fit, scale, n) for v in variants for scale in v.scales for n in v.levels}
-    found: dict[Key, Half] = {}
-    for fit, scale in sorted({key[:2] for key in keys}):
-        look = Evaluation(source, fit, options.batch_size, device=options.device)
-        levels = sorted(n for f, s, n in keys if (f, s) == (fit, scale))
-        made = level_features(network, look, options.layer, scale, levels, stem)
-        found |= {(fit, scale, n): values for n, values in made.items()}
-    return found
 
 
 def _images(options: Options) -> tuple[Source, list[str]]:

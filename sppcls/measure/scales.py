@@ -49,41 +49,25 @@ class ScaleResult:
     answers: Answers
     images_per_s: tuple[float, ...] = ()
 
-    @property
-    def spread(self) -> float:
-        """Best minus worst accuracy over the scales."""
-        accuracies = [row.acc1 for row in self.rows]
-        return max(accuracies) - min(accuracies)
-
-    @property
-    def consistency(self) -> float:
-        """Share of the images whose predicted class is the same at all scales."""
-        return float((self._read == self._read[0]).all(axis=0).mean())
-
-    @property
-    def _read(self) -> npt.NDArray[np.int64]:
-        predicted = self.answers.predicted
-        return predicted[:, (predicted != UNREAD).all(axis=0)]
-
     def over(self, scales: Collection[int]) -> "ScaleResult":
-        """Return the part of it that is of some scales."""
+        """Return the part of it that is of some scales, without the speeds."""
         kept = [at for at, row in enumerate(self.rows) if row.scale in scales]
         ours = {name: getattr(self.answers, name)[kept] for name in BY_SCALE}
-        speeds = tuple(self.images_per_s[at] for at in kept) if self.images_per_s else ()
-        return ScaleResult(tuple(self.rows[at] for at in kept), replace(self.answers, **ours), speeds)
+        return ScaleResult(tuple(self.rows[at] for at in kept), replace(self.answers, **ours))
 
     def summary(self) -> dict[str, Any]:
-        """Return the rows and what they say together, as plain values."""
-        worst = min(self.rows, key=lambda row: row.acc1)
+        """Return the rows and what they say together, as plain values; consistency is of the images read everywhere."""
+        accuracies, predicted = [row.acc1 for row in self.rows], self.answers.predicted
+        read = predicted[:, (predicted != UNREAD).all(axis=0)]
         added = {name: float(load()(self.answers)) for name, load in plugins("measures").items()}
         return {
             **({"measures": added} if added else {}),
             "scales": [asdict(row) for row in self.rows],
-            "scale_spread": self.spread,
-            "scale_consistency": self.consistency,
-            "scale_area": log_scale_area([row.scale for row in self.rows], [row.acc1 for row in self.rows]),
-            "worst_scale": worst.scale,
-            "agreement": pairwise_agreement(self._read).round(4).tolist(),
+            "scale_spread": max(accuracies) - min(accuracies),
+            "scale_consistency": float((read == read[0]).all(axis=0).mean()),
+            "scale_area": log_scale_area([row.scale for row in self.rows], accuracies),
+            "worst_scale": self.rows[int(np.argmin(accuracies))].scale,
+            "agreement": pairwise_agreement(read).round(4).tolist(),
         }
 
 
@@ -147,8 +131,8 @@ class Evaluation:
 
         Those of several scales have the same images where all are given the ``largest`` of them.
         """
-        sizes, options = self.source.sizes, {"fit": self.fit, "max_aspect": self.max_aspect, "largest": largest}
-        plan = plan_evaluation(sizes, scale, batch_size=self.batch_size, **options)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"batch_size": self.batch_size, "fit": self.fit, "max_aspect": self.max_aspect}
+        plan = plan_evaluation(self.source.sizes, scale, largest=largest, **how)
         return len(plan), batches_of(self.dataset(network), plan, self.num_workers)
 
     def dataset(self, network: SppClassifier) -> BatchDataset:
@@ -159,66 +143,49 @@ class Evaluation:
 
 def evaluate_scales(
     network: SppClassifier,
-    source: Source,
+    look: Evaluation,
     scales: Sequence[int],
     *,
     predict: Predict = full_view,
     prepare: Callable[[SppClassifier, int], SppClassifier] | None = None,
     fuse: bool = False,
-    **how: Any,
 ) -> ScaleResult:
     """Measure ``network`` in eval mode at each scale; what it says of an image depends on that image alone.
 
-    Streams over the images: what is kept of each is its answer. The network is left in the mode and on the device it
-    came with.
-
-    Args:
-        network: The classifier.
-        source: Images and their classes, which are the network's.
-        scales: Test scales, in pixels.
-        predict: From uint8 images to log probabilities; whole images by default.
-        prepare: Gives the network to use at a scale, as `recalibrate_bn` does.
-        fuse: Average the predictions at all scales; the one row then bears the largest of them.
-        **how: Values of `Evaluation`: ``fit, batch_size, num_workers, max_aspect, device, cache, bar``.
-
-    Raises:
-        DataError: No image could be read.
+    What is kept of each image is its answer. The network is left in the mode and on the device it came with.
+    ``predict`` goes from uint8 images to log probabilities. ``prepare`` gives the network to use at a scale, as
+    `recalibrate_bn` does. ``fuse`` averages the predictions at all scales; the one row then bears the largest of them.
+    Raises ``DataError`` where no image could be read.
     """
-    evaluation = Evaluation(source, **how)
     groups = [tuple(scales)] if fuse else [(scale,) for scale in scales]
-    answers = Answers.empty([max(group) for group in groups], source.targets, source.names)
+    answers = Answers.empty([max(group) for group in groups], look.source.targets, look.source.names)
     speeds = []
-    with evaluating(network, evaluation.device):
+    with evaluating(network, look.device):
         for row, group in enumerate(groups):
-            networks = [prepare(network, scale) if prepare else network for scale in group]
+            views = [(prepare(network, scale) if prepare else network, scale) for scale in group]
             started = time.perf_counter()
-            _fill(answers, row, evaluation, networks, group, predict)
-            speeds.append(len(source.targets) / (time.perf_counter() - started))
+            _fill(answers, row, look, views, predict)
+            speeds.append(len(answers.targets) / (time.perf_counter() - started))
     return ScaleResult(rows_of(answers, network.scales), answers, tuple(speeds))
 
 
 def _fill(
-    answers: Answers,
-    row: int,
-    evaluation: Evaluation,
-    networks: Sequence[SppClassifier],
-    scales: Sequence[int],
-    predict: Predict,
+    answers: Answers, row: int, look: Evaluation, views: Sequence[tuple[SppClassifier, int]], predict: Predict
 ) -> None:
     """Write one row of answers, the mean over networks, of which each sees the same images at its scale."""
+    networks, scales = zip(*views, strict=True)
     # An aspect bucket holds the same images at every scale, so the scales' batches go together.
-    batches = partial(evaluation.batches, largest=max(scales))
-    counts, streams = zip(*map(batches, networks, scales), strict=True)
+    counts, streams = zip(*map(partial(look.batches, largest=max(scales)), networks, scales), strict=True)
     groups: Iterator[tuple[ImageBatch, ...]] = zip(*streams, strict=True)
     with ExitStack() as ending:
         for stream in streams:
             ending.enter_context(closing(stream))
-        for group in track(groups, f"scale {', '.join(map(str, scales))}", counts[0]) if evaluation.bar else groups:
+        for group in track(groups, f"scale {', '.join(map(str, scales))}", counts[0]) if look.bar else groups:
             kept = group[0]["targets"] != IGNORED
             if bool(kept.any()):
                 with torch.inference_mode():
-                    views = [batch["images"][kept].to(evaluation.device) for batch in group]
-                    said = averaged(list(map(predict, networks, views))).cpu()
+                    pixels = [batch["images"][kept].to(look.device) for batch in group]
+                    said = averaged(list(map(predict, networks, pixels))).cpu()
                 answers.keep(row, group[0]["indices"][kept], said, group[0]["targets"][kept])
     if not (answers.predicted[row] != UNREAD).any():
         raise DataError(f"none of {counted(len(answers.targets), 'image')} could be read")

@@ -23,10 +23,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean of variant minus baseline over ``n`` common seeds, with 95 % intervals and two-sided p-values.
+    """Mean of variant minus baseline over ``n`` common seeds, with its 95 % interval and two-sided p.
 
-    ``low``, ``high``, ``p`` and ``p_holm``, which the caller fills, count both seeds and images as drawn. Those of
-    the t-test, ``t_low`` to ``p_t``, and ``p_sign_flip`` take the images as given. ``note`` says why one is missing.
+    Interval and p count both seeds and images as random draws; the caller fills in ``p_holm``. ``note`` says why there
+    is no p.
     """
 
     difference: float
@@ -35,26 +35,22 @@ class Comparison:
     high: float | None = None
     p: float | None = None
     p_holm: float | None = None
-    t_low: float | None = None
-    t_high: float | None = None
-    p_t: float | None = None
-    p_sign_flip: float | None = None
     note: str = ""
 
 
-def wilson(right: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson interval of an accuracy, as fractions; raises ValueError at impossible counts."""
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of an accuracy, as fractions; raises ValueError at impossible counts."""
     if not 0 <= right <= images or images == 0:
         raise ValueError(f"{right} right of {images} images; expected at least 1 image, and 0 to all right")
     # Not from scipy.stats, whose import takes a second of every evaluation.
-    share, z = right / images, NormalDist().inv_cdf((1 + confidence) / 2)
+    share, z = right / images, NormalDist().inv_cdf(0.975)
     half = z * np.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
     low, high = ((share + z * z / (2 * images) + side * half) / (1 + z * z / images) for side in (-1, 1))
     return float(max(low, 0.0)), float(min(high, 1.0))
 
 
-def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """Return mean, sample deviation and, from three values on, Student's t interval of the mean.
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return mean, sample deviation and, from three values on, Student's 95 % t interval of the mean.
 
     The t quantile of two values is 12.7, an interval that says nothing. Raises ValueError on no or non-finite values.
 
@@ -72,7 +68,7 @@ def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     sd = float(shifted.std(ddof=1)) if n > 1 else None
     if n < 3 or sd is None:
         return Estimate(mean, sd, None, None, n)
-    half = float(stdtrit(n - 1, (1 + confidence) / 2) * sd / np.sqrt(n))
+    half = float(stdtrit(n - 1, 0.975) * sd / np.sqrt(n))
     return Estimate(mean, sd, mean - half, mean + half, n)
 
 
@@ -81,23 +77,19 @@ def compare(
 ) -> Comparison:
     """Compare two sets of values by seed, paired over the seeds that both have.
 
-    Three pairs are the least for an interval and a p, six for ``p_sign_flip``: five have none below 0.0625. It
-    enumerates all sign flips up to 14 pairs; above, it draws 16384 with a fixed generator. All p are 1 where all
-    differences are 0. ``by_image`` [pairs by ascending seed, images] is what each image adds to the differences, its
-    mean over images; without it there is no ``p``. Raises ValueError on no common seed, a value that is not finite,
-    or another number of pairs.
+    ``by_image`` [pairs by ascending seed, images] is what each image adds to the differences, its mean over images.
+    There is no interval and no p without it, below three pairs, or where all differences are equal and not 0. Raises
+    ValueError on no common seed, a value that is not finite, or another number of pairs.
     """
-    differences, noise = _paired(variant, baseline)
+    differences = _paired(variant, baseline)
     mean, n = estimate(differences.tolist()), len(differences)
     if by_image is not None and (by_image.ndim != 2 or len(by_image) != n or by_image.shape[1] < 2):
         raise ValueError(f"by_image is {by_image.shape}; expected [{n}, 2 images or more]")
     if n < 3:
         return Comparison(mean.mean, n, note=f"{n} seed{'s'[: n - 1]} in common: no p below 3")
-    none_differs = (1.0, 1.0 if n >= 6 else None)
-    p_t, p_flip = none_differs if mean.mean == mean.sd == 0 else _tests(differences, noise)
-    note = "all differences are equal: t is not defined" if p_t is None else ""
-    low, high, p = (None, None, None) if by_image is None or p_t is None else crossed(mean, by_image)
-    return Comparison(mean.mean, n, low, high, p, None, mean.low, mean.high, p_t, p_flip, note)
+    if mean.sd == 0 and mean.mean:
+        return Comparison(mean.mean, n, note="all differences are equal: p is not defined")
+    return Comparison(mean.mean, n, *(() if by_image is None else crossed(mean, by_image)))
 
 
 def crossed(mean: Estimate, by_image: FloatArray) -> tuple[float, float, float]:
@@ -124,8 +116,8 @@ def crossed(mean: Estimate, by_image: FloatArray) -> tuple[float, float, float]:
     return mean.mean - half(0.05), mean.mean + half(0.05), float(p)
 
 
-def _paired(variant: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[FloatArray, float]:
-    """Return the differences by ascending seed, and the size below which one is a rounding error."""
+def _paired(variant: Mapping[int, float], baseline: Mapping[int, float]) -> FloatArray:
+    """Return the differences by ascending seed."""
     seeds = sorted(variant.keys() & baseline.keys())
     if not seeds:
         raise ValueError(f"no seed in common: {sorted(variant)} and {sorted(baseline)}")
@@ -134,22 +126,7 @@ def _paired(variant: Mapping[int, float], baseline: Mapping[int, float]) -> tupl
     # 0.8 - 0.7 and 0.6 - 0.5 are not the same float: as they are, their t is about 1e15.
     if np.ptp(differences) <= noise:
         differences[:] = differences[0] if abs(differences[0]) > noise else 0.0
-    return differences, noise
-
-
-def _tests(differences: FloatArray, noise: float) -> tuple[float | None, float | None]:
-    from scipy import stats  # type: ignore[import-untyped]
-
-    observed, n = differences.mean(), len(differences)
-
-    def statistic(x: FloatArray, axis: int) -> object:
-        # SciPy's own tolerance is a share of the observed mean: near 0 it takes ties for smaller or larger ones.
-        return np.where(abs(x.mean(axis) - observed) <= noise, observed, x.mean(axis))
-
-    p_t = float(stats.ttest_1samp(differences, 0.0).pvalue) if np.ptp(differences) else None
-    # SciPy enumerates where there are no more flips than n_resamples.
-    options = {"permutation_type": "samples", "n_resamples": 2**14, "rng": np.random.default_rng(0)}
-    return p_t, float(stats.permutation_test((differences,), statistic, **options).pvalue) if n >= 6 else None
+    return differences
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

@@ -3,28 +3,54 @@
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sppcls.measure.statistics import Estimate
+from sppcls.report.page import percent_interval
+
 COLOURS = ("#3b7dd8", "#d9722c", "#3a9d5d", "#a05cc0", "#c4485a", "#7f7f7f", "#b0892c", "#2c9fa8")
 MARKERS = "osD^vPX"  # one fewer than the colours: the pairs repeat after 56
 INK = "#808080"
+SCALES = "test scale (pixels, shorter side)"
 FONT = 10.5  # points: 11 pixels on a page of 390
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y), and an interval (low, high) of each, drawn where every point has one.
+    """Points (x, y), or with an interval (x, y, low, high), which is drawn where every point has one.
 
     ``line`` is ``-``, ``--`` or empty for points alone; curves of one ``kind`` share a colour and a marker.
     """
 
-    points: Sequence[tuple[float, float]]
-    band: Sequence[tuple[float, float]] = ()
+    points: Sequence[tuple[float, ...]]
     line: str = "-"
     kind: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot as SVG, and its numbers as a table."""
+
+    svg: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def line_figure(curves: Mapping[str, Curve], *, x: str, share: bool = True, **how: Any) -> Figure | None:
+    """Return a `line_plot` and a row for each x in it, a column a curve; None where there is no curve."""
+    if not curves:
+        return None
+    across = sorted({point[0] for curve in curves.values() for point in curve.points})
+    rows = [[f"{at:g}", *(_cell(curve, at, share) for curve in curves.values())] for at in across]
+    return Figure(line_plot(curves, x=x, share=share, **how), [x, *curves], rows)
+
+
+def _cell(curve: Curve, at: float, share: bool) -> str:
+    found = [values for x, *values in curve.points if x == at]
+    return ", ".join(percent_interval(*values) if share else f"{values[0]:.4g}" for values in found) or "-"
 
 
 def line_plot(
@@ -39,14 +65,12 @@ def line_plot(
     with _axes(x, f"{y} (%)" if share else y, 3.0 + (0 if beside else _legend_height(names))) as (axes, text):
         for mark in marks:
             axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
-        scale = _percent if share else list
-        lines = [_draw(axes, curve, number, scale) for number, curve in enumerate(curves.values())]
+        lines = [_draw(axes, curve, number, share) for number, curve in enumerate(curves.values())]
         ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
         if log:
             axes.set_xscale("log", base=2)
+        if log or len(ticks) == 1:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-        elif len(ticks) == 1:
-            axes.set_xticks(ticks)
         else:
             axes.xaxis.get_major_locator().set_params(integer=all(isinstance(tick, int) for tick in ticks))
         if len(curves) > 1:
@@ -54,27 +78,34 @@ def line_plot(
     return text.getvalue()
 
 
-def _draw(axes: Any, curve: Curve, number: int, scale: Callable[[Any], list[float]]) -> Any:
+def _draw(axes: Any, curve: Curve, number: int, share: bool) -> Any:
     kind = number if curve.kind is None else curve.kind
     colour, marker = COLOURS[kind % len(COLOURS)], MARKERS[kind % len(MARKERS)]
-    across, up = [p[0] for p in curve.points], scale(p[1] for p in curve.points)
+    across = [x for x, *_ in curve.points]
+    up = [[min(max(value, 0), 1) * 100 if share else value for value in values] for _, *values in curve.points]
     look = {"color": colour, "marker": marker, "markersize": 4.5, "markevery": max(1, len(up) // 12)}
-    (line,) = axes.plot(across, up, linestyle=curve.line, **look)
-    if 0 < len(curve.band) == len(curve.points):
-        low, high = (scale(b[side] for b in curve.band) for side in (0, 1))
+    (line,) = axes.plot(across, [y for y, *_ in up], linestyle=curve.line, **look)
+    if up and all(len(values) == 3 for values in up):
+        low, high = zip(*(band for _, *band in up), strict=True)
         axes.fill_between(across, low, high, color=colour, alpha=0.18, linewidth=0)
     return line
 
 
 def scale_plot(curves: Mapping[str, Curve], marks: Sequence[float]) -> str:
     """Return an ``<svg>`` of accuracies by test scale; ``marks`` are the scales that were trained at."""
-    return line_plot(curves, x="test scale (pixels, shorter side)", y="top-1", marks=marks, log=True)
+    return line_plot(curves, x=SCALES, y="top-1", marks=marks, log=True)
 
 
 def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
     """Return the accuracies of the rows of an evaluation, with their intervals."""
-    band = [(row["acc1_low"], row["acc1_high"]) for row in rows if "acc1_low" in row]
-    return Curve([(row["scale"], row["acc1"]) for row in rows], band)
+    values = ("scale", "acc1", "acc1_low", "acc1_high")
+    return Curve([tuple(row[name] for name in values if name in row) for row in rows])
+
+
+def estimate_curve(by_x: Mapping[int, Estimate], kind: int | None = None) -> Curve:
+    """Return the means of estimates, with their intervals."""
+    values = ((x, one.mean, one.low, one.high) for x, one in by_x.items())
+    return Curve([tuple(value for value in point if value is not None) for point in values], kind=kind)
 
 
 def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
@@ -108,10 +139,6 @@ def histogram(counts: Any, edges: Any, marks: Sequence[float] = ()) -> str:
         first, last = min([edges[0], *marks]), max([edges[-1], *marks])
         axes.set_xlim(first / 2**0.5, last * 2**0.5)  # wide enough for a power of two
     return text.getvalue()
-
-
-def _percent(values: Any) -> list[float]:
-    return [min(max(value, 0), 1) * 100 for value in values]
 
 
 def _without_key(names: Iterable[str]) -> list[str]:
@@ -157,20 +184,19 @@ def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
 
 
 def _legend(axes: Any, lines: Sequence[Any], names: Iterable[str]) -> None:
-    labels = _wrapped(names)
     place = {"loc": "outside lower center", "ncols": 2}
-    legend = axes.figure.legend(lines, labels, frameon=False, labelcolor=INK, **place)
+    legend = axes.figure.legend(lines, map(_wrapped, names), frameon=False, labelcolor=INK, **place)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name with "$" is no formula
 
 
-def _wrapped(names: Iterable[str]) -> list[str]:
-    return [textwrap.fill(name, 21) for name in names]
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, 21)
 
 
 def _legend_height(names: Iterable[str]) -> float:
     """Return the inches that a legend takes beyond the two rows that a plot has room for."""
-    rows = sum(label.count("\n") + 1 for label in _wrapped(names)) / 2
+    rows = sum(_wrapped(name).count("\n") + 1 for name in names) / 2
     return max(0.0, rows - 2) * 0.2
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 
 from sppcls.files import write_csv, write_text
-from sppcls.report.page import duration, percent, points, scale_cells, scale_columns, write_page
-from sppcls.report.plots import Curve, accuracy_curve, line_plot, scale_plot
+from sppcls.report import page
+from sppcls.report.plots import Curve, Figure, accuracy_curve, line_figure, scale_plot
 from sppcls.report.runs import Run, flat, read_run
-from sppcls.report.sweep_page import confused, data_rows
 from sppcls.terminal import markdown
 
 _KEYS = (
@@ -25,21 +24,20 @@ _EPOCH = ("epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", 
 def write_run_page(folder: Path) -> Path:
     """Write report.html into a run folder from its own files and return its path; works on an unfinished run too."""
     run = read_run(folder)
-    return write_page(
+    values, answers, mistakes = flat(run.config), run.answers, run.mistakes
+    return page.write_page(
         "run",
         folder / "report.html",
         folder.resolve().name,
         run=run,
         tiles=_tiles(run.summary),
         facts=_facts(run.summary),
-        keys=_key_settings(run.config),
-        scales=_scales(run.summary),
+        keys=[(name, str(values[name])) for name in _KEYS if values.get(name) is not None],
+        figures=_figures(run),
         agreement=_agreement(run.summary),
-        gaps=_gaps(run),
-        tracks=_tracks(run),
         epochs=[_EPOCH, [_epoch_cells(row) for row in run.epochs]],
-        data=[row[1:] for row in data_rows({"": run.summary})],
-        confusion=confused([run], run.mistakes.get("scale", 0)),
+        data=[row[1:] for row in page.data_rows({"": run.summary})],
+        confusion=answers and page.confusion([answers], mistakes.get("classes", ()), mistakes.get("scale", 0)),
         config=yaml.safe_dump(run.config, sort_keys=False),
         log=run.last_lines(),
     )
@@ -57,15 +55,7 @@ def plots(folder: str | Path) -> Plots:
 
     In a notebook the value draws itself. Raises ``ConfigError`` where ``folder`` is not a run.
     """
-    run = read_run(Path(folder))
-    found = {"scales": _scales(run.summary), "gap": _gaps(run)}
-    drawn = {name: one["svg"] for name, one in found.items() if one}
-    return Plots(drawn | {title.lower(): svg for title, (svg, *_) in _tracks(run).items()})
-
-
-def _epoch_cells(row: dict[str, str]) -> list[str]:
-    cells = [row.get(column) or "-" for column in _EPOCH]
-    return [str(int(cells[0]) + 1) if cells[0].isdecimal() else cells[0], *cells[1:]]  # from 1, as everywhere else
+    return Plots({name: one.svg for name, one in _figures(read_run(Path(folder))).items()})
 
 
 def write_run_tables(folder: Path) -> None:
@@ -74,67 +64,44 @@ def write_run_tables(folder: Path) -> None:
     if not summary.get("scales"):
         return
     write_csv(folder / "summary.csv", summary["scales"])
-    tables = [
-        markdown(["measure", "value"], [*_tiles(summary), *_facts(summary)]),
-        markdown(_scale_columns(summary), _scale_rows(summary)),
-    ]
-    write_text(folder / "summary.md", "\n\n".join(tables) + "\n")
+    figures = markdown(["measure", "value"], [*_tiles(summary), *_facts(summary)])
+    write_text(folder / "summary.md", f"{figures}\n\n{markdown(*_scale_table(summary))}\n")
 
 
 def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the few figures that are read first, each with its name."""
     said = {
-        f"top-1 at scale {summary.get('val_scale')}": percent(summary.get("acc1")),
-        "generalization gap (points)": points(summary.get("generalization_gap")),
-        "scale spread (points)": points(summary.get("scale_spread")).lstrip("+"),
-        "scale consistency": percent(summary.get("scale_consistency")),
+        f"top-1 at scale {summary.get('val_scale')}": page.percent(summary.get("acc1")),
+        "generalization gap (points)": page.points(summary.get("generalization_gap")),
+        "scale spread (points)": page.points(summary.get("scale_spread")).lstrip("+"),
+        "scale consistency": page.percent(summary.get("scale_consistency")),
         "training images": f"{summary['train_images']:,}" if "train_images" in summary else "-",
         "validation images": f"{summary['val_images']:,}" if "val_images" in summary else "-",
         "epochs": f"{summary.get('epochs', '-')}",
-        "time": duration(summary["seconds"]) if "seconds" in summary else "-",
+        "time": page.duration(summary["seconds"]) if "seconds" in summary else "-",
     }
     return [(name, value) for name, value in said.items() if value != "-"]
 
 
-def _facts(summary: dict[str, Any]) -> list[list[str]]:
-    names = (
-        "scale_area",
-        "worst_scale",
-        "gap_seconds",
-        "train_megapixels",
-        "parameters",
-        "seed",
-    )
-    said = {"scale_area": "mean top-1 over log scale"}
-    return [
-        [said.get(name, name.replace("_", " ")), percent(value) if name == "scale_area" else f"{value:,}"]
-        for name in names
-        if (value := summary.get(name)) is not None
-    ]
+def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    names = ("worst_scale", "gap_seconds", "train_megapixels", "parameters", "seed")
+    found = [(name.replace("_", " "), f"{summary[name]:,}") for name in names if summary.get(name) is not None]
+    if summary.get("scale_area") is not None:
+        found.insert(0, ("mean top-1 over log scale", page.percent(summary["scale_area"])))
+    return found + [(name, f"{value:.4g}") for name, value in (summary.get("measures") or {}).items()]
 
 
-def _key_settings(config: dict[str, Any]) -> list[tuple[str, str]]:
-    values = flat(config)
-    return [(name, str(values[name])) for name in _KEYS if values.get(name) is not None]
+def _epoch_cells(row: dict[str, str]) -> list[str]:
+    cells = [row.get(column) or "-" for column in _EPOCH]
+    return [str(int(cells[0]) + 1) if cells[0].isdecimal() else cells[0], *cells[1:]]  # from 1, as everywhere else
 
 
-def _scale_columns(summary: dict[str, Any]) -> list[str]:
-    return ["scale", *scale_columns(summary), "images"]
-
-
-def _scale_rows(summary: dict[str, Any]) -> list[list[str]]:
-    return [
-        [f"{row['scale']}{' (trained)' if row['trained'] else ''}", *scale_cells(row), str(row["images"])]
+def _scale_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [f"{row['scale']}{' (trained)' if row['trained'] else ''}", *page.scale_cells(row), str(row["images"])]
         for row in summary["scales"]
     ]
-
-
-def _scales(summary: dict[str, Any]) -> dict[str, Any] | None:
-    rows = summary.get("scales")
-    if not rows:
-        return None
-    plot = scale_plot({"validation": accuracy_curve(rows)}, [row["scale"] for row in rows if row["trained"]])
-    return {"svg": plot, "columns": _scale_columns(summary), "rows": _scale_rows(summary)}
+    return ["scale", *page.scale_columns(summary), "images"], rows
 
 
 def _agreement(summary: dict[str, Any]) -> list[Any] | None:
@@ -142,46 +109,45 @@ def _agreement(summary: dict[str, Any]) -> list[Any] | None:
     if not rows or len(rows) < 2:
         return None
     scales = [str(row["scale"]) for row in summary["scales"]]
-    return [["scale", *scales], [[scale, *map(percent, row)] for scale, row in zip(scales, rows, strict=True)]]
+    return [["scale", *scales], [[scale, *map(page.percent, row)] for scale, row in zip(scales, rows, strict=True)]]
 
 
-def _tracks(run: Run) -> dict[str, Any]:
-    """Return plot, columns and rows of metrics.csv by title: the losses and the learning rate."""
-    lines = {"Loss": {"training": "train_loss", "validation": "val_loss"}, "Learning rate": {"learning rate": "lr"}}
-    plots: dict[str, Any] = {}
-    for title, sides in lines.items():
-        curves = {name: Curve(track) for name, column in sides.items() if (track := _track(run.epochs, column))}
-        if curves:
-            by_epoch = [dict(curve.points) for curve in curves.values()]
-            epochs = sorted({epoch for one in by_epoch for epoch in one})
-            rows = [[f"{e:g}", *(f"{one[e]:.4g}" if e in one else "-" for one in by_epoch)] for e in epochs]
-            plots[title] = line_plot(curves, x="epoch", y=title.lower(), share=False), ["epoch", *curves], rows
-    return plots
+def _figures(run: Run) -> dict[str, Figure]:
+    """Return the figures that a run has the numbers for, by name."""
+    tracks = ("train_loss", "training"), ("val_loss", "validation"), ("lr", "learning rate")
+    curves = {name: Curve(track) for column, name in tracks if (track := _track(run.epochs, column))}
+    rate = {name: curves.pop(name) for name in ("learning rate",) if name in curves}
+    found = {
+        "scales": _scales(run.summary),
+        "gap": line_figure(_gaps(run.gaps), x="epoch", y="top-1"),
+        "loss": line_figure(curves, x="epoch", y="loss", share=False),
+        "learning rate": line_figure(rate, x="epoch", y="learning rate", share=False),
+    }
+    return {name: figure for name, figure in found.items() if figure}
+
+
+def _scales(summary: dict[str, Any]) -> Figure | None:
+    rows = summary.get("scales")
+    if not rows:
+        return None
+    plot = scale_plot({"validation": accuracy_curve(rows)}, [row["scale"] for row in rows if row["trained"]])
+    return Figure(plot, *_scale_table(summary))
+
+
+def _gaps(gaps: Sequence[dict[str, str]]) -> dict[str, Curve]:
+    """Return the curves of gap.csv: validation and training (dashed), a colour and a marker for each scale."""
+    curves = {}
+    for number, scale in enumerate(sorted({int(row["scale"]) for row in gaps})):
+        rows = [row for row in gaps if row["scale"] == str(scale)]
+        for side, line in (("val", "-"), ("train", "--")):
+            curves[f"{side} at {scale}"] = Curve(_track(rows, f"{side}_acc1"), line, number)
+    return curves
 
 
 def _track(rows: Sequence[dict[str, str]], column: str) -> list[tuple[int, float]]:
-    """Return (epoch from 1, value) of the rows of metrics.csv that have a finite number there."""
-    found = []
+    """Return (epoch from 1, value) of the rows of a table that have a finite number there."""
+    found: list[tuple[int, float]] = []
     for row in rows:
         with suppress(KeyError, ValueError):
             found.append((int(row["epoch"]) + 1, float(row[column])))
     return [(epoch, value) for epoch, value in found if isfinite(value)]
-
-
-def _gaps(run: Run) -> dict[str, Any] | None:
-    """Return the curves of gap.csv: validation and training (dashed), a colour and a marker for each scale."""
-    curves: dict[str, Curve] = {}
-    for number, scale in enumerate(sorted({int(row["scale"]) for row in run.gaps})):
-        rows = [row for row in run.gaps if row["scale"] == str(scale)]
-        for side, line in (("val", "-"), ("train", "--")):
-            track = [(int(row["epoch"]) + 1, float(row[f"{side}_acc1"])) for row in rows]
-            curves[f"{side} at {scale}"] = Curve(track, (), line, number)
-    if not curves:
-        return None
-    sides = ("train_acc1", "val_acc1")
-    rows_shown = [
-        [str(int(row["epoch"]) + 1), row["scale"], *(percent(float(row[s])) for s in sides), points(float(row["gap"]))]
-        for row in run.gaps
-    ]
-    columns = ["epoch", "scale", "training", "validation", "gap"]
-    return {"svg": line_plot(curves, x="epoch", y="top-1"), "columns": columns, "rows": rows_shown}

@@ -12,16 +12,17 @@ from sppcls.measure.answers import Answers
 from sppcls.measure.statistics import Comparison, Estimate, FloatArray, compare, estimate, holm, log_scale_area
 from sppcls.report.runs import Run
 
-# What variants are tested on; the rest of `values_of` is described and not tested. The gap is tested over seeds alone:
+# What variants are tested on; the rest of `values_of` is described and not tested. The gap has a difference and no p:
 # answers to single training images are not kept.
 TESTED = ("acc1", "scale_area", "scale_spread", "generalization_gap")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant's runs that have finished, and its estimates by measure."""
+    """One variant's finished runs, their measures by seed, and estimates by measure and of top-1 by test scale."""
 
     runs: tuple[Run, ...]
+    values: dict[int, dict[str, float]]
     estimates: dict[str, Estimate]
     by_scale: dict[int, Estimate]
 
@@ -42,7 +43,7 @@ class Study:
 
 
 def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
-    """Compare the finished runs; raises ``ConfigError`` where the baseline has none."""
+    """Compare the finished runs; raises ``ConfigError`` where the baseline has none, or a variant a seed twice."""
     finished = {name: tuple(run for run in runs if run.finished) for name, runs in by_variant.items()}
     if not finished[baseline]:
         raise ConfigError(f"baseline {baseline!r} has no finished run; run the sweep again or name another --baseline")
@@ -50,11 +51,9 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     scale = int(finished[baseline][0].summary["val_scale"])
     costs = [run.summary.get("train_megapixels") for runs in finished.values() for run in runs]
     budget = min((cost for cost in costs if cost is not None), default=None)
-    tables = {n: {run.seed: values_of(run, scale, budget) for run in runs} for n, runs in finished.items() if runs}
-    variants = {name: _variant(finished[name], table) for name, table in tables.items()}
-    others = [name for name in variants if name != baseline]
-    images = {name: _by_image(finished[name], finished[baseline], scale) for name in others}
-    compared = {name: _compared(tables[name], tables[baseline], images[name]) for name in others}
+    variants = {name: _variant(runs, scale, budget) for name, runs in finished.items() if runs}
+    base = variants[baseline]
+    compared = {name: _compared(one, base, scale) for name, one in variants.items() if one is not base}
     return Study(scale, baseline, budget, variants, _adjusted(compared))
 
 
@@ -72,15 +71,11 @@ def values_of(run: Run, scale: int, budget: float | None) -> dict[str, float]:
     """Return a run's measures by name, those that it has: accuracies at ``scale``, and what holds over all scales."""
     summary = run.summary
     gaps = {row["scale"]: row["generalization_gap"] for row in summary.get("gaps", [])}
-    found = {
-        "acc1": _acc1(run, scale),
-        "generalization_gap": gaps.get(scale),
-        "train_megapixels": summary.get("train_megapixels"),
-        "seconds": summary.get("seconds"),
-    }
+    found = {"acc1": _acc1(run, scale), "generalization_gap": gaps.get(scale)}
+    names = ["train_megapixels", "seconds"]
     if len(summary["scales"]) > 1:  # a network of one size has no spread
-        found |= {name: summary.get(name) for name in ("scale_area", "scale_spread", "scale_consistency")}
-    found |= _at_budget(run, scale, budget)
+        names += ["scale_area", "scale_spread", "scale_consistency"]
+    found |= {name: summary.get(name) for name in names} | _at_budget(run, scale, budget)
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -112,20 +107,20 @@ def _at_budget(run: Run, scale: int, budget: float | None) -> dict[str, float]:
     return {"acc1_equal_compute": acc1, "equal_compute_megapixels": at, "equal_compute_schedule": share}
 
 
-def _variant(runs: tuple[Run, ...], table: Mapping[int, Mapping[str, float]]) -> Variant:
-    measures = dict.fromkeys(key for values in table.values() for key in values)
-    estimates = {key: estimate([values[key] for values in table.values() if key in values]) for key in measures}
+def _variant(runs: tuple[Run, ...], scale: int, budget: float | None) -> Variant:
+    by_seed = {run.seed: values_of(run, scale, budget) for run in runs}
+    measures = dict.fromkeys(key for values in by_seed.values() for key in values)
+    estimates = {key: estimate([values[key] for values in by_seed.values() if key in values]) for key in measures}
     rows = [row for run in runs for row in run.summary["scales"]]
     scales = sorted(set.intersection(*({row["scale"] for row in run.summary["scales"]} for run in runs)))
-    return Variant(runs, estimates, {s: estimate([r["acc1"] for r in rows if r["scale"] == s]) for s in scales})
+    by_scale = {s: estimate([row["acc1"] for row in rows if row["scale"] == s]) for s in scales}
+    return Variant(runs, by_seed, estimates, by_scale)
 
 
-def _compared(
-    table: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[str, float]], images: Mapping[str, FloatArray]
-) -> dict[str, Comparison]:
-    found = {}
+def _compared(variant: Variant, base: Variant, scale: int) -> dict[str, Comparison]:
+    images, found = _by_image(variant.runs, base.runs, scale), {}
     for measure in TESTED:
-        ours, theirs = ({s: v[measure] for s, v in side.items() if measure in v} for side in (table, base))
+        ours, theirs = ({s: v[measure] for s, v in one.values.items() if measure in v} for one in (variant, base))
         if common := ours.keys() & theirs.keys():
             by_image = images.get(measure)
             whole = by_image is not None and len(by_image) == len(common) and by_image.shape[1] > 1
@@ -135,11 +130,11 @@ def _compared(
 
 def _adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[str, Comparison]]:
     """Return the comparisons with Holm's p; the family is every ``p``, of all variants and measures."""
-    places = [(name, measure) for name, measures in comparisons.items() for measure in measures]
-    adjusted = holm([comparisons[name][measure].p for name, measure in places]) if places else []
-    for (name, measure), p in zip(places, adjusted, strict=True):
-        comparisons[name][measure] = replace(comparisons[name][measure], p_holm=p)
-    return comparisons
+    adjusted = iter(holm([one.p for measures in comparisons.values() for one in measures.values()]))
+    return {
+        name: {measure: replace(one, p_holm=next(adjusted)) for measure, one in measures.items()}
+        for name, measures in comparisons.items()
+    }
 
 
 def _by_image(runs: Sequence[Run], base: Sequence[Run], scale: int) -> dict[str, FloatArray]:
@@ -171,15 +166,13 @@ def contributions(answers: Answers, scale: int) -> dict[str, FloatArray]:
 
 def as_values(found: Study) -> dict[str, Any]:
     """Return a study as plain values, for summary.json."""
-    plain = asdict(replace(found, variants={}))
-    variants = {}
-    for name, variant in found.variants.items():
-        seeds, values = [run.seed for run in variant.runs], asdict(replace(variant, runs=()))
-        variants[name] = {"seeds": seeds, "measures": values["estimates"], "scales": values["by_scale"]}
-    return {
-        "scale": found.scale,
-        "baseline": found.baseline,
-        "equal_compute_megapixels": found.budget,
-        "variants": variants,
-        "comparisons": plain["comparisons"],
+
+    def plain(values: Mapping[Any, Estimate | Comparison]) -> dict[Any, dict[str, Any]]:
+        return {name: asdict(one) for name, one in values.items()}
+
+    variants = {
+        name: {"seeds": list(one.values), "measures": plain(one.estimates), "scales": plain(one.by_scale)}
+        for name, one in found.variants.items()
     }
+    head = {"scale": found.scale, "baseline": found.baseline, "equal_compute_megapixels": found.budget}
+    return head | {"variants": variants, "comparisons": {name: plain(one) for name, one in found.comparisons.items()}}

@@ -1,51 +1,176 @@
-"""The page of a sweep: what its variants did at every test scale, what they cost, and where they went wrong."""
+"""The report of a sweep: what its variants did at every test scale, what they cost, and where they went wrong."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from rich.table import Table as RichTable
+
+from sppcls.files import write_csv, write_json, write_text
+from sppcls.measure.answers import FILE as ANSWERS
 from sppcls.measure.statistics import Estimate, estimate
-from sppcls.report.confusion import confusion
-from sppcls.report.page import middle, percent, write_page
-from sppcls.report.plots import Curve, dot_plot, line_plot, scale_plot
-from sppcls.report.runs import Run, differences, flat, read_manifest
-from sppcls.report.study import Study, Variant
+from sppcls.report import page
+from sppcls.report.plots import SCALES, Curve, Figure, dot_plot, estimate_curve, line_figure
+from sppcls.report.runs import Run, chosen_baseline, differences, flat, is_run, read_manifest, read_runs, variants
+from sppcls.report.study import Study, Variant, as_values, study
+from sppcls.terminal import markdown, markdown_text, table, width
+
+_WIDE = ("consistency", "at equal compute", "equal compute at", "seconds", "seeds")  # not on a narrow terminal
+MEASURES = {
+    "acc1": "top-1 at {scale}",
+    "acc1_equal_compute": "at equal compute",
+    "scale_area": "mean over scales",
+    "scale_spread": "scale spread",
+    "scale_consistency": "consistency",
+    "generalization_gap": "gap",
+}
 
 
-def write_sweep_page(
-    folder: Path, found: Study, runs: Sequence[Run], missing: Sequence[str], tables: Sequence[Any], notes: Sequence[str]
-) -> Path:
+def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[RichTable | str]:
+    """Write the report of the runs in ``folder`` and return what a terminal shows; reads run folders only.
+
+    Raises:
+        ConfigError: No run, two baselines, or a baseline that is no variant.
+    """
+    runs, manifest = read_runs(folder), read_manifest(folder)
+    by_variant = variants(runs)
+    baseline = chosen_baseline(by_variant, baselines or [str(name) for name in [manifest.get("baseline")] if name])
+    missing = [name for name in manifest.get("jobs") or {} if not is_run(folder / name)]
+    # What depends on a run's settings alone, so that a sweep in two parts has the same file.
+    by_seed = [(name, run) for name, some in by_variant.items() for run in sorted(some, key=lambda run: run.seed)]
+    write_csv(folder / "summary.csv", [_csv_row(name, run) for name, run in by_seed])
+    troubles, instead = problems(runs, missing), f"no run of the baseline {baseline!r} has finished yet"
+    ready = [name for name, some in by_variant.items() if any(run.finished for run in some)]
+    if not ready:
+        return [*troubles, f"{instead}, nor of any other variant: no report"]
+    found = study(by_variant, baseline if baseline in ready else ready[0])
+    states = dict(sorted(Counter(run.state for run in runs).items()))
+    write_json(folder / "summary.json", {"states": states, "missing": missing} | as_values(found))
+    tables, said = [_variants(found), _comparisons(found)], notes(found)
+    write_text(folder / "summary.md", _markdown(folder, tables, [*said, *troubles]))
+    said += [f"{instead}: compared with {ready[0]!r} for now"] if found.baseline != baseline else []
+    given = {"missing": missing, "notes": said, "tables": tables, "command": manifest.get("command")}
+    written = _write_page(folder, found, runs, **given)
+    return [*(_rich(one) for one in tables if one.rows), *said, *troubles, f"report: {written}"]
+
+
+def problems(runs: Iterable[Run], missing: Sequence[str]) -> list[str]:
+    """Return a line for each run that has not finished, and the last lines of those that failed."""
+    lines = [f"{len(missing)} {'job has' if len(missing) == 1 else 'jobs have'} not started"] if missing else []
+    for run in runs:
+        if not run.finished:
+            why = f": {run.status['error']}" if run.status.get("error") else ""
+            said = "finished, but its summary.json cannot be read" if run.state == "finished" else run.state
+            lines.append(f"{run.folder.name}: {said}{why}")
+            lines += [f"    {line}" for line in run.last_lines(3)] if run.state == "failed" else []
+        elif run.answers is None and (run.folder / ANSWERS).is_file():
+            lines.append(f"{run.folder.name}: {ANSWERS} is damaged: left out of p over images and of the confusion")
+    return lines
+
+
+def notes(found: Study) -> list[str]:
+    """Return what a reader has to know to read the tables."""
+    lines = [
+        "Differences: interval (95 %) and p are over seeds and validation images, both as random draws; the training "
+        "images are taken as given. Holm's p is over all p of the table. A difference stands where it is at most 0.05.",
+        "The gap has no interval and no p: answers to single training images are not kept.",
+    ]
+    if found.budget is not None:
+        lines.append(
+            f"Equal compute: read at {page.amount(found.budget)} megapixels (MP) seen, the cheapest run's total, "
+            "between the two measurements around it. A longer run has done only part of the rate's schedule by then."
+        )
+    apart = [name for name, measures in found.comparisons.items() if not measures]
+    lines += [f"{name}: no seed and measure in common with {found.baseline}, so it is not compared" for name in apart]
+    tests = [one for measures in found.comparisons.values() for one in measures.items()]
+    few = {one.note for _, one in tests if one.note}
+    if any(one.p is None and not one.note and measure != "generalization_gap" for measure, one in tests):
+        few.add("none over images where not every seed has answers to the same images (answers.npz)")
+    if any(one.n < 3 for variant in found.variants.values() for one in variant.estimates.values()):
+        lines.append("Below 3 seeds there is no interval.")
+    return lines + [f"p: {note}" for note in sorted(few)]
+
+
+def _variants(found: Study) -> page.Table:
+    """Return the table of the variants' means."""
+    measures, rows = [said.format(scale=found.scale) for said in MEASURES.values()], []
+    for name, one in found.variants.items():
+        mark = " (baseline)" if name == found.baseline else ""
+        cells = [page.interval(one.estimates.get(measure)) for measure in MEASURES]
+        costs = [one.estimates.get(key) for key in ("train_megapixels", "seconds")]
+        amounts = [page.amount(cost.mean) if cost else "-" for cost in costs]
+        rows.append([name + mark, str(len(one.runs)), *cells, _read_at(one), *amounts])
+    title = "Variants: mean ± half of the 95 % interval over seeds, on these images, in percent"
+    return page.Table(title, ["variant", "seeds", *measures, "equal compute at", "megapixels", "seconds"], rows)
+
+
+def _read_at(one: Variant) -> str:
+    pixels, share = (one.estimates.get(f"equal_compute_{name}") for name in ("megapixels", "schedule"))
+    return f"{page.amount(pixels.mean)} MP, {share.mean:.0%} of schedule" if pixels and share else "-"
+
+
+def _comparisons(found: Study) -> page.Table:
+    """Return the table of the comparisons with the baseline."""
+    rows = []
+    for name, measures in found.comparisons.items():
+        for measure, one in measures.items():
+            between = "-" if one.low is None else f"{page.points(one.low)} to {page.points(one.high)}"
+            stands = "-" if one.p_holm is None else "yes" if one.p_holm <= 0.05 else "no"
+            cells = [str(one.n), page.points(one.difference), between, *map(page.p_value, (one.p, one.p_holm)), stands]
+            rows.append([name, MEASURES[measure].format(scale=found.scale), *cells])
+    columns = ["variant", "measure", "seeds", "difference", "interval", "p", "p (Holm)", "stands"]
+    return page.Table(f"Against {found.baseline}, paired by seed, in percentage points", columns, rows)
+
+
+def _rich(one: page.Table) -> RichTable:
+    """Return a terminal's table, on a narrow one without the columns that the page has too."""
+    kept = [i for i, name in enumerate(one.columns) if width() >= 125 or name not in _WIDE]
+    return table(one.title, [one.columns[i] for i in kept], [[row[i] for i in kept] for row in one.rows])
+
+
+def _csv_row(variant: str, run: Run) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": run.folder.name, "variant": variant, "seed": run.seed, "state": run.state}
+    if run.finished:
+        over_scales = ("scale_area", "scale_spread", "scale_consistency")
+        kept = ("acc1", "generalization_gap", *over_scales, "val_scale", "epochs", "train_megapixels", "parameters")
+        row |= {key: run.summary.get(key) for key in kept}
+        if len(run.summary["scales"]) < 2:  # a network of one size has no spread
+            row |= dict.fromkeys(over_scales)
+        row |= {f"acc1@{one['scale']}": one["acc1"] for one in run.summary["scales"]}
+    return row
+
+
+def _markdown(folder: Path, tables: Iterable[page.Table], lines: Iterable[str]) -> str:
+    parts = [f"# {markdown_text(folder.resolve().name)}"]
+    for one in (one for one in tables if one.rows):
+        parts += [f"## {markdown_text(one.title)}", markdown(one.columns, one.rows)]
+    return "\n\n".join([*parts, "\n".join(f"- {markdown_text(line)}" for line in lines)]) + "\n"
+
+
+def _write_page(folder: Path, found: Study, runs: Sequence[Run], **values: Any) -> Path:
     """Write report.html into the sweep's folder and return its path."""
-    keys = differences(runs)
-    base = found.variants[found.baseline].runs
-    return write_page(
+    keys, base = differences(runs), found.variants[found.baseline].runs
+    classes, answers = base[0].mistakes.get("classes", ()), [run.answers for run in base if run.answers]
+    return page.write_page(
         "sweep",
         folder / "report.html",
         folder.resolve().name,
-        study=found,
         runs=runs,
-        missing=missing,
-        notes=notes,
         tiles=_tiles(found),
-        variants=tables[0],
-        comparisons=tables[1],
-        scales=_scales(found),
-        gaps=_gaps(found),
-        curves=_curves(found),
-        costs=_costs(found),
-        data=data_rows({name: one.runs[0].summary for name, one in found.variants.items()}),
-        confusion=confused(base, found.scale),
-        mistakes=base[0].mistakes,
+        figures=_figures(found),
+        data=page.data_rows({name: one.runs[0].summary for name, one in found.variants.items()}),
+        confusion=page.confusion(answers, classes, found.scale),
+        baseline=found.baseline,
+        base=base[0],
         keys=keys,
         settings=[[_link(run), run.state, *(str(flat(run.config).get(key)) for key in keys)] for run in runs],
-        failed=[(run, run.last_lines()) for run in runs if run.state == "failed"],
-        command=read_manifest(folder).get("command"),
-        status=base[0].status,
+        **values,
     )
 
 
-def _link(run: Run) -> Any:
+def _link(run: Run) -> str:
     """Return a run's name, which leads to its page where it has one."""
     from markupsafe import Markup
 
@@ -53,97 +178,48 @@ def _link(run: Run) -> Any:
     if not (run.folder / "report.html").is_file():
         return name
     link = Markup('<a href="{}/report.html" title="{}">{}</a>')
-    return link.format(quote(name.encode(errors="surrogateescape")), name, middle(name, 60))
+    return link.format(quote(name.encode(errors="surrogateescape")), name, page.middle(name, 60))
 
 
 def _tiles(found: Study, most: int = 6) -> list[tuple[str, str]]:
     """Return top-1 at the common scale: the baseline's, and then the highest of the others'."""
     means = {name: one.estimates["acc1"].mean for name, one in found.variants.items() if "acc1" in one.estimates}
     order = sorted(means, key=lambda name: (name != found.baseline, -means[name]))[:most]
-    said = {name: f"{name}{' (baseline)' if name == found.baseline and len(means) > 1 else ''}" for name in order}
-    return [(f"top-1 at scale {found.scale}, {said[name]}", percent(means[name])) for name in order]
+    marks = {found.baseline: " (baseline)"} if len(means) > 1 else {}
+    return [(f"top-1 at scale {found.scale}, {name}{marks.get(name, '')}", page.percent(means[name])) for name in order]
 
 
-def confused(runs: Sequence[Run], scale: int) -> dict[str, Any] | None:
-    """Return the confusion of some runs together, where they kept answers."""
-    answers = [run.answers for run in runs if run.answers]
-    classes = runs[0].mistakes.get("classes")
-    return confusion(answers, classes, scale) if answers and classes else None
+def _figures(found: Study) -> dict[str, Figure | None]:
+    top1, every = f"top-1 at scale {found.scale}", found.variants
+    trained = {scale for one in every.values() for scale in flat(one.runs[0].config).get("schedule.scales") or ()}
+    means = {name: estimate_curve(one.by_scale) for name, one in every.items()}
+    costs = {name: Curve(dots, "") for name, one in every.items() if (dots := _costs(one))}
+    return {
+        "scales": line_figure(means, x=SCALES, y="top-1", marks=sorted(trained), log=True),
+        "gap": _gaps(found),
+        "epochs": line_figure(_curves(found), x="epoch", y=top1),
+        "costs": line_figure(costs, x="megapixels seen in training", y=top1),
+    }
 
 
-def data_rows(summaries: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Return a row a trained scale, of all variants that are alike: what the fit does to the training images."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for name, summary in summaries.items():
-        for cost in summary.get("data_costs", []):
-            rows.setdefault(_cost_cells(cost), []).append(name)
-    every = len(summaries)
-    return [["all" if len(names) == every > 1 else ", ".join(names), *cells] for cells, names in rows.items()]
-
-
-def _cost_cells(cost: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        str(cost["scale"]),
-        percent(cost["padding"]),
-        percent(cost["lost"]),
-        f"{cost['distortion']:.2f}",
-        percent(cost["upscaled"]),
-        f"{cost['megapixels']:,.1f}",
-    )
-
-
-def _curve(by_x: dict[int, Estimate], line: str = "-", kind: int | None = None) -> Curve:
-    band = [(e.low, e.high) for e in by_x.values() if e.low is not None and e.high is not None]
-    return Curve([(x, one.mean) for x, one in by_x.items()], band, line, kind)
-
-
-def _scales(found: Study) -> dict[str, Any]:
-    scales = sorted({scale for one in found.variants.values() for scale in one.by_scale})
-    trained = sorted({scale for one in found.variants.values() for scale in _trained(one)})
-    curves = {name: _curve(one.by_scale) for name, one in found.variants.items()}
-    rows = [
-        [name, ", ".join(map(str, _trained(one))), *(_cell(one.by_scale.get(scale)) for scale in scales)]
-        for name, one in found.variants.items()
-    ]
-    return {"svg": scale_plot(curves, trained), "columns": ["variant", "trained at", *map(str, scales)], "rows": rows}
-
-
-def _trained(variant: Variant) -> list[int]:
-    return sorted(set((variant.runs[0].config.get("schedule") or {}).get("scales") or ()))
-
-
-def _cell(one: Estimate | None) -> str:
-    if one is None:
-        return "-"
-    between = "" if one.low is None or one.high is None else f" ({one.low * 100:.1f} to {one.high * 100:.1f})"
-    return percent(one.mean) + between
-
-
-def _gaps(found: Study) -> dict[str, Any] | None:
+def _gaps(found: Study) -> Figure | None:
     gaps = {name: gap for name, one in found.variants.items() if (gap := one.estimates.get("generalization_gap"))}
     if not gaps:
         return None
+    rows = [[name, page.percent_interval(one.mean, one.low, one.high)] for name, one in gaps.items()]
     plot = dot_plot({name: (e.mean, e.low, e.high) for name, e in gaps.items()}, x=f"gap at scale {found.scale}")
-    return {"svg": plot, "columns": ["variant", "gap"], "rows": [[name, _cell(one)] for name, one in gaps.items()]}
+    return Figure(plot, ["variant", "gap"], rows)
 
 
-def _curves(found: Study) -> dict[str, Any] | None:
+def _curves(found: Study) -> dict[str, Curve]:
     """Return training (dashed) and validation accuracy over the epochs, the mean over seeds."""
     curves: dict[str, Curve] = {}
-    rows: list[list[str]] = []
     for number, (name, one) in enumerate(found.variants.items()):
-        sides = {side: _over_epochs(one, found.scale, f"{side}_acc1") for side in ("train", "val")}
-        if not sides["val"]:
-            continue
-        curves[name] = _curve(sides["val"], "-", number)
-        curves[f"{name}, training"] = Curve(_curve(sides["train"]).points, (), "--", number)
-        for epoch, val in sides["val"].items():
-            train = sides["train"][epoch].mean
-            rows.append([name, str(epoch), percent(train), percent(val.mean), f"{(train - val.mean) * 100:+.1f}"])
-    if not curves:
-        return None
-    plot = line_plot(curves, x="epoch", y=f"top-1 at scale {found.scale}")
-    return {"svg": plot, "columns": ["variant", "epoch", "training", "validation", "gap"], "rows": rows}
+        val, train = (_over_epochs(one, found.scale, f"{side}_acc1") for side in ("val", "train"))
+        if val:
+            curves[name] = estimate_curve(val, number)
+            curves[f"{name}, training"] = Curve([(epoch, one.mean) for epoch, one in train.items()], "--", number)
+    return curves
 
 
 def _over_epochs(variant: Variant, scale: int, column: str) -> dict[int, Estimate]:
@@ -155,14 +231,6 @@ def _over_epochs(variant: Variant, scale: int, column: str) -> dict[int, Estimat
     return {epoch: estimate(seen) for epoch, seen in sorted(values.items())}
 
 
-def _costs(found: Study) -> dict[str, Any]:
-    dots: dict[str, list[tuple[float, float]]] = {}
-    for name, one in found.variants.items():
-        for summary in (run.summary for run in one.runs):
-            at = [row["acc1"] for row in summary["scales"] if row["scale"] == found.scale]
-            if at and summary.get("train_megapixels") is not None:
-                dots.setdefault(name, []).append((summary["train_megapixels"], at[0]))
-    rows = [[name, f"{x:,.1f}", percent(y)] for name, some in dots.items() for x, y in some]
-    curves = {name: Curve(some, (), "") for name, some in dots.items()}
-    plot = line_plot(curves, x="megapixels seen in training", y=f"top-1 at scale {found.scale}")
-    return {"svg": plot, "columns": ["variant", "megapixels", "top-1"], "rows": rows}
+def _costs(variant: Variant) -> list[tuple[float, float]]:
+    runs = [values for values in variant.values.values() if {"acc1", "train_megapixels"} <= values.keys()]
+    return [(values["train_megapixels"], values["acc1"]) for values in runs]

@@ -14,9 +14,9 @@ from sppcls.data.catalog import Splits
 from sppcls.data.decode import shown
 from sppcls.errors import ConfigError, SppclsError, counted
 from sppcls.files import write_json, write_text
-from sppcls.measure.answers import surest_right, worst_mistakes
+from sppcls.measure.answers import surest
 from sppcls.measure.dataset import scale_costs
-from sppcls.measure.scales import evaluate_scales, gap_subset
+from sppcls.measure.scales import Evaluation, evaluate_scales, gap_subset
 from sppcls.model_files import checkpoint_path
 from sppcls.models.classifier import SppClassifier
 from sppcls.process import Signals
@@ -119,10 +119,10 @@ def _measured(
     own = data.val_scale
     options = how_to_measure(spec) | {"device": device, "bar": True}
     wanted = [scale for scale in spec.test_scales if scale >= network.smallest]
-    result = evaluate_scales(network, data.val, sorted({own, *wanted}), **options)
+    result = evaluate_scales(network, Evaluation(data.val, **options), sorted({own, *wanted}))
     result.answers.save(folder)
     chosen = (data.val, result.answers, network.classes, own)
-    examples = {"worst": worst_mistakes(*chosen), "right": surest_right(*chosen)}
+    examples = {"worst": surest(*chosen, right=False), "right": surest(*chosen, right=True)}
     write_json(folder / MISTAKES, {"scale": own, "classes": network.classes} | examples)
     val = {row.scale: row.acc1 for row in result.rows}
     # Over the scales that were asked for: variants of a sweep may be validated at different ones.
@@ -131,7 +131,7 @@ def _measured(
     if spec.metrics.gap_images:
         part = gap_subset(data.train, spec.metrics.gap_images)
         at = sorted({*spec.gap_scales, own} & val.keys())
-        train = {row.scale: row.acc1 for row in evaluate_scales(network, part, at, **options).rows}
+        train = {row.scale: row.acc1 for row in evaluate_scales(network, Evaluation(part, **options), at).rows}
         gaps: list[GapRow] = [
             {"scale": scale, "train_acc1": acc1, "generalization_gap": acc1 - val[scale]}
             for scale, acc1 in train.items()

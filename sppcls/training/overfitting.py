@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from sppcls.files import write_csv
-from sppcls.measure.scales import evaluate_scales, gap_subset, rows_of
+from sppcls.measure.scales import Evaluation, evaluate_scales, gap_subset, rows_of
 from sppcls.spec import Spec
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
@@ -100,7 +100,7 @@ class GapCurves(Callback):
         source, cache = getattr(data, part), data.caches.get(part)
         subset = gap_subset(source, len(source.targets) if part == "val" and self.every is not None else self.images)
         how = self.how | {"device": module.device, "cache": cache and cache.part(subset.indices)}
-        row = evaluate_scales(module.network, subset, [scale], **how).rows[0]
+        row = evaluate_scales(module.network, Evaluation(subset, **how), [scale]).rows[0]
         return row.acc1, row.loss
 
 

@@ -93,7 +93,7 @@ class Sweep:
 
     def finish(self) -> int:
         """Report on the folder and return 1 where a job of this sweep has not finished, else 0."""
-        from sppcls.report.tables import write_sweep_report
+        from sppcls.report.sweep_page import write_sweep_report
 
         # What another process still runs, for another command or a launcher that was lost.
         while "running" in (states := self._states()):
