@@ -111,6 +111,7 @@ def test_output_that_was_never_open_goes_nowhere(monkeypatch):
     process.own_process()
     with sys.stdout:
         terminal.show("nothing")
+        assert sys.stdout.name == os.devnull
 
 
 def test_groups_from_python_are_named(tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def trust_option(verb: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def writing(option: str, place: Path) -> Iterator[None]:
+def writing(option: str, place: Path | str) -> Iterator[None]:
     """Raise a ``ConfigError`` naming the option where something cannot be written."""
     try:
         yield

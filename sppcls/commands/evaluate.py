@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option, writing
+from sppcls.data.geometry import FITS
 from sppcls.errors import counted
 from sppcls.files import read_json, write_csv, write_json, write_text
 from sppcls.measure.answers import UNREAD
@@ -161,7 +162,7 @@ def options(verb: argparse.ArgumentParser) -> None:
     data = "class folders or a table; with --split, the run's data set moved there"
     add("--data", type=path_text, metavar="DIR", help=data)
     add("--split", choices=("val", "test", "train"), help="which part of the run's data set (val)")
-    add("--fit", choices=("keep", "crop", "warp"), help="how an image meets a scale (the run's)")
+    add("--fit", choices=FITS, help="how an image meets a scale (the run's)")
     add("--gap", action="store_true", help="measure a fixed part of the training set too")
     add("--views", choices=("full", "multi"), default="full", help="multi: crops and mirror images of one map")
     add("--places", type=int, choices=range(2, 17), metavar="N", default=3, help="crops along each axis (3)")

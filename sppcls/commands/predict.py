@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option
+from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option, writing
 from sppcls.data.decode import read_size
 from sppcls.data.geometry import Size
 from sppcls.deploy.predict import answer, checked_scales, expand, predict, top
@@ -72,11 +72,9 @@ def _check_regions(given: Namespace, paths: Sequence[Path]) -> None:
     if given.draw and len(paths) > 1 and (Path(given.draw).suffix or Path(given.draw).is_file()):
         raise ConfigError(f"--draw {given.draw}: {len(paths)} images need a folder to be drawn into; name one")
     if given.draw and len(paths) > 1:
-        try:
+        with writing("--draw", given.draw):
             for path in paths:
                 _drawing(given, path).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--draw {given.draw}: {error.strerror}; name a folder that can be written") from None
 
 
 def _drawing(given: Namespace, path: Path) -> Path:
@@ -139,12 +137,7 @@ def _line(row: dict[str, Any]) -> str:
 def options(verb: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
-    add(
-        "model",
-        type=path_text,
-        metavar="MODEL",
-        help="a run, a checkpoint, an exported folder, .safetensors, .onnx, .pt2",
-    )
+    add("model", type=path_text, metavar="MODEL", help="a run, a checkpoint or any export")
     checkpoint_option(verb)
     trust_option(verb)
     add("images", type=path_text, metavar="IMAGE", nargs="+", help="files, folders, globs, or - for a list on stdin")

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sppcls.commands.arguments import at_least, path_text, scale_list, writing
 from sppcls.data.decode import shown
+from sppcls.data.geometry import FITS
 from sppcls.files import write_json
 from sppcls.report.page import points
 from sppcls.terminal import show, table
@@ -67,8 +68,8 @@ def _levels(text: str) -> tuple[int, ...]:
 
 
 def _fit(text: str) -> str:
-    if text not in ("keep", "crop", "warp"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: keep, crop, warp")
+    if text not in FITS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: {', '.join(FITS)}")
     return text
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sppcls.commands.arguments import at_least, path_text
+from sppcls.commands.arguments import at_least, path_text, writing
 from sppcls.data.catalog import load_splits
 from sppcls.data.source import Source
 from sppcls.deploy.predict import predict
@@ -73,7 +73,7 @@ def quantize(opened: Runtime, file: Path, small: Path, source: Source, images: i
             return next(({"images": batch} for batch in batches), None)
 
     try:
-        with tempfile.TemporaryDirectory(dir=small.parent) as place:
+        with writing("--out", small), tempfile.TemporaryDirectory(dir=small.parent) as place:
             prepared, made = Path(place, "prepared.onnx"), Path(place, "made.onnx")
             quantization.quant_pre_process(file, prepared, skip_symbolic_shape=True)
             quantization.quantize_static(
@@ -88,8 +88,6 @@ def quantize(opened: Runtime, file: Path, small: Path, source: Source, images: i
             _store_raw(made)
             open_model(made)  # refuses what is not only tensor operators
             made.replace(small)
-    except OSError as error:
-        raise ConfigError(f"--out {small}: {error.strerror}; name a folder that can be written") from None
     except SppclsError:
         raise
     except Exception as error:  # whatever onnxruntime raises
