@@ -16,6 +16,7 @@ from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.files import checked_path, to_json, write_bytes, write_json, write_text
 from sppcls.model_files import KEY, WEIGHTS, Model, describe, load
+from sppcls.process import signals_held
 from sppcls.signature import Signature
 from sppcls.terminal import say, show, table
 
@@ -88,12 +89,10 @@ def _check_free(folder: Path, force: bool) -> None:
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
     """Give a folder beside ``folder`` to write into; its files take their places once all are there."""
+    stage = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: {error.strerror}; name a folder that can be written") from None
-    try:
+        with signals_held():  # which would leave the folder between its making and its name here
+            stage = _beside(folder)
         yield stage
         if not folder.exists():
             stage.chmod(0o755)
@@ -107,7 +106,16 @@ def _staged(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise SppclsError(f"--out {folder}: {error.strerror or error}; nothing was written") from None
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if stage:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _beside(folder: Path) -> Path:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}; name a folder that can be written") from None
 
 
 def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[str, Any]:
