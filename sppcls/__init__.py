@@ -1,6 +1,6 @@
 """Multi-scale image classification with spatial pyramid pooling.
 
-``import sppcls`` needs torch alone; what needs more is imported when it is first named.
+``import sppcls`` needs only torch; everything that needs more is imported on first use.
 """
 
 from importlib import import_module

@@ -20,25 +20,25 @@ from sppcls.training.sweep import Job, Sweep, run_job
 
 
 def conf_folder() -> Path:
-    """Return the config folder: beside this file in an installed package, beside the package in a checkout."""
+    """Return the config folder: next to this file in an installed package, next to the package in a checkout."""
     inside = Path(__file__).parent / "conf"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 def main() -> None:
-    """Run the application; ends the process with the contract's exit status."""
+    """Run the application and exit with its exit status."""
     own_process()
     end: Callable[[int], NoReturn] = sys.exit if joined_rank() is None else partial(leave, alone=False)
     signals = Signals()
     try:
-        with signals:  # a run's own take over from these
+        with signals:  # a run's own handlers replace these
             status = _run()
         end(status)
     except SppclsError as error:
         if not signals.received:
             say(f"error: {error}")
             end(error.exit_status)
-        ended = Interrupted(signals.received)  # OmegaConf makes errors of its own of what interrupts it
+        ended = Interrupted(signals.received)  # OmegaConf turns an interrupt into an error of its own
     except OutputClosedError as closed:
         end(closed.status)
     except Interrupted as error:
@@ -59,7 +59,7 @@ def _run() -> int:
     if not swept:
         return _single(jobs[0]) if jobs else 0  # none: Hydra was asked for help or for the config
     if joined_rank() is not None:
-        raise ConfigError("a sweep starts its jobs' ranks itself: leave torchrun and srun out, set trainer.devices")
+        raise ConfigError("a sweep starts its own processes; run it without torchrun or srun and set trainer.devices")
     planned = [Job.of(job.overrides, _parsed(job.values)) for job in jobs]
     sweep = Sweep.planned(planned, jobs[0].experiment or "sweep")
     if planned[0].spec.sweep.dry_run:
@@ -67,15 +67,15 @@ def _run() -> int:
     try:
         sweep.start()
     except OSError as error:
-        raise ConfigError(f"sweep_dir={sweep.folder} cannot be written: {error.strerror}; name another") from None
+        raise ConfigError(f"sweep_dir={sweep.folder} cannot be written: {error.strerror}; use another") from None
     folder, whole = (str(path).replace("'", "\\'") for path in (sweep.folder, sweep.folder.absolute()))
     try:
         _hydra(_launched(), f"sweep_dir='{folder}'", f"hydra.sweep.dir='{whole}'")
     except SppclsError as error:
         if isinstance(error, ConfigError) or not any(sweep.folder.glob("*/status.json")):
             raise
-        # The launcher lost a job: the others are not lost with it.
-        say(f"error: {str(error)[:200]}; the same command goes on")
+        # The launcher lost a job: the results of the others are kept.
+        say(f"error: {str(error)[:200]}; rerun the same command to resume")
     return sweep.finish()
 
 
@@ -84,7 +84,7 @@ def _launched() -> Callable[[Any], int]:
     command, folder = list(sys.argv), Path.cwd()
 
     def launched(config: Any) -> int:
-        # A launcher's worker has its own: records name the user's command, and relative paths mean what they mean here.
+        # A launcher's worker has its own: restore the user's command, and this folder for relative paths.
         sys.argv = command
         os.chdir(folder)
         return run_job(_parsed(_plain(config)))
@@ -113,7 +113,7 @@ def _composed() -> tuple[list[_Composed], bool]:
         experiment = hydra.runtime.choices.get("experiment")
         try:
             jobs.append(_Composed(list(hydra.overrides.task), _plain(config), experiment))
-        except OmegaConfBaseException as error:  # here, as Hydra would print lines of its own
+        except OmegaConfBaseException as error:  # here, since Hydra would print its own lines
             wrong.append(_one_line(error))
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,7 +122,7 @@ def _composed() -> tuple[list[_Composed], bool]:
         raise ConfigError(wrong[0])
     asked = {"-m", "--multirun"} & set(sys.argv[1:])
     if asked and not jobs and not _asked_for_text():
-        raise ConfigError("the sweep has no job: an override gives no value; name at least one, as seed=0,1,2")
+        raise ConfigError("the sweep has no jobs: an override has no values; give at least one, e.g. seed=0,1,2")
     return jobs, "MULTIRUN" in modes
 
 
@@ -132,7 +132,7 @@ def _asked_for_text() -> bool:
 
 
 def _hydra(job: Callable[[Any], Any], *overrides: str) -> None:
-    """Let Hydra compose and launch ``job`` for the command line and further overrides; its errors in one line."""
+    """Let Hydra compose and launch ``job`` for the command line and extra overrides; report its errors in one line."""
     # Lets Hydra's errors through to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
@@ -145,7 +145,7 @@ def _hydra(job: Callable[[Any], Any], *overrides: str) -> None:
     launcher = ("hydra/launcher=", "hydra.launcher.")
     composing = any(override.startswith(launcher) for override in overrides)
     kept = [a for a in given if not (composing and a.lstrip("+~").startswith(launcher))]
-    # Beside the user's own, wherever flags are: overrides in two places are none to Hydra.
+    # Next to the user's own, wherever flags are: Hydra takes overrides in one place only.
     last = max((at for at, a in enumerate(kept) if "=" in a and not a.startswith("-")), default=len(kept) - 1)
     sys.argv = [*kept[: last + 1], *overrides, *kept[last + 1 :]]
     try:
@@ -153,7 +153,7 @@ def _hydra(job: Callable[[Any], Any], *overrides: str) -> None:
     except SppclsError:
         raise
     except Exception as error:
-        # Only Hydra's own work and its launcher's fail here, in many classes; a job's errors are told by the run.
+        # Only errors of Hydra and its launcher, of many classes, get here; a run reports its own errors.
         if os.environ.get("SPPCLS_DEBUG") == "1":
             raise
         wrong = composing or isinstance(error, HydraException | OmegaConfBaseException)
@@ -168,20 +168,20 @@ def _one_line(error: Exception) -> str:
     text = re.split(" See http| Config search path", " ".join(str(error).split()))[0]
     if isinstance(error, OverrideParseException):
         if "missing EQUAL" in text:
-            return f"{error.override!r} is no setting: settings are written key=value; --help lists them"
+            return f"{error.override!r} is not a setting; write key=value, --help lists all settings"
         if re.search("mismatched input|Lexer", text):
-            text = "a value with = or signs other than letters and digits needs quotes of its own: 'key=\"value\"'"
+            text = "a value with = or special characters needs its own quotes: 'key=\"value\"'"
         return f"cannot read the override {error.override!r}: {text}"
     if several := re.match(r"Ambiguous value for argument '([^'=]+)=([^']+)'", text):
         key, values = several.groups()
-        return f"{key}={values}: add -m for a job a value, or write {key}=[{values}] for a list"
+        return f"{key}={values}: add -m to run one job per value, or write {key}=[{values}] for a list"
     if option := unknown_option(text):
         return option
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown and unknown[1].startswith("hydra."):
         return text
     if unknown and unknown[1] in keys():
-        return f"{unknown[1]} takes new entries with a plus: +{unknown[1]}.NAME=..."
+        return f"new entries of {unknown[1]} need a plus: +{unknown[1]}.NAME=..."
     return unknown_key(unknown[1]) if unknown else text
 
 
@@ -193,10 +193,10 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def _single(job: _Composed) -> int:
     if job.values["sweep"]["dry_run"]:
-        raise ConfigError("sweep.dry_run=true lists the jobs of a sweep; add -m or an experiment that is one")
+        raise ConfigError("sweep.dry_run=true lists the jobs of a sweep; add -m or use an experiment that is a sweep")
     again = job.values.get("resume") is not None
     if job.values["resume"] == "auto" and job.values["run_dir"] is None:
-        raise ConfigError("resume=auto resumes the run in run_dir, where there is one; add run_dir=DIR")
+        raise ConfigError("resume=auto resumes the run in run_dir if there is one; add run_dir=DIR")
     spec = _resumed(job.values, job.overrides) if again else _parsed(job.values)
     if not (again or spec.plan_only or job.values["run_dir"] or joined_rank()):
         spec = spec.model_copy(update={"run_dir": fresh_folder()})
@@ -206,7 +206,7 @@ def _single(job: _Composed) -> int:
 
 
 def _parsed(values: dict[str, Any]) -> Spec:
-    """Return the spec of a job, with the values of its variant in their places."""
+    """Return the spec of a job, with the values of its variant applied."""
     from omegaconf import OmegaConf
 
     if values["run_dir"] is None:
@@ -217,20 +217,20 @@ def _parsed(values: dict[str, Any]) -> Spec:
         return spec
     if name not in variants:
         raise ConfigError(f"sweep.variant={name} is unknown{did_you_mean(name, variants)}")
-    # All variants are measured at the scales of what they vary.
+    # All variants are measured at the scales of the common settings.
     measured = {"test_scales": list(spec.test_scales), "gap_scales": list(spec.gap_scales), "val_scale": spec.val_scale}
     merged: Any = OmegaConf.to_container(OmegaConf.merge(values, {"metrics": measured}, variants[name]))
     return parse(merged | {"sweep": merged["sweep"] | {"variants": {}}})
 
 
 def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
-    """Return the spec of the run that goes on, with the values that the overrides stand for."""
+    """Return the spec of the run to resume, with the overrides applied."""
     from sppcls.checkpoints import has_checkpoint
     from sppcls.training.preflight import resumed_spec
 
     run, keys = values["resume"], [override.split("=")[0].lstrip("+~") for override in overrides]
-    parse({"resume": run})  # a name that cannot be is told by its key
-    if run == "auto" or "experiment" in keys:  # the command says all of the run, and not what is changed alone
+    parse({"resume": run})  # an invalid name is reported with its key
+    if run == "auto" or "experiment" in keys:  # the command describes the whole run, not only the changes
         parsed = _parsed(values)
         if run == "auto" and not has_checkpoint(Path(parsed.run_dir)):
             return parsed.model_copy(update={"resume": None})

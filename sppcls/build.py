@@ -1,4 +1,4 @@
-"""Names and numbers of a spec -> objects."""
+"""Builds objects from the names and numbers of a spec."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,13 +24,13 @@ def build_schedule(spec: Spec) -> Schedule:
 
 
 def build_planner(spec: Spec, sizes: Sizes) -> Planner:
-    """Return what plans the epochs of a run on images of these sizes."""
+    """Return the planner of a run's epochs, for images of these sizes."""
     how = spec.data.model_dump(include={"batch_size", "fit", "max_aspect"})
     return Planner(sizes, build_schedule(spec), seed=spec.seed, **how)
 
 
 def build_augment(spec: AugmentSpec, seed: int) -> "Augment":
-    """Return the per-sample augmentation; mixup and cutmix are the training step's."""
+    """Return the per-sample augmentation; mixup and cutmix are applied in the training step."""
     from sppcls.data.images import Augment
 
     return Augment(**spec.model_dump(exclude={"mixup", "cutmix"}), seed=seed)
@@ -53,9 +53,9 @@ def build_classifier(
     pretrained: bool = True,
     input_size: tuple[int, int] | None = None,
 ) -> "SppClassifier":
-    """Return the network; ``pretrained=False`` leaves ``spec.weights`` alone, as a checkpoint brings its own.
+    """Return the network; ``pretrained=False`` ignores ``spec.weights``, since a checkpoint has its own.
 
-    ``input_size`` is that of ``pool: fixed``; by default the first scale's square.
+    ``input_size`` is for ``pool: fixed``; by default a square of the first scale.
     """
     from sppcls.models.backbones import build_trunk
     from sppcls.models.classifier import SppClassifier
@@ -79,7 +79,7 @@ def build_classifier(
 
 
 def pick_device(name: str) -> str:
-    """Return a device by name, ``auto`` being CUDA where there is one; raises ``ConfigError`` on an absent one."""
+    """Return a device by name; ``auto`` is CUDA if available. Raises ``ConfigError`` if it does not exist."""
     import torch
 
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: each whole or not there, its SHA-256 beside it, and the one before the last kept."""
+"""The checkpoints of a run: written atomically, with their SHA-256, and the previous one kept."""
 
 import hashlib
 import os
@@ -19,12 +19,12 @@ _told: set[Path] = set()
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Return whether a run has saved anything that it could go on from."""
+    """Return whether a run has a checkpoint to resume from."""
     return any((run / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
 
 
 class _Hashed:
-    """A file to write to that takes the SHA-256 of what passes."""
+    """A file wrapper that computes the SHA-256 of what is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.digest = file, hashlib.sha256()
@@ -38,10 +38,10 @@ class _Hashed:
 
 
 def save_whole(path: Path, write: Callable[[Any], None]) -> None:
-    """Let ``write`` fill the next ``path``; a last.ckpt that is there becomes previous.ckpt.
+    """Let ``write`` write the new ``path``; an existing last.ckpt becomes previous.ckpt.
 
-    Killed at any moment it leaves a last.ckpt that is whole, once there has been one: SHA256SUMS has the line of the
-    new file before the file has its name, and the line of the old one until then.
+    If killed at any moment, last.ckpt is still intact once there has been one: SHA256SUMS has the line of the
+    new file before it is renamed into place, and the line of the old one until then.
     """
     with replacing(path) as file:
         hashed = _Hashed(file)
@@ -56,7 +56,7 @@ def save_whole(path: Path, write: Callable[[Any], None]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, in place of what had it; a copy where the disk knows no links."""
+    """Hard-link a file to a second name, replacing it; copies where links are not supported."""
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
     try:
@@ -82,7 +82,7 @@ def _write_sums(folder: Path, sums: list[tuple[str, str]]) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a checkpoint has the SHA-256 that it was saved with; where none is known, the archive's CRCs."""
+    """Return whether a checkpoint matches its SHA-256 or, if none is known, the archive's CRCs."""
     sums = _sums(path.parent)
     with path.open("rb") as file:
         if not any(name == path.name for _, name in sums):
@@ -94,12 +94,12 @@ def _is_whole_archive(file: IO[bytes]) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except Exception:  # a damaged archive fails in whichever class its damage meets first
+    except Exception:  # a damaged archive can raise almost any exception
         return False
 
 
 def last_whole(folder: Path) -> Path | None:
-    """Return the last checkpoint in a folder, or the one before where the last is damaged, which is logged.
+    """Return the last checkpoint in a folder or, with a warning, the previous one if the last is damaged.
 
     Raises:
         SppclsError: There are checkpoints, all damaged.
@@ -109,15 +109,15 @@ def last_whole(folder: Path) -> Path | None:
         if is_whole(path):
             if path is not found[0] and path not in _told:
                 _told.add(path)
-                log.warning("%s is damaged (its SHA-256 is not the one it was saved with); %s is used", found[0], path)
+                log.warning("%s is damaged (SHA-256 mismatch); using %s instead", found[0], path)
             return path
     if found:
-        raise SppclsError(f"{found[0]} is damaged: it is not as it was saved, and no whole one is before it")
+        raise SppclsError(f"{found[0]} is damaged (checksum mismatch), and there is no intact earlier one")
     return None
 
 
 def clear_leftovers(folder: Path, names: Collection[str] = CHECKPOINTS) -> None:
-    """Take away what killed writers of the files of these names have left half-written in a folder."""
+    """Remove half-written files of these names, left in a folder by killed processes."""
     for path in folder.glob(".*.*"):
         name, _, number = path.name[1:].rpartition(".")
         if name in names and number.isdecimal() and path.is_file() and not path.is_symlink():

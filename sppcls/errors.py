@@ -1,4 +1,4 @@
-"""The errors a user can cause, each with the exit status that a command ends with, and any error as one line."""
+"""The errors a user can cause, with their exit statuses, and any error formatted as one line."""
 
 import difflib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class SppclsError(Exception):
-    """Anything that ends a command with one line on standard error (exit status 1)."""
+    """An error reported as one line on standard error (exit status 1)."""
 
     exit_status = 1
 
@@ -28,7 +28,7 @@ class DataError(SppclsError):
 
 
 def missing_extra(what: str, extra: str) -> ConfigError:
-    """Return the error of a package that is not installed, with how to install it.
+    """Return the error for a package that is not installed, with how to install it.
 
     >>> str(missing_extra("logger=wandb", "wandb"))
     "logger=wandb needs an extra: uv run --extra wandb ..., or pip install 'sppcls[wandb]'"
@@ -46,7 +46,7 @@ def counted(number: int, what: str) -> str:
 
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest allowed word, or the allowed words where none is near.
+    """Return ``"; did you mean 'x'?"`` for the closest allowed word, or list the allowed words if none is close.
 
     >>> did_you_mean("resnet81", ["resnet18", "tiny"])
     "; did you mean 'resnet18'?"
@@ -68,7 +68,7 @@ def one_line(error: BaseException) -> str:
         return said
     killed = re.search(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (is killed by|exited)[^.]*", said)
     if killed:
-        return f"{killed[0]}; where memory ran out, lower data.num_workers or data.batch_size, then resume="
+        return f"{killed[0]}; if memory ran out, lower data.num_workers or data.batch_size and resume"
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "not enough memory" in said:
         return f"out of memory: {said[:160]}; lower data.batch_size or the largest of schedule.scales"
     if isinstance(error, OSError) and error.strerror:

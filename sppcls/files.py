@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the names that people and files give them."""
+"""Atomic writes and safe reads of files, and checks of file names."""
 
 import csv
 import io
@@ -19,11 +19,11 @@ TABLE_LIMIT = 64 << 20  # bytes of a JSON or CSV file; the confusion of a thousa
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of ``path`` when the block ends well: written beside, synced, renamed."""
+    """Open a file that replaces ``path`` if the block succeeds: written next to it, synced, renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.unlink(missing_ok=True)
-        with beside.open("xb") as file:  # never through a link that somebody has put there
+        with beside.open("xb") as file:  # never through an existing link
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -35,17 +35,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is made if need be, once no other process does; go on without where there is none.
+    """Wait for a file's lock and hold it; creates the file if needed, and continues where locks are not supported.
 
-    The file may be replaced meanwhile: who waited for the lock of the old one reads the new one.
+    The file may be replaced meanwhile: a process that waited for the old file's lock reads the new file.
     """
     handle = None
     try:
-        with suppress(OSError, ImportError):  # no right to write, or no such lock (Windows)
+        with suppress(OSError, ImportError):  # no write permission, or no such lock (Windows)
             import fcntl
 
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT)  # a pipe, as a stranger's folder may have, does not block so
+            handle = os.open(path, os.O_RDWR | os.O_CREAT)  # does not block on a pipe in a stranger's folder
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -54,7 +54,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the renames in a folder last, where the system can (Windows cannot open a folder)."""
+    """Sync a folder so that renames in it are durable, where supported (Windows cannot open a folder)."""
     with suppress(PermissionError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -64,19 +64,19 @@ def sync_folder(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write beside, then rename: ``path`` holds the old content or the new one, never half of it."""
+    """Write atomically: ``path`` has the old content or the new, never part of it."""
     with replacing(path) as file:
         file.write(content)
     return path
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write text beside, then rename."""
-    return write_bytes(path, text.encode(errors="replace"))  # a name may hold bytes that are no text
+    """Write text atomically."""
+    return write_bytes(path, text.encode(errors="replace"))  # a name may have bytes that are not text
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
-    """Write rows under the names of all their columns, in order of appearance, beside, then rename."""
+    """Write rows as CSV, atomically; columns are in order of first appearance."""
     text, names = io.StringIO(), list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(csv_cell, names))
@@ -85,7 +85,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 def csv_cell(value: object) -> object:
-    """Return a cell that is no formula to a spreadsheet and no command to a terminal; text that is a number is left.
+    """Escape a cell so that it is neither a spreadsheet formula nor a terminal command; numeric text is kept.
 
     >>> [csv_cell(value) for value in ("=1+1", "-1.4", "@a\x1b", "-a", -1.4, "a=b")]
     ["'=1+1", '-1.4', "'@a?", "'-a", -1.4, 'a=b']
@@ -99,12 +99,12 @@ def csv_cell(value: object) -> object:
 
 
 def write_json(path: Path, values: object) -> Path:
-    """Write JSON beside, then rename; see `to_json`."""
+    """Write JSON atomically; see `to_json`."""
     return write_text(path, to_json(values, indent=2) + "\n")
 
 
 def to_json(values: object, indent: int | None = None) -> str:
-    """Return plain values as JSON, which has no numbers that are not finite: null stands for them.
+    """Return plain values as JSON, with null for non-finite numbers, which JSON does not have.
 
     >>> to_json({"loss": float("nan"), "scales": (64, float("inf"))})
     '{"loss": null, "scales": [64, null]}'
@@ -121,7 +121,7 @@ def _finite(values: Any) -> Any:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """Return what a regular file holds, of ``limit`` bytes at most; raises ``OSError`` otherwise, and never waits."""
+    """Return the content of a regular file of at most ``limit`` bytes; raises ``OSError`` otherwise; never blocks."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.name}")
     with path.open("rb") as file:
@@ -132,16 +132,16 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, empty where there is none that can be read."""
+    """Return the object in a JSON file, empty if there is none that can be read."""
     try:
-        loaded = json.loads(read_bytes(path, TABLE_LIMIT), parse_constant=lambda _: None)  # NaN, which is no JSON
+        loaded = json.loads(read_bytes(path, TABLE_LIMIT), parse_constant=lambda _: None)  # NaN is not JSON
     except (OSError, ValueError, RecursionError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
 
 
 def write_arrays(path: Path, **arrays: Any) -> Path:
-    """Write numpy arrays as an .npz file beside, then rename."""
+    """Write numpy arrays as an .npz file, atomically."""
     import numpy as np
 
     content = io.BytesIO()
@@ -150,46 +150,46 @@ def write_arrays(path: Path, **arrays: Any) -> Path:
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """Return the arrays of an .npz file, running no code of it; raises ``ValueError`` where it is damaged."""
+    """Return the arrays of an .npz file without running code from it; raises ``ValueError`` if it is damaged."""
     import numpy as np
 
     try:
         content = read_bytes(path, 1 << 30)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(member.file_size for member in archive.infolist()) > (256 << 20) + 16 * len(content):
-                raise ValueError("a few bytes that stand for any number")
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:  # np.load leaves a torn one open
+                raise ValueError("it unpacks to far more than its size")
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:  # np.load leaves a truncated one open
             return {name: file[name] for name in file.files}
-    except Exception as error:  # a damaged archive fails in whichever class its damage meets first
+    except Exception as error:  # a damaged archive can raise almost any exception
         raise ValueError(f"{path} is damaged ({type(error).__name__})") from None
 
 
 def read_config_values(path: Path) -> dict[str, Any]:
-    """Return the plain values of a config.yaml; raises ``ValueError`` saying in one line why there are none."""
+    """Return the plain values of a config.yaml; raises ``ValueError`` with a one-line reason."""
     import yaml
 
     try:
         text = read_bytes(path, 1 << 20).decode()
-        if text.count("[") + text.count("{") > 1000:  # which the scanner takes a second for where they are nested
-            raise ValueError("more lists than a config has")
+        if text.count("[") + text.count("{") > 1000:  # if nested, they take the scanner a second
+            raise ValueError("too many lists or mappings for a config")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError("it has aliases, of which a few lines can stand for any number of values")
+            raise ValueError("it has YAML aliases, which can expand without limit")
         values = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # an invalid date is a ValueError
         raise ValueError(f"{path.name}: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path.name} holds no mapping")
+        raise ValueError(f"{path.name} is not a mapping")
     return values
 
 
 def path_fault(text: str) -> str | None:
-    """Return why no file or folder can have this path, or None: a zero byte, or more than the system takes.
+    """Return why a path is invalid, or None: a null byte, or longer than the system allows.
 
     >>> path_fault("runs/a\\0b"), path_fault("runs/a")
-    ('it has a zero byte; take it out', None)
+    ('it contains a null byte; remove it', None)
     """
     if "\0" in text:
-        return "it has a zero byte; take it out"
+        return "it contains a null byte; remove it"
     raw = os.fsencode(text)
     longest = max(map(len, raw.split(b"/")))
     if longest > 255 or len(raw) > 4095:
@@ -198,14 +198,14 @@ def path_fault(text: str) -> str | None:
 
 
 def checked_path(path: str | os.PathLike[str], what: str) -> Path:
-    """Return a path; raises ``ConfigError`` naming ``what`` it is where no file or folder can have it."""
+    """Return a path; raises ``ConfigError`` naming ``what`` if it is invalid."""
     if fault := path_fault(os.fspath(path)):
         raise ConfigError(f"{what} {os.fspath(path)[:60]!r}: {fault}")
     return Path(path)
 
 
 def is_name(text: object) -> bool:
-    """Return whether a text names something inside a folder: printable, one part of a path, and no way out.
+    """Return whether a text is a safe name inside a folder: printable, a single path component, not ``..``.
 
     >>> [is_name(text) for text in ("seed-1", "..", "../a", "a/b", "/a", "a\\x1b[2J", "")]
     [True, False, False, False, False, False, False]

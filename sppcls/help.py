@@ -1,4 +1,4 @@
-"""What may be written on the command line of training: its help, its flags, and what a wrong word may have meant."""
+"""The command line of training: its help, its flags, and suggestions for misspelled words."""
 
 import difflib
 import re
@@ -24,7 +24,7 @@ _FLAGS = {
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """Raise ``ConfigError`` at a flag that neither this program nor Hydra has: settings are ``key=value``."""
+    """Raise ``ConfigError`` for a flag that neither this program nor Hydra has: settings are ``key=value``."""
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name not in _FLAGS:
@@ -34,14 +34,14 @@ def check_flags(arguments: Sequence[str]) -> None:
 
 
 def unknown_option(text: str) -> str | None:
-    """Return what to say of a group's option that has no file, from Hydra's own words; None of other errors."""
+    """Return the message for an unknown option of a config group, from Hydra's error text; None for other errors."""
     found = re.search(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '[^']+':\s*(.*)", text, re.S)
     if not found:
         return None
     group, option, options = found[1], found[2], found[3].split()
     if group == "model" and not _near(option, options):
-        return f"no model={option} in conf/model ({', '.join(options)}); any other network is model.backbone={option}"
-    return f"no {group}={option}{did_you_mean(option, options)}"
+        return f"unknown model={option}; allowed: {', '.join(options)}; for other networks use model.backbone={option}"
+    return f"unknown {group}={option}{did_you_mean(option, options)}"
 
 
 def _near(word: str, words: Iterable[str]) -> bool:
@@ -52,12 +52,12 @@ _KEY, _DEFAULT = 34, 12
 _USAGE = """Train an image classifier at several scales, without crop or warp.
 
   train.py [group=option] [key=value] ...
-  train.py -m key=value1,value2 ...      a sweep: a run for each value
-  train.py --cfg job                     print the settings that a command has"""
+  train.py -m key=value1,value2 ...      a sweep: one run per value
+  train.py --cfg job                     print the settings of a command"""
 
 
 def train_help(conf: Path) -> "list[Text]":
-    """Return the lines of the training program's help, as wide as the terminal; ``conf`` holds a folder a group."""
+    """Return the help of the training program, as wide as the terminal; ``conf`` has one folder per group."""
     from rich.text import Text
 
     schema = Spec.model_json_schema()
@@ -75,7 +75,7 @@ def _groups(conf: Path) -> "Iterator[Text]":
 
 
 def _of(key: str, value: dict[str, Any], groups: dict[str, Any]) -> "Iterator[Text]":
-    """Yield the lines of a setting, or of those of a group."""
+    """Yield the help lines of one setting, or of all settings of a group."""
     if named := value.get("$ref", "").rpartition("/")[2]:
         for name, inner in groups[named]["properties"].items():
             yield from _of(f"{key}.{name}", inner, groups)
@@ -88,7 +88,7 @@ def _of(key: str, value: dict[str, Any], groups: dict[str, Any]) -> "Iterator[Te
 
 
 def _wrapped(name: str, wide: int, default: str, text: str) -> "Iterator[Text]":
-    """Yield a name, its default and a text beside them, which goes below them where there is little room."""
+    """Yield a name, its default and a text next to them, or below them on a narrow terminal."""
     from rich.text import Text
 
     screen = width() if sys.stdout.isatty() else 120
@@ -109,7 +109,7 @@ def _allowed(value: dict[str, Any]) -> str:
     """Return the values that a setting takes, from its JSON schema.
 
     >>> _allowed({"enum": ["a", "b"]}), _allowed({"type": "integer", "minimum": 1, "exclusiveMaximum": 2147483648})
-    ('a, b', 'whole number, from 1')
+    ('a, b', 'integer, from 1')
     """
     if "anyOf" in value:
         found = [said for one in value["anyOf"] if (said := _allowed(one))]
@@ -121,7 +121,7 @@ def _allowed(value: dict[str, Any]) -> str:
     kind = value.get("type")
     if kind == "array":
         return f"list of {_allowed(value.get('items', {}))}".removesuffix(" of ")
-    said = {"integer": "whole number", "number": "number", "boolean": "true, false", "null": "null"}.get(str(kind), "")
+    said = {"integer": "integer", "number": "number", "boolean": "true, false", "null": "null"}.get(str(kind), "")
     low, high = value.get("minimum"), value.get("maximum")
     if "exclusiveMinimum" in value:
         said += f", above {value['exclusiveMinimum']:g}"

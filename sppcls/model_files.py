@@ -1,4 +1,4 @@
-"""A model file as data: tensors and plain values, rebuilt from names, safe to load from a stranger."""
+"""Model files: tensors and plain values, from which the network is rebuilt by name; safe to load from strangers."""
 
 import json
 import pickle
@@ -29,13 +29,13 @@ _PREFIX = "network."
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: the network in eval mode, how to use it, and what is known of its training.
+    """A loaded model: the network in eval mode, how to use it, and what is known about its training.
 
     Attributes:
-        spec: What `train.py` trained it by; None for networks that were trained otherwise.
-        metrics: Of the epoch that it was saved at, by name.
-        file: Where it was read.
-        epoch: The epoch that it was saved at, from 1; None where its file does not say.
+        spec: The settings of `train.py`; None for networks that were trained in another way.
+        metrics: Metrics of the epoch it was saved at, by name.
+        file: The file it was loaded from.
+        epoch: The epoch it was saved at, from 1; None if the file does not record it.
     """
 
     network: SppClassifier
@@ -46,13 +46,13 @@ class Model:
     epoch: int | None = None
 
     def __str__(self) -> str:
-        """Return in one line which weights these are."""
+        """Describe the loaded weights in one line."""
         epoch = f"epoch {self.epoch}, " if self.epoch else ""
-        return f"{self.file}, {epoch}all {len(self.network.state_dict())} tensors fit"
+        return f"{self.file}, {epoch}all {len(self.network.state_dict())} tensors loaded"
 
 
 def signature_of(network: SppClassifier, fit: str | None = None, max_aspect: float | None = None) -> Signature:
-    """Return how to use a network; ``fit`` and ``max_aspect`` are the network's own where they are not given."""
+    """Return the signature of a network; ``fit`` and ``max_aspect`` default to the network's own."""
     return Signature(
         classes=network.classes,
         scales=network.scales,
@@ -70,7 +70,7 @@ def signature_of(network: SppClassifier, fit: str | None = None, max_aspect: flo
 def describe(
     network: SppClassifier, signature: Signature, spec: Spec | None = None, metrics: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """Return the plain values that a checkpoint or an export carries beside its tensors."""
+    """Return the plain values that a checkpoint or an export stores with its tensors."""
     from importlib.metadata import version
 
     return {
@@ -84,15 +84,15 @@ def describe(
 
 
 def checkpoint_path(path: str | Path, which: str | None = None) -> Path:
-    """Return the file of weights that a run folder, an exported folder or a file name means.
+    """Return the weights file of a run folder, an exported folder or a file name.
 
-    ``which`` is ``last`` or ``best`` of a run, which means its last without it.
+    ``which`` selects ``last`` or ``best`` of a run; the default is last.
     """
     given = checked_path(path, "model")
     if not given.exists():
         raise ConfigError(f"no model at {given}; name a run folder, a .ckpt file or an exported folder")
     if which and not (given / "checkpoints").is_dir():
-        raise ConfigError(f"--checkpoint {which} is for a run folder, and {given} is none; leave it out")
+        raise ConfigError(f"--checkpoint {which} is for a run folder, and {given} is not one; leave it out")
     if given.is_file():
         return given
     if which == "best":
@@ -101,34 +101,34 @@ def checkpoint_path(path: str | Path, which: str | None = None) -> Path:
     if found is None and (given / WEIGHTS).is_file():
         return given / WEIGHTS
     if found is None and any((given / name).is_file() for name in ("model.onnx", "model.pt2")):
-        raise ConfigError(f"{given} holds a graph alone, which `sppcls predict` runs; export safetensors too")
+        raise ConfigError(f"{given} has only a graph, which `sppcls predict` runs; export safetensors too")
     if found is None:
         raise ConfigError(
-            f"{given} has no checkpoints/last.ckpt and no {WEIGHTS}; it is no run or export, or has saved nothing yet"
+            f"{given} has no checkpoints/last.ckpt and no {WEIGHTS}; it is not a run or export, or has no checkpoint"
         )
     return found
 
 
 def _best(file: Path) -> Path:
     if not file.is_file():
-        raise ConfigError(f"there is no {file}; use --checkpoint last")
+        raise ConfigError(f"{file} does not exist; use --checkpoint last")
     if not is_whole(file):
-        raise SppclsError(f"{file} is damaged: it is not as it was saved; use --checkpoint last")
+        raise SppclsError(f"{file} is damaged (checksum mismatch); use --checkpoint last")
     return file
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint's tensors and plain values, running no code that came with it; any Lightning checkpoint."""
+    """Load tensors and plain values of any Lightning checkpoint, without running code from it."""
     file = checkpoint_path(path)
     try:
         loaded = load_plain(file)
     except pickle.UnpicklingError as error:
-        raise SppclsError(f"{file} is refused: it holds more than tensors and plain values ({_line(error)})") from None
+        raise SppclsError(f"{file} is refused: it has more than tensors and plain values ({_line(error)})") from None
     except Exception:
-        # A damaged archive fails in whichever class its damage meets first: struct, zip, pickle, key, run-time.
-        raise SppclsError(f"{file} is not a checkpoint, or a damaged one; use a run folder, .ckpt or export") from None
+        # A damaged archive can raise struct, zip, pickle, key or runtime errors.
+        raise SppclsError(f"{file} is not a checkpoint or is damaged; use a run folder, .ckpt or export") from None
     if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
-        raise SppclsError(f"{file} is no checkpoint: it has no 'state_dict' entry")
+        raise SppclsError(f"{file} is not a checkpoint: it has no 'state_dict' entry")
     _refuse_faults(loaded["state_dict"], file)
     return loaded
 
@@ -150,7 +150,7 @@ def load(path: str | Path, which: str | None = None) -> Model:
 
     Raises:
         ConfigError: There is nothing at ``path``.
-        SppclsError: The file is no model of this package, or its weights contradict its description.
+        SppclsError: The file is not a model of this package, or its weights do not match its description.
     """
     file, epoch = checkpoint_path(path, which), None
     if file.suffix == ".safetensors":
@@ -174,12 +174,12 @@ def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
             text = (opened.metadata() or {}).get(KEY)
         return json.loads(text) if text else None, load_file(file)
     except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
-        raise SppclsError(f"{file} is not a safetensors file, or a damaged one; export it again") from None
+        raise SppclsError(f"{file} is not a safetensors file or is damaged; export it again") from None
 
 
 def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model:
     if not isinstance(described, dict):
-        raise SppclsError(f"{file} is no model of this package: it has no {KEY!r} entry")
+        raise SppclsError(f"{file} is not a model of this package: it has no {KEY!r} entry")
     if described.get("schema") not in (1, SCHEMA):
         got = described.get("schema")
         raise SppclsError(f"{file} has schema {got}, this version reads 1 and {SCHEMA}; use the version that wrote it")
@@ -192,7 +192,7 @@ def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model
     except SppclsError as error:
         raise SppclsError(f"{file}: {_line(error)}") from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise SppclsError(f"{file}: weights and description contradict each other: {_line(error)}") from None
+        raise SppclsError(f"{file}: the weights do not match the description: {_line(error)}") from None
     if known is None:
         known = signature_of(network, *((spec.data.fit, spec.data.max_aspect) if spec else ()))
     network.mean, network.std, network.fit, network.max_aspect = known.mean, known.std, known.fit, known.max_aspect
@@ -207,9 +207,9 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def _no_larger_than(elements: int, tensors: int) -> Iterator[None]:
-    """Stop a network while it is built that has far more weights than its file: a few bytes can describe any.
+    """Abort building a network with far more weights than its file: a few bytes can describe any network.
 
-    What torchvision's networks have and a trunk lacks, 124 million weights of a VGG at most, is allowed beside.
+    What torchvision networks have and a trunk lacks, at most a VGG's 124 million weights, is allowed on top.
     """
     left = [elements + (150 << 20), tensors + 1000]
 
@@ -236,5 +236,5 @@ def _network(described: Mapping[str, Any], known: Signature | None, spec: Spec |
         raise SppclsError("its trunk was not built by name; build the SppClassifier yourself and load its state_dict")
     if known is not None:
         return build_classifier(model, known.classes, known.scales, pretrained=False, input_size=known.input_size)
-    # Schema 1, before there were exports: the spec says it all.
+    # Schema 1, from before exports: everything is in the spec.
     return build_classifier(model, described["classes"], spec.schedule.scales if spec else (), pretrained=False)

@@ -1,4 +1,4 @@
-"""What other packages add under a name, by entry points: see docs/extending.md."""
+"""Plugins of other packages, by entry points: see docs/extending.md."""
 
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
@@ -8,14 +8,14 @@ from sppcls.errors import ConfigError, did_you_mean
 
 
 def plugins(kind: str) -> dict[str, Callable[[], Callable[..., Any]]]:
-    """Return what loads each name of the entry point group ``sppcls.KIND``."""
+    """Return a loader for each name in the entry point group ``sppcls.KIND``."""
     return {point.name: point.load for point in entry_points(group=f"sppcls.{kind}")}
 
 
 def plugin(kind: str, name: str, key: str, own: Iterable[str] = ()) -> Callable[..., Any]:
-    """Return what an installed package offers as ``name``; ``own`` are the names that need no package.
+    """Return what an installed package registers as ``name``; ``own`` are the built-in names.
 
-    Raises ``ConfigError`` naming the setting ``key`` where there is none.
+    Raises ``ConfigError`` naming the setting ``key`` if there is none.
     """
     found = plugins(kind)
     if name not in found:

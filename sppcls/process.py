@@ -1,4 +1,4 @@
-"""How a program of this package begins and ends, and the signals that end it."""
+"""How a program of this package starts and exits, and its signal handling."""
 
 import atexit
 import os
@@ -13,17 +13,17 @@ from typing import Any, NoReturn
 
 
 def own_process() -> None:
-    """Prepare a process that is ours: plots go into files, and output that is closed (``>&-``) goes nowhere."""
-    os.environ["MPLBACKEND"] = "svg"  # a notebook's, inherited, need not be importable here
+    """Prepare a process of this package: plots go to files, and closed output (``>&-``) is discarded."""
+    os.environ["MPLBACKEND"] = "svg"  # one inherited from a notebook may not be importable here
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def leave(status: int, alone: bool = True) -> NoReturn:
-    """End the process at once, after what others asked to be run at its end; of a rank that failed, without that.
+    """Exit at once, after running the exit handlers; a failed rank skips them.
 
-    The interpreter's own end takes up to a second to take apart what was imported. Of a rank it also destroys threads
-    of a collective that may still wait for another one that has failed, and then aborts or waits with it.
+    The interpreter's own shutdown spends up to a second on tearing down modules. In a rank it also destroys threads
+    of a collective that may still be waiting for a failed rank, and then aborts or hangs.
     """
     if alone or not status:
         atexit._run_exitfuncs()
@@ -43,7 +43,7 @@ STATUSES = frozenset(128 + number for number in _NUMBERS)
 class Interrupted(BaseException):
     """A signal has ended the run; ``status`` is the exit status, 130 for SIGINT and 143 for SIGTERM.
 
-    ``held`` says that it ended where the program asked, all ranks together.
+    ``held`` says that it ended at a point chosen by the program, with all ranks together.
     """
 
     def __init__(self, signum: int, held: bool = False) -> None:
@@ -56,9 +56,9 @@ _holding: list[tuple["Signals", int]] | None = None
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Let a signal that comes meanwhile raise only at the end: what it would break in two cannot be taken back.
+    """Delay signals until the end of the block, which must not be interrupted halfway.
 
-    Blocking it is not enough: where other threads do not, Python's handler runs in the main thread all the same.
+    Blocking is not enough: if other threads do not block it, Python's handler still runs in the main thread.
     """
     global _holding
     came: list[tuple[Signals, int]] = []
@@ -72,7 +72,7 @@ def signals_held() -> Iterator[None]:
 
 
 class Signals:
-    """Turns signals into ``Interrupted``, at once or, while they are deferred, where the program asks.
+    """Turns signals into ``Interrupted``, at once or, while deferred, when the program calls `end`.
 
     A second signal ends the program at once. Signals that something else handles or ignores (nohup, a launcher's
     requeueing) are left to it.
@@ -103,17 +103,17 @@ class Signals:
             sys.unraisablehook = self._hook
 
     def defer(self, deferred: bool = True) -> None:
-        """Hold signals until `end` is called, or no longer; takes them back from whoever has taken them since."""
+        """Defer signals until `end` is called, or stop deferring; reinstalls the handlers if others replaced them."""
         self._deferred = deferred
         for signum in self._before:
             signal.signal(signum, self._on)
 
     def end(self) -> NoReturn:
-        """Raise ``Interrupted`` for the signal that has come, here or to another rank."""
+        """Raise ``Interrupted`` for the signal received here or by another rank."""
         raise Interrupted(self.received or signal.SIGTERM, held=True)
 
     def _swallowed(self, unraisable: Any) -> None:
-        """Send the signal once more that came in a destructor, which lets no exception out."""
+        """Resend a signal that arrived in a destructor, which swallows exceptions."""
         if isinstance(unraisable.exc_value, Interrupted):
             threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.status - 128)).start()
         else:

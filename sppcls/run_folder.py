@@ -30,7 +30,7 @@ FILES = (
 )  # fmt: skip
 _open_locks: set[IO[str]] = set()
 if hasattr(os, "register_at_fork"):
-    # A loader's worker outlives a run that is killed by some seconds, and would hold its folder as long.
+    # A loader's worker outlives a killed run by some seconds, and would keep its folder locked.
     os.register_at_fork(after_in_child=lambda: [file.close() for file in _open_locks])
 
 
@@ -92,7 +92,7 @@ class RunFolder:
             raise ConfigError(f"run_dir={path} cannot be written: {error.strerror}") from None
         try:
             if not (resume or anew):
-                self._refuse_content()  # again: another run may have come and gone meanwhile
+                self._refuse_content()  # again: another run may have used it meanwhile
         except ConfigError:
             self.close()
             raise
@@ -108,16 +108,16 @@ class RunFolder:
             import fcntl
         except ImportError:  # Windows has no such lock
             return
-        for _ in range(20):  # for a second: somebody may only be looking, or be about to end
+        for _ in range(20):  # for a second: the holder may only be checking, or about to exit
             with suppress(BlockingIOError):
                 fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             time.sleep(0.05)
         self.close()
-        raise ConfigError(f"run_dir={self.path} is in use by another process; wait for it or name another")
+        raise ConfigError(f"run_dir={self.path} is in use by another process; wait for it or name another folder")
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Release the folder."""
         _open_locks.discard(self.held)
         self.held.close()
 
@@ -125,22 +125,22 @@ class RunFolder:
         return [self.path / name for name in FILES] + [self.path / INSIDE / name for name in CHECKPOINTS]
 
     def _refuse_links(self) -> None:
-        """Refuse a folder whose parts are elsewhere: they are written into and removed, and it may be a stranger's."""
+        """Reject a folder with links in it: files are written and removed there, and it may come from a stranger."""
         for name in ("", INSIDE, "tensorboard", "wandb", "mlflow.db"):
             if (self.path / name).is_symlink():
-                raise ConfigError(f"{self.path / name} is a link; name the folder that it leads to, or remove it")
+                raise ConfigError(f"{self.path / name} is a link; name its target instead, or remove the link")
         for file in (self.path / LOCK, *self._files()):
             if file.is_symlink() or (file.exists() and not file.is_file()):
-                raise ConfigError(f"{file} is no regular file; remove it")
+                raise ConfigError(f"{file} is not a regular file; remove it")
 
     def _refuse_content(self) -> None:
         if (self.path / INSIDE / LAST).exists() or (self.path / SUMMARY).exists():
             raise ConfigError(f"run_dir={self.path} already holds a run; name another, or use resume={self.path}")
         others = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        beginnings = {LOCK, INSIDE, LOG, CONFIG}  # of a run that was killed as it began
+        beginnings = {LOCK, INSIDE, LOG, CONFIG}  # of a run that was killed at startup
         unknown = any(name not in beginnings and not name.startswith(".config.") for name in others)
         if unknown and STATUS not in others:  # which says that it saved nothing: there is nothing to lose
-            raise ConfigError(f"run_dir={self.path} is a folder with other things in it; name an empty or a new one")
+            raise ConfigError(f"run_dir={self.path} contains other files; name an empty or a new folder")
 
     def write_config(self, spec: Spec) -> None:
         """Write config.yaml."""
@@ -148,7 +148,7 @@ class RunFolder:
 
     def write_status(self, state: str, error: str | None = None) -> None:
         """Write status.json: running, finished, failed or interrupted, and the error."""
-        if state == "running":  # and never as a run ends, which may be in the midst of torch's import
+        if state == "running":  # and never when a run ends, possibly in the middle of torch's import
             self._environment = _environment()
         status = {"state": state, "pid": os.getpid(), "started": self._started, "updated": time.time()}
         write_json(self.path / STATUS, status | self._environment | ({"error": error} if error else {}))
@@ -178,7 +178,7 @@ def logging_to(folder: Path) -> Iterator[None]:
 
 
 def fresh_folder() -> str:
-    """Make and return a run folder under runs/ that no other run has, named after the time."""
+    """Create and return a new run folder under runs/, named after the time."""
     name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     folder, number = Path(name), 1
     try:
@@ -192,13 +192,13 @@ def fresh_folder() -> str:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a process has the run folder open."""
+    """Return whether a process has the run folder locked."""
     lock = path / LOCK
     with suppress(ImportError, OSError):
         import fcntl
 
         if lock.is_file():  # a pipe would wait for a writer
-            with lock.open("r+") as file:  # NFS locks what is open to write
+            with lock.open("r+") as file:  # NFS only locks files opened for writing
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -207,9 +207,9 @@ def is_held(path: Path) -> bool:
 
 
 def state_of(run: Path) -> str:
-    """Return running, finished, failed or interrupted, or missing where the folder says nothing.
+    """Return running, finished, failed or interrupted, or missing if the folder has no status.
 
-    A run that nobody holds is not running, and without a summary it has not finished: both were interrupted.
+    A run without a lock is not running, and without a summary it is not finished: both count as interrupted.
     """
     state = str(read_json(run / STATUS).get("state", "missing"))
     killed = state == "running" and not is_held(run)
@@ -231,7 +231,7 @@ def _environment() -> dict[str, Any]:
 
 
 def read_config(run: str | Path) -> Spec:
-    """Return the spec of a run folder; raises ``ConfigError`` where it is none."""
+    """Return the spec of a run folder; raises ``ConfigError`` if it is not one."""
     file = Path(run) / CONFIG
     try:
         return parse(read_config_values(file))

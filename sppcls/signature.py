@@ -1,4 +1,4 @@
-"""What a program must know to use a model: its classes, sizes and preprocessing; plain values, in every file of it."""
+"""What a program needs to use a model: classes, sizes, preprocessing; plain values, stored in every model file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -14,7 +14,7 @@ INPUTS = ("normalized", "uint8", "float")
 
 
 def far_scales(asked: Sequence[int], trained: Sequence[int]) -> str:
-    """Return a warning where a scale is more than 4 times off those that were trained; empty where none is.
+    """Return a warning if a scale is more than 4 times outside the training scales, else an empty string.
 
     >>> far_scales([32, 64, 600], [64, 48])
     'scale 600 is more than 4 times the largest trained, 64: expect low accuracy'
@@ -28,19 +28,19 @@ def far_scales(asked: Sequence[int], trained: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Signature:
-    """How images meet a model, and what comes back.
+    """How images are prepared for a model, and what it returns.
 
     Attributes:
         classes: Names, in the order of the logits.
-        scales: Shorter sides that it was trained at, in pixels.
-        pool: ``spp``, ``gap`` or ``fixed``; the last takes ``input_size``, (H, W), alone.
-        fit, max_aspect: How an image meets a scale (`sppcls.data.plan`).
-        mean, std: Of the three colours, in units of 0..1.
+        scales: Training scales (shorter sides) in pixels.
+        pool: ``spp``, ``gap`` or ``fixed``; the last takes only ``input_size``, (H, W).
+        fit, max_aspect: How images are fitted to a scale (`sppcls.data.plan`).
+        mean, std: Per colour channel, in units of 0..1.
         smallest, stride: Of the trunk, in pixels.
-        input: What [N, 3, H, W] holds: ``normalized`` floats, ``uint8`` 0..255 or ``float`` 0..1.
-        probabilities: Whether probabilities come back, and not logits.
+        input: The values of [N, 3, H, W]: ``normalized`` floats, ``uint8`` 0..255 or ``float`` 0..1.
+        probabilities: Whether it returns probabilities instead of logits.
         half: Whether its weights are float16.
-        regions: Whether a graph takes boxes beside the images.
+        regions: Whether a graph takes boxes in addition to images.
     """
 
     classes: tuple[str, ...]
@@ -60,23 +60,23 @@ class Signature:
 
     @property
     def scale(self) -> int:
-        """The scale to use where none is asked for: the largest trained."""
+        """The default scale: the largest training scale."""
         return max(self.scales, default=max(224, self.smallest))
 
     @property
     def pixels(self) -> int:
-        """Pixels of a square image at that scale, or of the one size that it takes."""
+        """Pixels of a square image at that scale, or of the fixed input size."""
         height, width = self.input_size or (max(self.scale, self.smallest),) * 2
         return height * width
 
     @property
     def pad(self) -> tuple[int, int, int]:
-        """The colour that images are filled up with: the mean, 0 once normalised."""
+        """The padding colour: the mean, which is 0 after normalisation."""
         red, green, blue = (round(value * 255) for value in self.mean)
         return red, green, blue
 
     def prepared(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        """Return uint8 images [N, 3, H, W] as the model takes them."""
+        """Return uint8 images [N, 3, H, W] in the form that the model takes."""
         if self.input == "uint8":
             return images
         if self.input == "float":
@@ -86,18 +86,18 @@ class Signature:
         return normal
 
     def as_values(self) -> dict[str, Any]:
-        """Return plain values, as `read_signature` takes them."""
+        """Return plain values, for `read_signature`."""
         return asdict(self)
 
 
 def read_signature(values: Any, where: str) -> Signature:
-    """Return the signature in a file's plain values; raises ``SppclsError`` naming what is wrong in ``where``."""
+    """Return the signature in a file's plain values; raises ``SppclsError`` naming the fault and ``where`` it is."""
     if not isinstance(values, Mapping):
-        raise SppclsError(f"{where}: its signature is {type(values).__name__}, not names and values")
+        raise SppclsError(f"{where}: its signature is {type(values).__name__}, not a mapping")
     try:
         signature = _cast(values)
     except (TypeError, LookupError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise SppclsError(f"{where}: its signature is wrong or not whole ({type(error).__name__}: {error})") from None
+        raise SppclsError(f"{where}: its signature is wrong or incomplete ({type(error).__name__}: {error})") from None
     return signature
 
 
@@ -121,32 +121,32 @@ def _cast(values: Mapping[str, Any]) -> Signature:
         regions=_checked(values["regions"], bool),
     )
     if len(set(found.classes)) < max(len(found.classes), 2) or not all(found.classes):
-        raise ValueError("classes must be two names or more, all different")
+        raise ValueError("classes must be at least two distinct names")
     if not 1 <= found.max_aspect <= 16 or min(found.std) < 1e-4 or (found.pool == "fixed") != (size is not None):
-        raise ValueError("max_aspect, std or input_size makes no sense")
+        raise ValueError("max_aspect, std or input_size is out of range")
     return found
 
 
 def _checked(value: Any, *kinds: type) -> Any:
     if not isinstance(value, kinds):
-        raise TypeError(f"{str(value)[:40]!r} is no {kinds[0].__name__}")
+        raise TypeError(f"{str(value)[:40]!r} is not of type {kinds[0].__name__}")
     return value
 
 
 def _one_of(value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise ValueError(f"{str(value)[:40]!r} is none of {', '.join(allowed)}")
+        raise ValueError(f"{str(value)[:40]!r} is not one of {', '.join(allowed)}")
     return str(value)
 
 
 def _pixels(value: Any) -> int:
     if type(value) is not int or not 1 <= value <= 8192:
-        raise ValueError(f"{str(value)[:40]!r} is no number of pixels")
+        raise ValueError(f"{str(value)[:40]!r} is not a number of pixels")
     return value
 
 
 def _triple(values: Any) -> Triple:
     red, green, blue = (float(value) for value in values)
     if not all(abs(value) < 1000 for value in (red, green, blue)):
-        raise ValueError("mean and std are three numbers")
+        raise ValueError("mean and std must be three numbers each")
     return red, green, blue

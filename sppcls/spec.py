@@ -1,4 +1,4 @@
-"""The validated values of a run: names and numbers only, checked once, at the edge."""
+"""The validated settings of a run: only names and numbers, checked once on input."""
 
 import difflib
 import hashlib
@@ -22,7 +22,7 @@ from sppcls.settings import (
     Values,
 )
 
-# What other trainers call it.
+# Names that other trainers use.
 _ELSEWHERE = {
     "epochs": "trainer.max_epochs", "epoch": "trainer.max_epochs", "batch": "data.batch_size", "b": "data.batch_size",
     "workers": "data.num_workers", "j": "data.num_workers", "data": "data.root", "data_dir": "data.root",
@@ -36,29 +36,29 @@ _ELSEWHERE = {
 
 
 class LoggerSpec(Values):
-    """Where curves go besides the run folder's metrics.csv."""
+    """Where to log curves in addition to the run folder's metrics.csv."""
 
     name: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
-    """Curves elsewhere, besides metrics.csv."""
+    """Experiment tracker for the curves, in addition to metrics.csv."""
     project: str = "sppcls"
-    """The project's name there."""
+    """Project name in the tracker."""
 
 
 class SweepSpec(Values):
-    """What belongs to a sweep as a whole; ``variants`` names sets of values, and a job takes those of ``variant``."""
+    """Settings of a whole sweep; ``variants`` are named sets of values, and a job uses the one named ``variant``."""
 
     variant: str | None = None
-    """The named set of values that a job takes."""
+    """The named set of values that a job uses."""
     variants: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - pydantic copies it
     """Named sets of values."""
     baseline: str | None = None
     """The variant that others are compared with."""
     dry_run: bool = False
-    """List the jobs and stop."""
+    """List the jobs and exit."""
 
 
 class Spec(Values):
-    """Everything that makes a run what it is."""
+    """All settings of a run."""
 
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()
@@ -70,17 +70,17 @@ class Spec(Values):
     logger: LoggerSpec = LoggerSpec()
     sweep: SweepSpec = SweepSpec()
     seed: Seed = 0
-    """Seed of weights, order and augmentation."""
+    """Seed of the weights, the data order and the augmentation."""
     run_dir: Annotated[PathText, Field(min_length=1)] = "runs/run"
-    """The run's folder; by default runs/ and the time."""
+    """The run folder; by default a new one under runs/, named after the time."""
     sweep_dir: PathText | None = None
     """The folder of a sweep."""
     resume_data: Literal["same", "changed"] = "same"
-    """Whether to resume on images that are not those of the checkpoint."""
+    """Whether to resume on images that differ from the checkpoint's."""
     resume: Annotated[PathText, Field(min_length=1)] | None = None
-    """The run folder to go on with, or auto."""
+    """The run folder to resume, or auto."""
     plan_only: bool = False
-    """Print classes, counts and the plan, and stop."""
+    """Print classes, counts and the plan, then exit."""
 
     @model_validator(mode="after")
     def _fixed_needs_one_size(self) -> "Spec":
@@ -93,7 +93,7 @@ class Spec(Values):
 
     @property
     def digest(self) -> str:
-        """What a run is known by: a hash of the values that decide its result, not of its place or its machine."""
+        """The identity of a run: a hash of the values that affect its result, not of its folder or machine."""
         beside = {"run_dir", "sweep_dir", "sweep", "logger", "resume", "resume_data", "plan_only"}
         how = {"data": {"num_workers", "cache"}, "trainer": {"checkpoint_every_steps", "checkpoint_every_minutes"}}
         left_out = dict.fromkeys(beside, True) | how
@@ -102,20 +102,20 @@ class Spec(Values):
 
     @property
     def val_scale(self) -> int:
-        """The scale to validate at: the one asked for, else the largest that is trained."""
+        """The validation scale: the one set, else the largest training scale."""
         low, high = min(self.schedule.scales), max(self.schedule.scales)
         largest = high - (high - low) % self.schedule.step if self.schedule.kind == "random" else high
         return (self.metrics.val_scale if self.model.pool != "fixed" else None) or largest
 
     @property
     def gap_scales(self) -> tuple[int, ...]:
-        """The scales of the gap's curves: those asked for, else those of the schedule."""
+        """The scales of the gap curves: those set, else those of the schedule."""
         wanted = self.metrics.gap_scales if self.model.pool != "fixed" else None
         return tuple(sorted(set(wanted or self.schedule.scales)))
 
     @property
     def test_scales(self) -> tuple[int, ...]:
-        """The scales to measure at: those asked for, else 0.5 to 2 times the largest trained and those trained."""
+        """The test scales: those set, else 0.5 to 2 times the largest training scale, plus the training scales."""
         trained = set(self.schedule.scales)
         if self.model.pool == "fixed":
             return tuple(trained)
@@ -127,7 +127,7 @@ class Spec(Values):
 
 
 def keys(model: type[BaseModel] = Spec, prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key of the spec, ``data.batch_size`` and the like."""
+    """Yield every dotted key of the spec, such as ``data.batch_size``."""
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -150,13 +150,13 @@ def meant_by(name: str) -> str | None:
 
 
 def unknown_key(key: str) -> str:
-    """Return what to say of a key that there is not."""
+    """Return the error message for an unknown key."""
     meant = None if "." in key else meant_by(key)
     return f"unknown key {key}{f'; did you mean {meant!r}?' if meant else did_you_mean(key, keys())}"
 
 
 def parse_model(values: Any) -> ModelSpec:
-    """Return a validated network alone; raises ``ConfigError`` naming the first key that is wrong."""
+    """Return validated model settings; raises ``ConfigError`` naming the first wrong key."""
     try:
         return ModelSpec.model_validate(values)
     except ValidationError as error:
@@ -164,7 +164,7 @@ def parse_model(values: Any) -> ModelSpec:
 
 
 def parse(values: Mapping[str, Any]) -> Spec:
-    """Return the validated spec; raises ``ConfigError`` naming the first key that is wrong.
+    """Return the validated spec; raises ``ConfigError`` naming the first wrong key.
 
     >>> parse({"schedule": {"kind": "single", "scales": [64]}}).schedule.scales
     (64,)
@@ -180,17 +180,17 @@ def parse(values: Mapping[str, Any]) -> Spec:
 
 def _first_line(error: ValidationError, prefix: str = "") -> str:
     first = error.errors()[0]
-    key = prefix + ".".join(str(part) for part in first["loc"] if not isinstance(part, int))  # the list, not its place
+    key = prefix + ".".join(str(part) for part in first["loc"] if not isinstance(part, int))  # the list, not an index
     if first["type"] == "extra_forbidden":
         return unknown_key(key)
-    # Of the kinds that a value may be, pydantic names one.
+    # If several types are allowed, pydantic names only one.
     if {*first["loc"][-1:]} & {"int", "str", "constrained-float"}:
         key = key.rpartition(".")[0]
     if first["type"] == "tuple_type":
         write = f"; write {key}=[{first['input']}]" if isinstance(first["input"], int | float) else ""
-        return f"{key}={first['input']!r:.100}: a list is needed{write}"
+        return f"{key}={first['input']!r:.100}: expected a list{write}"
     if first["type"] == "too_short":
-        return f"{key}={first['input']!r:.100}: at least {counted(first['ctx']['min_length'], 'value')} needed"
+        return f"{key}={first['input']!r:.100}: expected at least {counted(first['ctx']['min_length'], 'value')}"
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "float_parsing":  # of a number or a word, such as optim.lr
         said += "".join(

@@ -1,6 +1,6 @@
-"""What a person sees: tables in colour and bars on a terminal, plain text elsewhere; all of it printable.
+"""Output for people: coloured tables and progress bars on a terminal, plain text elsewhere; always printable.
 
-Nothing else in the package prints: names, errors and logs may come from strangers, and a terminal obeys what it reads.
+Nothing else in the package prints: names, errors and logs may come from strangers and contain escape codes.
 """
 
 import io
@@ -32,24 +32,24 @@ log.addFilter(_printable_record)
 
 
 class OutputClosedError(BrokenPipeError):
-    """The reader of standard output has gone, as `head` does; the exit status is SIGPIPE's."""
+    """The reader of standard output has closed it, as `head` does; the exit status is SIGPIPE's."""
 
     status = 141
 
 
 def close_output() -> NoReturn:
-    """Raise ``OutputClosedError``; nothing more is written, or Python would complain when it flushes at the end."""
+    """Raise ``OutputClosedError`` and write nothing more, or Python would complain in its final flush."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise OutputClosedError
 
 
 def width() -> int:
-    """Return how many columns there are to print in; 140 where it is no terminal."""
+    """Return the width of the output in columns; 140 if it is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Print one line at once, on standard error unless a stream is given."""
+    """Print one line and flush, on standard error unless a stream is given."""
     try:
         print(printable(line), file=stream or sys.stderr, flush=True)
     except BrokenPipeError:
@@ -59,7 +59,7 @@ def say(line: str, stream: TextIO | None = None) -> None:
 
 
 def show(*things: "Table | Text | str") -> None:
-    """Print tables made by `table`, texts and lines; on a terminal in colour and as wide as it is."""
+    """Print tables made by `table`, texts and lines; on a terminal in colour and at its width."""
     from rich.console import Console
     from rich.table import Table
 
@@ -81,7 +81,7 @@ def show(*things: "Table | Text | str") -> None:
 
 @contextmanager
 def only_logged() -> Iterator[None]:
-    """Send what `show` is given to the log alone, and keep the log off the screen."""
+    """Send the output of `show` only to the log, and keep the log off the screen."""
     token = _LOGGED.set(True)
     try:
         yield
@@ -90,12 +90,12 @@ def only_logged() -> Iterator[None]:
 
 
 def is_only_logged() -> bool:
-    """Return whether the screen belongs to somebody else: a sweep, which says a line a job."""
+    """Return whether output goes only to the log, as in a sweep, which prints one line per job."""
     return _LOGGED.get()
 
 
 def _narrowest(table: "Table") -> int:
-    """Return the columns that a table needs so that no word, and so no number, is cut."""
+    """Return the width that a table needs so that no word or number is cut."""
     columns = [[word for text in (c.header, *c.cells) for word in str(text).split()] for c in table.columns]
     folded = [column.overflow == "fold" for column in table.columns]
     return 1 + sum(
@@ -104,26 +104,26 @@ def _narrowest(table: "Table") -> int:
 
 
 def _as_lines(table: "Table") -> list[str]:
-    """Return a table as its title and a line a row, with the names of the columns."""
+    """Return a table as its title and one line per row, with the column names."""
     rows = zip(*(column.cells for column in table.columns), strict=True)
     named = [[f"{column.header} {cell}" for column, cell in zip(table.columns, row, strict=True)] for row in rows]
     return [*([str(table.title)] if table.title else []), *(", ".join(row) for row in named)]
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
-    """Return a table of plain text, whose first column is folded where the terminal is narrow."""
+    """Return a table of plain text; its first column wraps on a narrow terminal."""
     from rich.table import Column, Table
     from rich.text import Text
 
     heads = [Column(Text(printable(name)), overflow="ellipsis" if at else "fold") for at, name in enumerate(columns)]
     made = Table(*heads, title=Text(printable(title), "table.title"))
     for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))  # as it is: a name in brackets is no style
+        made.add_row(*(Text(printable(cell)) for cell in row))  # verbatim: a name in brackets is not a style
     return made
 
 
 def track(things: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield what is there with a progress bar on standard error, where that is a terminal."""
+    """Yield the things, with a progress bar on standard error if that is a terminal."""
     if not sys.stderr.isatty() or find_spec("rich") is None:
         yield from things
         return
@@ -135,7 +135,7 @@ def track(things: Iterable[T], label: str, total: int | None = None) -> Iterator
 
 
 def printable(text: str) -> str:
-    """Return text without what a terminal would obey: names may come from strangers.
+    """Return text without control characters: names may come from strangers.
 
     >>> printable("a\\x1b[2Jb\\n")
     'a?[2Jb?'
@@ -144,7 +144,7 @@ def printable(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return a line for a Markdown page: nothing in it is HTML, a link or a picture.
+    """Escape a line for Markdown: nothing in it becomes HTML, a link or an image.
 
     >>> print(markdown_text("<b>![x](http://a)"))
     \\<b>![x]\\(http://a)
@@ -153,7 +153,7 @@ def markdown_text(text: str) -> str:
 
 
 def ece_column(found: Mapping[str, Any]) -> str:
-    """Return the heading of the calibration error in a summary or evaluation: smoothed targets alone make a large one.
+    """Return the column name of the calibration error; it names label smoothing, which alone makes the error large.
 
     >>> ece_column({"label_smoothing": 0.1}), ece_column({})
     ('ECE (label smoothing 0.1)', 'ECE')

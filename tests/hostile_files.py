@@ -114,7 +114,7 @@ def safetensors(corpus):
     for name, content in SAFETENSORS.items():
         corpus.add(f"safetensors, {name}", "load", written(content), "not a safetensors", file="a.safetensors")
     content = SAFETENSORS["header of 4 EB"]
-    corpus.add("safetensors as weights", "weights", written(content), "not a whole", file="a.safetensors")
+    corpus.add("safetensors as weights", "weights", written(content), "not a valid", file="a.safetensors")
     for name, said in {"deep": "[" * 100_000, "digits": f'{{"schema": {DIGITS}}}'}.items():
         make = lambda p, _, s=said: save_file({"a": torch.zeros(1)}, p, {KEY: s})  # noqa: E731
         corpus.add(f"safetensors, {name} as metadata", "load", make, "not a safetensors", file="a.safetensors")

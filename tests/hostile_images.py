@@ -45,8 +45,8 @@ def _weights(change):
 
 
 FAULTS = {
-    "NaN": (_weights(lambda w: w.fill_(float("nan"))), "not finite"),
-    "infinite": (_weights(lambda w: w.fill_(float("inf"))), "not finite"),
+    "NaN": (_weights(lambda w: w.fill_(float("nan"))), "non-finite"),
+    "infinite": (_weights(lambda w: w.fill_(float("inf"))), "non-finite"),
     "complex": (_weights(lambda w: w.to(torch.complex64)), "real numbers"),
 }
 
@@ -65,7 +65,7 @@ def numbers(corpus):
 def names(corpus):
     out = "a\0b"
     make = lambda p, _: torch.save(corpus.model, p)  # noqa: E731
-    corpus.add("a zero byte", "export", make, "zero byte", "--format", "safetensors", "--out", out, names="--out")
+    corpus.add("a null byte", "export", make, "null byte", "--format", "safetensors", "--out", out, names="--out")
     said = "\x1b]52;c;cm0=\x07\x1b[2J"
 
     def sweep(name):
@@ -78,7 +78,7 @@ def names(corpus):
         return make
 
     for name in ("../victim", "CANARY", said):
-        corpus.add(f"job {name!r}", "report", sweep(name), "no name of a job's folder")
+        corpus.add(f"job {name!r}", "report", sweep(name), "not a valid name for a job folder")
 
 
 def folders(corpus):

@@ -39,7 +39,7 @@ CONFIGS = {
     "tag name": (written(b"seed: !!python/name:os.mkdir\n"), "constructor for the tag"),
     "laughs": (written(LAUGHS.encode()), "aliases"),
     "large": (written(b"a: " + b"x" * (100 << 20)), "more than 1 MB"),
-    "deep": (written(b"a: " + b"[" * 50_000), "more lists"),
+    "deep": (written(b"a: " + b"[" * 50_000), "too many lists"),
     "digits": (written(b"seed: " + DIGITS.encode()), "limit"),
     "pipe": (_pipe, "no file"),
 }
@@ -119,8 +119,8 @@ def runs(corpus):
         make = corpus.copied("config.yaml", _merged({name: {key: "os.system"}}))
         corpus.add(f"config, {key}", "resume", make, "os.system", names=f"{name}")
     for name in (".lock", "train.log"):
-        corpus.add(f"link as {name}", "resume", corpus.copied(name, _linked), "no regular file")
-        corpus.add(f"pipe as {name}", "resume", corpus.copied(name, _pipe), "no regular file")
+        corpus.add(f"link as {name}", "resume", corpus.copied(name, _linked), "not a regular file")
+        corpus.add(f"pipe as {name}", "resume", corpus.copied(name, _pipe), "not a regular file")
     for name in ("GLOBAL and REDUCE", "BUILD"):
         change = lambda p, c, m=OPCODES[name]: archive(p, m(c))  # noqa: E731
         corpus.add(f"{name} in a run", "resume", corpus.copied("checkpoints/last.ckpt", change), "last.ckpt is refused")
@@ -131,7 +131,7 @@ def runs(corpus):
     make = corpus.copied("checkpoints/last.ckpt", hyper)
     corpus.add("state, hyper-parameters", "resume", make, harmless="hyper-parameters are not read")
     make = corpus.copied("", _links)
-    corpus.add("links", "resume", make, "no regular file")
+    corpus.add("links", "resume", make, "not a regular file")
     why = "a page leaves out what cannot be read"
     for name, change in REPORTED.items():
         corpus.add(f"reported {name}", "report", corpus.copied(name, change), harmless=why)

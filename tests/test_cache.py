@@ -240,11 +240,12 @@ def test_a_disk_that_fills_up_between_two_caches(tmp_path, monkeypatch):
 def test_the_sum_is_checked_before_anything_is_made(tmp_path, monkeypatch):
     largest = max(cache.size for cache in pair().values())
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=largest))
-    refused(tmp_path, r"data\.cache=disk needs .* \(train 1, val 1\): 1 MB are free")
+    refused(tmp_path, r"data\.cache=disk needs .* \(train 1, val 1\): only 1 MB are free")
     assert not list(tmp_path.iterdir())
     if Path("/dev/shm").is_dir():
         refused(
-            None, r"data\.cache=ram needs .* in shared memory \(train 1, val 1\): 1 MB are free; use data\.cache=disk"
+            None,
+            r"data\.cache=ram needs .* in shared memory \(train 1, val 1\): only 1 MB are free; use data\.cache=disk",
         )
 
 

@@ -83,7 +83,7 @@ CHANGES = {
         r"1 added",
     ),
     "moved": (moved, r"1 removed, 1 added"),
-    "resized": (resized, r"1 of another class or size"),
+    "resized": (resized, r"1 with another class or size"),
 }
 
 
@@ -152,7 +152,7 @@ def test_a_checkpoint_that_names_no_images_resumes_and_says_so(trained, tmp_path
     torch.save(checkpoint, file)
     (folder / "checkpoints" / "SHA256SUMS").unlink()
     assert run(spec(trained / "photos", folder, resume=str(folder))) == 0
-    assert "the checkpoint does not say which it was trained on" in capsys.readouterr().out
+    assert "the checkpoint does not record its images" in capsys.readouterr().out
 
 
 class Named:
@@ -178,7 +178,7 @@ def test_differences_are_counted_image_by_image(now, before):
     counts = {
         "removed": len(before.keys() - now.keys()),
         "added": len(now.keys() - before.keys()),
-        "of another class or size": sum(now[name] != before[name] for name in now.keys() & before.keys()),
+        "with another class or size": sum(now[name] != before[name] for name in now.keys() & before.keys()),
     }
     expected = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     if now != before:

@@ -105,7 +105,7 @@ def test_a_trunk_of_ones_own_is_told_how_to_load(tmp_path):
 WRONG = [
     ({"schema": 99}, "schema 99, this version reads 1 and 2"),
     ({"schema": None}, "schema None"),
-    ({"model": {"backbone": "tiny", "levels": [3]}}, "contradict each other"),
+    ({"model": {"backbone": "tiny", "levels": [3]}}, "do not match the description"),
     ({"model": {"backbone": "tiny", "levels": [65]}}, "model.levels"),
     ({"model": {"backbone": "os.system"}}, "unknown"),
     ({"model": {"backbone": "timm:hf-hub:x/y"}}, "unknown to timm"),
@@ -113,7 +113,7 @@ WRONG = [
     ({"model": 5}, "model"),
     ({"spec": {"data": {"_target_": "os.system"}}}, "unknown key data._target_"),
     ({"signature": None}, "signature"),
-    ({"signature": {}}, "signature is wrong or not whole"),
+    ({"signature": {}}, "signature is wrong or incomplete"),
 ]
 
 

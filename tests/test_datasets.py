@@ -178,19 +178,19 @@ FLOATS = torch.zeros(3, 20, 30)
         (np.zeros((4, 20, 30, 3), np.uint8), r"train is a numpy.ndarray of uint8 and shape \[4, 20, 30, 3\]; allowed"),
         ({"a": 1}, "train is a dict; allowed"),
         ([], "train has no images"),
-        (Items([(photo(), 0)], transform=photo), "train has a transform; make the data set without one: .*augment="),
+        (Items([(photo(), 0)], transform=photo), "train has a transform; create the data set without it: .*augment="),
         (Subset(Items([(photo(), 0)], transform=photo), [0]), "train has a transform"),  # type: ignore[arg-type]
         (ConcatDataset([Items([(photo(), 0)], transforms=photo)]), "train has a transforms"),  # type: ignore[list-item]
         (Items([(photo(), 0), photo()]), r"item 1 of train is a PIL.Image.Image; allowed: \(image, label\)"),
         (Items([{"image": photo(), "label": 0}]), r"item 0 of train is a dict; allowed: \(image, label\)"),
         (Items([(photo(), 0, "a.jpg")]), r"item 0 of train is a tuple; allowed: \(image, label\)"),
-        (Items([(FLOATS, 0)]), r"item 0 of train has a torch.Tensor of torch.float32 and shape \[3, 20, 30\] for an "),
-        (Items([(FLOATS.byte().permute(1, 2, 0), 0)]), r"shape \[20, 30, 3\] for an image; allowed: a PIL image"),
-        (Items([(np.zeros((20, 30, 4), np.uint8), 0)]), r"shape \[20, 30, 4\] for an image"),
-        (Items([(np.zeros((0, 30, 3), np.uint8), 0)]), r"shape \[0, 30, 3\] for an image"),
-        (Items([("a.jpg", 0)]), "item 0 of train has a str for an image"),
-        (Items([(photo(), "cat")]), "item 0 of train has a str for a label; allowed: an integer from 0"),
-        (Items([(photo(), 0.0)]), "has a float for a label"),
+        (Items([(FLOATS, 0)]), r"item 0 of train has a torch.Tensor of torch.float32 and shape \[3, 20, 30\] as its "),
+        (Items([(FLOATS.byte().permute(1, 2, 0), 0)]), r"shape \[20, 30, 3\] as its image; allowed: a PIL image"),
+        (Items([(np.zeros((20, 30, 4), np.uint8), 0)]), r"shape \[20, 30, 4\] as its image"),
+        (Items([(np.zeros((0, 30, 3), np.uint8), 0)]), r"shape \[0, 30, 3\] as its image"),
+        (Items([("a.jpg", 0)]), "item 0 of train has a str as its image"),
+        (Items([(photo(), "cat")]), "item 0 of train has a str as its label; allowed: an integer from 0"),
+        (Items([(photo(), 0.0)]), "has a float as its label"),
         (Items([(photo(), 0), (photo(), -1)]), "item 1 of train has the label -1; allowed: 0 to 0, of 1 classes"),
         (Items([(photo(), 2)], classes=["a", "b"]), "item 0 of train has the label 2; allowed: 0 to 1, of 2 classes"),
         (Items([(photo(), 10**12)]), "item 0 of train has the label 1000000000000; allowed: 0 to 99999"),
@@ -205,7 +205,7 @@ def test_anything_else_is_refused_when_it_is_given(data: Any, said: str) -> None
 
 def test_train_and_val_have_the_same_classes(tmp_path: Path) -> None:
     named = Items([(photo(), 0), (photo(), 1)], classes=["a", "b"])
-    with pytest.raises(ConfigError, match=r"val: its classes are not those of train \(in another order\)"):
+    with pytest.raises(ConfigError, match=r"val: its classes differ from train's \(in another order\)"):
         MultiScaleDataModule(named, Items(named.items, classes=["b", "a"]))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="item 1 of val has the label 3; allowed: 0 to 1"):
         MultiScaleDataModule(Items(named.items), Items([(photo(), 0), (photo(), 3)]))  # type: ignore[arg-type]
@@ -229,7 +229,7 @@ def test_an_image_that_changes_its_size_is_an_error() -> None:
     items: list[Any] = [(photo(), 0), (photo(), 1)]
     source = DatasetSource(Items(items), name="train")
     items[1] = (photo(10, 10), 1)
-    with pytest.raises(DataError, match="train/1: 20 x 30 pixels at first, 10 x 10 now; a data set may not crop"):
+    with pytest.raises(DataError, match="train/1: 20 x 30 pixels at first, 10 x 10 now; data sets must not crop"):
         source.read(1)
 
 
@@ -295,7 +295,7 @@ HEAD = "path,label\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "t.csv: the file is empty; its first row names the columns, path and label"),
+        ("", "t.csv: the file is empty; its first row must name the columns path and label"),
         ("file,label\n", "no column 'path' among 'file', 'label'"),
         ("path;label\na;b\n", "no column 'path' among 'path;label'"),
         ("path,class\n", "no column 'label' among"),
@@ -303,20 +303,20 @@ HEAD = "path,label\n"
         ("path,label,Split\n", r"unknown column 'Split'; did you mean 'split'\?"),
         ("path,label,splt\n", r"unknown column 'splt'; did you mean 'split'\?"),
         (HEAD, "no rows"),
-        (HEAD + "images/ant/0.png,\n", "row 1: a row needs a path and a label"),
-        (HEAD + rows() + ",ant\n", "row 11: a row needs a path"),
-        (HEAD + "images/ant/0.png,a,b\n", "row 1 has 3 cells, and the header has 2; put quotes"),
-        (HEAD + "a\0b,ant\n", "t.csv: |row 1: it has a zero byte"),
+        (HEAD + "images/ant/0.png,\n", "row 1: each row needs a path and a label"),
+        (HEAD + rows() + ",ant\n", "row 11: each row needs a path"),
+        (HEAD + "images/ant/0.png,a,b\n", "row 1 has 3 cells, but the header has 2; put quotes"),
+        (HEAD + "a\0b,ant\n", "t.csv: |row 1: it contains a null byte"),
         (
             HEAD + rows() + "images/../images/ant/0.png,bee\n",
-            "row 11 has the path of row 1, images/.*; list each image",
+            "row 11 repeats the path of row 1, images/.*; list each image",
         ),
         ("path,label,split\n" + rows("train", "vla"), r"row 2 has the split 'vla'; did you mean 'val'\?"),
         ("path,label,split\n" + rows("train", ""), "row 2 has the split ''; allowed: test, train, val"),
         ("path,label,split\n" + rows("val"), "no row has the split 'train'"),
         (HEAD + rows() + "images/ant/gone.png,ant\n", "gone.png: No such file or directory; data.on_error=skip"),
         (HEAD + "images/ant/0.png,ant\n", "only one class, 'ant'; at least 2 labels are needed"),
-        ("path,label,split\n" + rows("train", "val") + "images/bee/9.png,cat,val\n", "training lacks .'cat'.; make"),
+        ("path,label,split\n" + rows("train", "val") + "images/bee/9.png,cat,val\n", "training lacks .'cat'.; use"),
         (HEAD + '"images', "data=table reads CSV in UTF-8"),
     ],
 )
@@ -346,7 +346,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert splits.train.classes == ("1", "2")
     assert np.bincount(splits.train.targets).tolist() == [4, 4]
     parquet.write_table(arrow.table(columns | {"label": [None] * 10}), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="row 1: a row needs a path and a label"):
+    with pytest.raises(DataError, match="row 1: each row needs a path and a label"):
         load_splits("table", tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_text("path,label")
     with pytest.raises(DataError, match="data=table reads Parquet"):
@@ -384,14 +384,17 @@ def test_folders_by_other_names(tmp_path: Path) -> None:
     [
         ({"train_dir": "lern"}, r"data\.train_dir=lern: no such folder, .*/lern; did you mean 'learn'\?"),
         ({"val_dir": "check"}, r"data\.train_dir=train: no such folder"),
-        ({"train_dir": "learn", "val_dir": "learn"}, r"data\.val_dir=learn: .* overlap; name two folders"),
+        ({"train_dir": "learn", "val_dir": "learn"}, r"data\.val_dir=learn: .* overlap; use two folders"),
         ({"train_dir": ".", "val_dir": "check"}, r"data\.val_dir=check: .* overlap"),
         ({"train_dir": "learn", "root": None}, r"data\.train_dir=learn needs data\.root"),
         ({"val_dir": "/x", "root": None}, r"data\.val_dir=/x needs data\.root, or data\.train_dir"),
         ({"name": "caltech101", "train_dir": "x"}, "data=caltech101 has no such key; use data=folder"),
         ({"name": "shapes", "root": None, "val_dir": "x"}, "data=shapes has no such key"),
-        ({"train_dir": "learn", "val_dir": "check", "val_fraction": 0.1}, "val_fraction=0.1 and data.val_dir exclude"),
-        ({"val_per_class": 1, "val_fraction": 0.1}, r"val_fraction=0.1 and data\.val_per_class exclude each other"),
+        (
+            {"train_dir": "learn", "val_dir": "check", "val_fraction": 0.1},
+            "val_fraction=0.1 and data.val_dir cannot",
+        ),
+        ({"val_per_class": 1, "val_fraction": 0.1}, r"val_fraction=0.1 and data\.val_per_class cannot be combined"),
         ({"name": "shapes", "root": None, "val_fraction": 0.1}, "data=shapes has validation images already; leave"),
         ({"val_fraction": 1.0}, r"data\.val_fraction: got 1\.0, it must be above 0 and below 1"),
         ({"val_fraction": 0.0}, r"data\.val_fraction: got 0\.0"),

@@ -62,9 +62,9 @@ def test_counts_of_parts_whose_classes_differ(tmp_path: Path) -> None:
     assert facts.parts == {"train": 6, "val": 4}
     assert facts.classes == {"bee": (4, 1), "ant": (2, None), "cat": (None, 3), "empty": (0, None)}
     assert facts.imbalance == 2.0, "a class without images is no smallest class"
-    assert [line for line in remarks(facts) if "training refuses" in line] == [
-        "train: no image of cat, empty; training refuses that",
-        "val: no image of ant, empty; training refuses that",
+    assert [line for line in remarks(facts) if "training would fail" in line] == [
+        "train: no images of cat, empty; training would fail",
+        "val: no images of ant, empty; training would fail",
     ]
     assert facts.costs == scale_costs(np.full((6, 2), (40, 50)), [16]), "an epoch is one of the training images"
 
@@ -113,7 +113,7 @@ def test_broken_files_are_named_and_not_counted(tmp_path: Path) -> None:
     truncated = cut(put(tmp_path / "bee" / "cut.jpg", 300, 400))
     (tmp_path / "bee" / "gone.png").symlink_to(tmp_path / "nowhere")
     header = {
-        tmp_path / "ant" / "text.jpg": "no image that Pillow can read",
+        tmp_path / "ant" / "text.jpg": "not an image that Pillow can read",
         tmp_path / "ant" / "zero.jpg": "an empty file",
         tmp_path / "bee" / "gone.png": "No such file or directory",
     }
@@ -147,8 +147,8 @@ def test_equal_files_by_where_they_lie(tmp_path: Path) -> None:
         (False, True, across_classes),
         (False, False, within),
     ]
-    assert "groups of equal files across parts: 2; scores on them are inflated" in remarks(facts)
-    assert "groups of equal files across classes: 2; at most one of their labels is right" in remarks(facts)
+    assert "groups of identical files across parts: 2; scores on them are inflated" in remarks(facts)
+    assert "groups of identical files across classes: 2; at most one label of each is right" in remarks(facts)
 
 
 def test_files_of_one_length_and_ending_are_not_equal(tmp_path: Path) -> None:
@@ -193,11 +193,17 @@ def test_wrong_inputs(tmp_path: Path) -> None:
     (tmp_path / "broken" / "c").mkdir(parents=True)
     (tmp_path / "broken" / "c" / "x.jpg").touch()
     put(tmp_path / "good" / "c" / "x.png")
-    for name, why in (("missing", "missing is not there; give train/"), ("loose/x.png", "x.png: .*data=table reads")):
+    for name, why in (("missing", "missing does not exist; give train/"), ("loose/x.png", "x.png: .*data=table reads")):
         with pytest.raises(DataError, match=why):
             examine(tmp_path / name, [16])
-    for name, why in {"empty": "0 broken.* 0 loose", "loose": "0 broken.* 1 loose", "broken": "1 broken file,"}.items():
-        with pytest.raises(DataError, match=rf"{name}: no image in a class folder \({why}.*; put images there"):
+    for name, why in {
+        "empty": "0 broken.* 0 images",
+        "loose": "0 broken.* 1 image",
+        "broken": "1 broken file,",
+    }.items():
+        with pytest.raises(
+            DataError, match=rf"{name}: no images in class folders \({why}.*; put images into one folder per class"
+        ):
             examine(tmp_path / name, [16])
     for scale in (0, -3):
         with pytest.raises(ConfigError, match=f"scale {scale}: .*give 1 or more"):
@@ -271,7 +277,7 @@ def test_the_page_asks_for_nothing_and_escapes_everything(tmp_path: Path) -> Non
     assert [line for line in outside if "http-equiv" not in line] == []
     assert "<script" not in page
     assert page.count("<svg") == 2
-    assert page.count("The same as a table") == 2
+    assert page.count("Show as a table") == 2
 
 
 def test_the_page_folds_long_lists(tmp_path: Path) -> None:
@@ -340,7 +346,7 @@ def test_a_broken_file_is_exit_status_3_after_all_was_said(
 
 def test_a_page_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
     for out in (tmp_path, tmp_path / "missing" / "page.html"):
-        with pytest.raises(ConfigError, match=r"--out .*give FILE\.html in a folder that exists"):
+        with pytest.raises(ConfigError, match=r"--out .*give FILE\.html in an existing folder"):
             run(str(tmp_path / "nowhere"), [16], out=str(out))
 
 

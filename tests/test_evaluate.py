@@ -123,7 +123,7 @@ def test_evaluations_say_what_they_are_of_and_replace_no_other(model, photos, tm
     said = evaluated()
     assert "val of shapes, last.ckpt of epoch 2" in said.out
     tensors = len(load_model(run_folder).state_dict())
-    assert said.err == f"model: {run_folder}/checkpoints/last.ckpt, epoch 2, all {tensors} tensors fit\n"
+    assert said.err == f"model: {run_folder}/checkpoints/last.ckpt, epoch 2, all {tensors} tensors loaded\n"
     own = (run_folder / "evaluation.json").read_bytes()
     said = evaluated("--data", photos, "--checkpoint", "best")
     assert f"{photos}, best.ckpt of epoch " in said.out
@@ -208,7 +208,7 @@ def test_a_graph_is_measured_as_its_checkpoint_is(exported, evaluate, tmp_path):
     for option in (["--recalibrate-bn"], ["--views", "multi"]):
         status, _, said = evaluate(graph, *photos, *option)
         assert (status, "is a graph" in said.err) == (2, True)
-    assert "does not say where its images are" in evaluate(graph)[2].err
+    assert "does not record its data set" in evaluate(graph)[2].err
 
 
 def test_a_report_of_single_trainings_is_that_of_the_latest(model, tmp_path, capsys):
@@ -222,9 +222,9 @@ def test_a_report_of_single_trainings_is_that_of_the_latest(model, tmp_path, cap
         said = capsys.readouterr()
         assert (end.value.code, said.err) == (0, "")
         assert sorted(str(path.relative_to(folder)) for path in folder.rglob("report.html")) == names
-        assert ("single trainings; this is the latest" in said.out) == (folder == runs)
+        assert ("separate runs; reporting the latest" in said.out) == (folder == runs)
         if folder == runs:
-            assert f"holds 2 single trainings; this is the latest, {runs}/2026-01-10_09-00-00" in said.out
+            assert f"has 2 separate runs; reporting the latest, {runs}/2026-01-10_09-00-00" in said.out
             (runs / "2026-01-10_09-00-00" / "report.html").unlink()
             runs.rename(tmp_path / "jobs")
             for number, job in enumerate(sorted((tmp_path / "jobs").iterdir())):
@@ -261,13 +261,13 @@ def test_wrong_inputs_are_one_line(model, photos, evaluate, tmp_path):
         ([tmp_path / "nowhere"], 2, "no model at"),
         ([unfinished], 2, "has no checkpoints/last.ckpt"),
         ([torn], 1, "damaged"),
-        ([foreign], 1, "no model of this package"),
-        ([model, "--scales", "64,x"], 2, "whole numbers and commas"),
-        ([model, "--scales", "0"], 2, "a scale is 8 to 8192 pixels"),
-        ([model, "--fuse", "-3"], 2, "a scale is 8 to 8192"),
+        ([foreign], 1, "not a model of this package"),
+        ([model, "--scales", "64,x"], 2, "comma-separated integers"),
+        ([model, "--scales", "0"], 2, "allowed: 8 to 8192 pixels"),
+        ([model, "--fuse", "-3"], 2, "allowed: 8 to 8192"),
         ([model, "--data", strange], 3, "the model has no class 'zebra'"),
         ([model, "--data", tmp_path / "nowhere"], 3, "no such file or folder"),
-        ([model, "--data", unfinished], 3, "no image in class folders"),
+        ([model, "--data", unfinished], 3, "no images in class folders"),
         ([model, "--data", photos, "--object-scale"], 2, "data=shapes only"),
         ([model, "--views", "some"], 2, "--views 'some' is unknown"),
         ([model, "--batch-size", "0"], 2, "--batch-size"),
@@ -290,7 +290,7 @@ def test_a_network_of_one_size_says_so(evaluate, tmp_path):
     for arguments, text in (
         (["--scales", "32,64"], "takes 32 only"),
         (["--fit", "keep"], "takes one square size"),
-        (["--views", "multi"], "views=multi"),
+        (["--views", "multi"], "--views multi"),
     ):
         status, _, said = evaluate(fixed, *arguments)
         assert status == 2

@@ -127,7 +127,7 @@ def test_damage_of_one_bit_is_noticed(tmp_path, caplog):
     assert last_whole(tmp_path) == tmp_path / "previous.ckpt"
     assert "last.ckpt is damaged" in caplog.text
     (tmp_path / "previous.ckpt").write_bytes(content)
-    with pytest.raises(SppclsError, match="no whole one is before it"):
+    with pytest.raises(SppclsError, match="there is no intact earlier one"):
         last_whole(tmp_path)
 
 
@@ -292,7 +292,7 @@ def test_a_disk_that_fills_up_while_saving_costs_the_last_save_only(tmp_path, mo
     monkeypatch.setattr(torch, "save", full)
     line = failed(tmp_path, capsys, wanted)
     assert line.startswith("error: ")
-    assert line.endswith(".ckpt cannot be written: No space left on device; the checkpoint before it is whole")
+    assert line.endswith(".ckpt cannot be written: No space left on device; the previous checkpoint is intact")
     monkeypatch.undo()
     assert read_checkpoint(tmp_path / "run")["epoch"] == 0
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
@@ -319,7 +319,7 @@ def test_a_run_folder_that_is_removed_ends_the_run(tmp_path, monkeypatch, capsys
     gone = tmp_path / "run"
     monkeypatch.setattr(Curves, "on_train_epoch_end", after(1, lambda: shutil.rmtree(gone)))
     line = failed(tmp_path, capsys, spec(tmp_path))
-    assert "the run folder was removed while it trained" in line
+    assert "the run folder was removed during training" in line
     assert not gone.exists()
 
 
@@ -425,7 +425,7 @@ def test_a_config_that_was_edited_is_refused(tmp_path, capsys):
     assert run(spec(tmp_path)) == 0
     capsys.readouterr()
     assert run(spec(tmp_path, seed=7, resume=str(tmp_path / "run"))) == 2
-    assert "error: seed may not change on resume (it is 0 in last.ckpt, 7 now)" in capsys.readouterr().err
+    assert "error: seed cannot change on resume (it is 0 in last.ckpt, 7 now)" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_as_it_began_may_be_started_again(tmp_path):

@@ -65,7 +65,7 @@ def test_what_a_file_is_called_commands_no_terminal(capsys):
 def test_a_lock_that_is_no_file_holds_nothing_and_is_not_written_to(tmp_path, make):
     make(tmp_path / ".lock")
     assert not is_held(tmp_path)
-    with pytest.raises(ConfigError, match=r"[.]lock is no regular file; remove it$"):
+    with pytest.raises(ConfigError, match=r"[.]lock is not a regular file; remove it$"):
         RunFolder(tmp_path)
     assert not (tmp_path / "nowhere").exists()
 

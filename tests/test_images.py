@@ -220,9 +220,9 @@ def png_bytes() -> bytes:
     ("name", "content", "why"),
     [
         ("empty.jpg", b"", "an empty file"),
-        ("text.png", b"hello, world", "no image that Pillow can read"),
-        ("page.jpg", b"<html><body>404</body></html>", "no image that Pillow can read"),
-        ("script.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image that Pillow can read"),
+        ("text.png", b"hello, world", "not an image that Pillow can read"),
+        ("page.jpg", b"<html><body>404</body></html>", "not an image that Pillow can read"),
+        ("script.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image that Pillow can read"),
         ("cut.jpg", jpeg_bytes()[:-300], "truncated"),
         ("cut.png", png_bytes()[:2000], "truncated"),
         ("head.png", png_bytes()[:20], "damaged image"),

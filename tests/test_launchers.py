@@ -54,7 +54,7 @@ def test_a_lost_job_does_not_lose_the_others(train, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(app, "run_job", dies)
     assert train(*command) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == "error: the worker died unexpectedly; the same command goes on"
+    assert error == "error: the worker died unexpectedly; rerun the same command to resume"
     assert [state_of(path) for path in (tmp_path / "s").glob("seed*")] == ["finished"]
     assert len((tmp_path / "s" / "summary.csv").read_text().splitlines()) == 2
     monkeypatch.setattr(app, "run_job", run_job)
@@ -100,7 +100,7 @@ def test_a_launcher_gives_the_summary_of_the_plain_sweep_though_a_job_is_killed(
     if ended.status == 1:
         said = [line for line in ended.err.splitlines() if line.startswith("error: ")]
         assert len(said) == 1
-        assert said[0].endswith("the same command goes on")
+        assert said[0].endswith("rerun the same command to resume")
         finished = {path: stamps(path) for path in tmp_path.glob("launched/seed*") if state_of(path) == "finished"}
         assert len(finished) == 1
         run_to_end(launched, tmp_path, RAY_USAGE_STATS_ENABLED="0")

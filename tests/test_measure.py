@@ -279,7 +279,7 @@ def test_a_page_of_an_unfinished_or_empty_run_says_so(tmp_path):
     page = write_run_page(tmp_path).read_text()
     assert "running" in page
     assert "has not finished" in page
-    assert "not ended" in page
+    assert "still in progress" in page
     assert "://" not in page.replace("http://www.w3.org/", "")  # nothing is fetched
     (tmp_path / "summary.json").write_text("{torn")
     assert "has not finished" in write_run_page(tmp_path).read_text()

@@ -89,7 +89,7 @@ def test_right_answers_are_shown_too(tmp_path):
     one = {"image": "a/r.jpg", "class": "<b>", "predicted": "<b>", "confidence": 0.99, "thumbnail": "BBBB"}
     edit(run / "mistakes.json", lambda values: values.update(right=[one]))
     page = Page(write_run_page(run).read_text())
-    assert "Most confident right answers" in page.text
+    assert "Most confident correct predictions" in page.text
     assert "<b> 99.0%" in " ".join(page.text.split())
     assert ("img", "src", "data:image/jpeg;base64,BBBB") in page.attributes
 

@@ -212,7 +212,7 @@ def test_the_sliding_rule_refuses_the_pairs_of_the_paper_and_no_other():
 
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1, 1, 3, 3), (2, 3, 0, 4), (2, 3, 4, 0), (0, 4, 4)])
 def test_refuses_a_map_of_no_use(shape):
-    says = "C, H and W must be at least 1" if 0 in shape else r"\[N, C, H, W\] or \[C, H, W\] is needed"
+    says = "C, H and W must be at least 1" if 0 in shape else r"expected \[N, C, H, W\] or \[C, H, W\]"
     with pytest.raises(ValueError, match=rf"shape {re.escape(str(shape))}; {says}"):
         pool2d(torch.zeros(shape), (2, 1))
     with pytest.raises(TypeError, match=r"got torch.int64, shape \(1, 4, 4\)"):

@@ -212,7 +212,7 @@ def test_onnx_needs_onnxruntime_pillow_and_numpy_alone(folder, tmp_path):
     for name in ("a-export/model.safetensors", "a-export/model.pt2", "a.ckpt"):
         command[1] = str(folder / name)
         done = run_to_end([sys.executable, "-c", BLOCKED, own, *command], tmp_path, 2, PYTHONPATH=package)
-        assert done.err == f"error: {command[1]}: this format needs torch, which is not installed; use an .onnx file\n"
+        assert done.err == f"error: {command[1]}: this format needs torch; install torch or use an .onnx file\n"
 
 
 def boxes_file(tmp_path, rows, name="boxes.json"):
@@ -275,7 +275,7 @@ def test_boxes_of_csv_with_and_without_a_heading_and_none_at_all(folder, capsys,
         ([[0, 0, 10]], "not four numbers"),
         ([5], "not four numbers"),
         ([[math.nan, 0, 10, 10]], "box 0 is nan"),
-        ({"a": 1}, "holds dict, not a list"),
+        ({"a": 1}, "it contains dict, not a list"),
         ([[0, 0, 10**400, 5]], "not four numbers"),
     ],
 )
@@ -341,7 +341,7 @@ def test_boxes_of_many_images_and_drawings_of_each(folder, capsys, tmp_path):
     assert (none, two) == ([], one)
     assert {path.name for path in out.iterdir()} == {"0.jpg.png", "6.png.png"}
     status, _, error = run(capsys, folder / "a.ckpt", images[0], "--boxes", table)
-    assert (status, error.count("\n"), "is none of the images" in error) == (3, 1, True)
+    assert (status, error.count("\n"), "is not one of the images" in error) == (3, 1, True)
 
 
 def test_the_label_of_a_whole_image_is_drawn(folder, capsys, tmp_path):
@@ -369,22 +369,22 @@ def test_labels_lie_inside_and_do_not_cover_one_another(wanted):
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["a.ckpt", "images", "--boxes", "x.json"], 2, "is of one image, got 7; add a heading path,x1,y1,x2,y2"),
-        (["a.ckpt", "images", "--draw", "x.png"], 2, "7 images need a folder"),
+        (["a.ckpt", "images", "--boxes", "x.json"], 2, "has no path column for 7 images; add path,x1,y1,x2,y2"),
+        (["a.ckpt", "images", "--draw", "x.png"], 2, "7 images need an output folder"),
         (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "none/x.png"], 2, "--draw none/x.png"),
         (["a.ckpt", "images/0.jpg", "--boxes", "none.json"], 3, "--boxes none.json: No such file"),
         (["a.ckpt", "images/0.jpg", "--boxes", "a.ckpt"], 3, "--boxes a.ckpt"),
         (["a-export/model.onnx", "images/0.jpg", "--grid", "4"], 2, "or an ONNX file made with --regions"),
-        (["a.ckpt", "no*such"], 3, "no image in no*such"),
-        (["a.ckpt", ""], 2, "an image is named ''"),
-        (["a.ckpt", "images", "--scales", "64"], 2, "--scales are of regions"),
-        (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "images/0.jpg"], 2, "name another file than the image"),
+        (["a.ckpt", "no*such"], 3, "no images in no*such"),
+        (["a.ckpt", ""], 2, "got '' as an image"),
+        (["a.ckpt", "images", "--scales", "64"], 2, "--scales applies to regions only"),
+        (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "images/0.jpg"], 2, "name a file other than the image"),
         (["a.ckpt", "images/0.jpg", "--grid", "4", "--draw", "x.txt"], 2, "ends in .png"),
-        (["a.ckpt", "images/0.jpg", "--grid", "100000"], 2, "64 at most"),
-        (["a.ckpt", "images/0.jpg", "--scale", "1000000"], 2, "8192 at most"),
+        (["a.ckpt", "images/0.jpg", "--grid", "100000"], 2, "at most 64"),
+        (["a.ckpt", "images/0.jpg", "--scale", "1000000"], 2, "at most 8192"),
         (["none", "images"], 2, "no model at none"),
         (["images", "images"], 2, "images has no checkpoints/last.ckpt"),
-        (["images/0.jpg", "images"], 1, "images/0.jpg is not a checkpoint, or a damaged one"),
+        (["images/0.jpg", "images"], 1, "images/0.jpg is not a checkpoint or is damaged"),
         (["a.ckpt", "images", "--scale", "0"], 2, "at least 8"),
         (["a.ckpt", "images", "--scale", "9", "--fuse", "8,9"], 2, "not allowed with"),
         (["a.ckpt", "images", "--json", "--csv"], 2, "not allowed with"),

@@ -52,9 +52,9 @@ def test_the_8_bit_file_answers_nearly_as_the_original(graph, photos, capsys):
     ("arguments", "said"),
     [
         (("none.onnx",), "none.onnx is not an ONNX file; write one with sppcls export"),
-        (("{graph}", "--out", "{graph}"), "is there already; remove it, or name another"),
-        (("{graph}", "--out", "small.pt"), "a file that ends in .onnx is needed"),
-        (("{graph}", "--images", "0"), "a whole number of at least 1"),
+        (("{graph}", "--out", "{graph}"), "already exists; remove it, or name another"),
+        (("{graph}", "--out", "small.pt"), "the name must end in .onnx"),
+        (("{graph}", "--images", "0"), "an integer of at least 1"),
     ],
 )
 def test_wrong_arguments_are_one_line(graph, photos, capsys, arguments, said):

@@ -93,7 +93,7 @@ def test_a_rank_that_fails_after_its_work_is_done_ends_no_run(tmp_path):
         "import atexit, os\nif os.environ.get('RANK') == '1':\n    atexit.register(os.abort)\n"
     )
     found = run_to_end(command("run_dir=run", "trainer.devices=2"), tmp_path, PYTHONPATH=str(tmp_path))
-    assert "rank 1 was killed (SIGABRT) after its work was done; the run is complete" in found.out
+    assert "rank 1 was killed (SIGABRT) after finishing its work; the run is complete" in found.out
     assert state(tmp_path / "run")["state"] == "finished"
 
 
@@ -262,12 +262,12 @@ def test_torchrun_is_for_one_run(train, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sppcls.app.leave", lambda status, **_: sys.exit(status))  # a rank ends its whole process
     assert train("-m", "seed=0,1") == 2
-    assert "a sweep starts its jobs' ranks itself" in capsys.readouterr().err
+    assert "a sweep starts its own processes" in capsys.readouterr().err
 
 
 def test_nodes_need_somebody_who_starts_them(train, capsys):
     assert train(*SMALL, "trainer.num_nodes=2", "run_dir=r") == 2
-    assert "torchrun or srun has to start" in capsys.readouterr().err
+    assert "with torchrun or srun" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("devices", "count"), [(1, 1), (2, 2), ("2", 2), ("0,1", 2), ("0,", 1), ("auto", 1), ("x", 1)])

@@ -48,7 +48,7 @@ def test_batches_to_try_are_those_of_the_first_epochs(data):
 
 def test_batches_without_a_loss_are_said():
     batches = [{"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "targets": torch.tensor([-1, -1])}]
-    with pytest.raises(ConfigError, match="grew at the lowest rates"):
+    with pytest.raises(ConfigError, match="grew at the lowest learning rates"):
         find_rate(network(), OptimSpec(), batches)
 
 
@@ -65,4 +65,4 @@ def test_a_run_finds_its_rate_once(train, capsys, tmp_path):
 
 def test_several_ranks_do_not_each_find_their_own(train, capsys):
     assert train(*SMALL, "optim.lr=auto", "trainer.devices=2") == 2
-    assert "name the rate" in capsys.readouterr().err
+    assert "set optim.lr" in capsys.readouterr().err

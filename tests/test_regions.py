@@ -180,9 +180,12 @@ def test_nan_and_infinity_pass_and_the_map_stays_as_it_was():
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [
-        ([torch.ones(1, 4)], r"boxes: got 1 tensors for features \[2, 3, 4, 5\]; one an image"),
+        ([torch.ones(1, 4)], r"boxes: got 1 tensors for features \[2, 3, 4, 5\]; expected one per image"),
         ([torch.empty(0, 4)] * 3, "boxes: got 3 tensors"),
-        ([torch.empty(0, 4), torch.empty(0)], r"boxes: image 1 has shape \[0\]; \[K, 4\] is needed, also with K=0"),
+        (
+            [torch.empty(0, 4), torch.empty(0)],
+            r"boxes: image 1 has shape \[0\]; expected [K, 4], also with K=0",
+        ),
         ([torch.ones(2, 5), torch.empty(0, 4)], r"boxes: image 0 has shape \[2, 5\]"),
         ([torch.ones(4), torch.empty(0, 4)], r"boxes: image 0 has shape \[4\]"),
     ],

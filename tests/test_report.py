@@ -340,7 +340,7 @@ def test_without_answers_to_the_same_images_at_every_seed_nothing_stands(tmp_pat
     Answers.empty([64], np.zeros(IMAGES, np.int64), ["others"] * IMAGES).save(tmp_path / "other-1")
     assert studied(tmp_path).comparisons["other"]["acc1"].p is None
     write_sweep_report(tmp_path)
-    assert "none over images where not every seed has answers" in (tmp_path / "summary.md").read_text()
+    assert "not over images unless every seed has predictions" in (tmp_path / "summary.md").read_text()
 
 
 def test_seeds_with_other_images_are_compared_by_their_values(tmp_path):
@@ -364,12 +364,12 @@ def test_p_is_shown_from_three_seeds_on_and_below_the_report_says_why(tmp_path, 
     assert none == [seeds < 3] * 4
     texts = ["\n".join(line for line in shown if isinstance(line, str)), (tmp_path / "summary.md").read_text()]
     texts.append((tmp_path / "report.html").read_text())
-    why = f"{seeds} seed{'s'[: seeds - 1]} in common: no p below 3"
+    why = f"{seeds} seed{'s'[: seeds - 1]} in common, 3 are needed"
     assert [why in text for text in texts] == [seeds < 3] * 3
     row = next(line for line in texts[1].splitlines() if line.startswith("| other | top-1 at 64"))
     dashes = [cell.strip() == "-" for cell in row.split("|")[5:-1]]
     assert dashes == [seeds < 3] * 4
-    assert ["Below 3 seeds there is no interval." in text for text in texts] == [seeds < 3] * 3
+    assert ["With fewer than 3 seeds there is no interval." in text for text in texts] == [seeds < 3] * 3
     said = next(line for line in texts[1].splitlines() if line.startswith("| base (baseline)"))
     assert ("±" in said) == (seeds >= 3)
 
@@ -387,7 +387,7 @@ def test_why_there_is_no_p_is_said_once(pair):
     write_run(pair / "third-0", seed=0, variant="third")
     write_run(pair / "third-1", seed=1, variant="third")
     write_sweep_report(pair)
-    assert (pair / "report.html").read_text().count("2 seeds in common: no p below 3") == 1
+    assert (pair / "report.html").read_text().count("2 seeds in common, 3 are needed") == 1
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -571,7 +571,7 @@ def test_a_baseline_is_the_first_the_named_or_the_given(tmp_path):
     two = variants(some(tmp_path / "c", {"variant": "x", "baseline": "x"}, {"variant": "y", "baseline": "y"}))
     assert chosen_baseline(two, ["y"]) == "y"
     for by_variant, asked, said in (
-        (plain, ["zz"], "baseline 'zz' is no variant here; allowed: x, y"),
+        (plain, ["zz"], "baseline 'zz' is not a variant here; allowed: x, y"),
         (plain, ["x", "y"], "two baselines, 'x' and 'y'; name one with sweep.baseline= or, in a report, --baseline"),
         (two, [], "two baselines, 'x' and 'y'; name one with sweep.baseline= or, in a report, --baseline"),
     ):
@@ -745,7 +745,7 @@ def test_a_run_with_a_damaged_file_has_a_page_or_is_one_line(pair, name, content
         assert "\n" not in error
         return
     assert status == 0
-    assert "How it was made" in (run / "report.html").read_text()
+    assert "Environment" in (run / "report.html").read_text()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -930,9 +930,10 @@ def test_names_and_errors_are_text(pages):
 def test_the_page_of_a_sweep_has_its_parts(pages):
     text = Page(pages["sweep"]).text
     for said in (
-        "10 of 13 runs finished", "Some are still running: this page shows what there is so far.", "slow: running",
-        "Accuracy by test scale", "dotted: scales that are trained at", "at equal compute",
-        "Against base, paired by seed", "Generalization gap", "Cost against accuracy", "padding", "aspect changed by",
+        "10 of 13 runs finished", "Some are still running: this page shows the results so far.", "slow: running",
+        "Accuracy by test scale", "dotted: training scales", "at equal compute",
+        "Compared with base, paired by seed", "Generalization gap", "Cost against accuracy", "padding",
+        "aspect changed by",
         "Confusion of base", "Most confident mistakes of base, seed 0", "boom failed", "python 3.11.7", "cores: 2",
         FOUND_ELSEWHERE["command"], "schedule.kind",
     ):  # fmt: skip
@@ -961,7 +962,7 @@ def test_numbers_of_the_page_are_those_of_summary_json(sweep_folder, pages):
     assert f"{one['low'] * 100:+.1f} to {one['high'] * 100:+.1f}" in text
     ps = {name: test["p"] for name, test in found["comparisons"][VARIANT].items() if test["p"]}
     assert one["p_holm"] == pytest.approx(by_holm(ps)["acc1"])
-    assert "A difference stands where it is at most 0.05" in text
+    assert "a difference is significant if that is <= 0.05" in text
 
 
 @pytest.mark.parametrize("names", [[f"variant-number-{n}" for n in range(48)], [f"{'long ' * 22}{n}" for n in (1, 2)]])
@@ -996,7 +997,7 @@ def test_a_baseline_that_is_a_list_is_shown_as_it_is(tmp_path, capsys):
     for number, classes in enumerate((["cat", "dog"], ["cat", "owl"])):
         write_run(tmp_path / f"run-{number}", data={"classes": classes})
     show(*write_sweep_report(tmp_path))
-    assert "Against data.classes=[cat,dog], paired by seed" in capsys.readouterr().out
+    assert "Compared with data.classes=[cat,dog], paired by seed" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -1122,13 +1123,13 @@ def test_wrong_folders_and_baselines_are_one_line(tmp_path, command):
     (tmp_path / "foreign" / "src").mkdir(parents=True)
     (tmp_path / "foreign" / "config.yaml").write_text("name: theirs\n")
     for arguments, words in (
-        (["empty"], "empty holds no run: neither it nor a folder in it has config.yaml and status.json"),
-        (["foreign"], "foreign holds no run"),
-        (["file"], "file; name a run or a sweep"),
-        (["nowhere"], "no folder"),
-        (["s/base-0", "--baseline", "base"], "base-0 is one run; leave it out"),
+        (["empty"], "empty has no runs: neither it nor a folder in it has config.yaml and status.json"),
+        (["foreign"], "foreign has no runs"),
+        (["file"], "file is not a folder; name a run or a sweep"),
+        (["nowhere"], "nowhere does not exist"),
+        (["s/base-0", "--baseline", "base"], "base-0 is a single run; leave it out"),
         (["s", "--baseline", "base", "--baseline", "other"], "two baselines, 'base' and 'other'"),
-        (["s", "--baseline", "othr"], "baseline 'othr' is no variant here; did you mean 'other'?"),
+        (["s", "--baseline", "othr"], "baseline 'othr' is not a variant here; did you mean 'other'?"),
         (["two"], "two baselines, 'a' and 'b'; name one with sweep.baseline= or, in a report, --baseline"),
         ([], "required: DIR"),
     ):
@@ -1144,7 +1145,7 @@ def test_the_command_writes_and_shows_a_sweep_and_a_run(tmp_path, command):
     folder = two_by_two(tmp_path / "s")
     status, out, err = command(folder, "--baseline", "other")
     assert (status, err) == (0, "")
-    for words in ("Against other, paired by seed", "-5.0", "2 seeds in common: no p below 3", "report: "):
+    for words in ("Compared with other, paired by seed", "-5.0", "2 seeds in common, 3 are needed", "report: "):
         assert words in out, out
     before = (folder / "base-0" / "summary.json").read_bytes()
     status, out, err = command(folder / "base-0")

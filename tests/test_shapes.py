@@ -125,8 +125,8 @@ def _linear_accuracy(features: torch.Tensor, targets: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vall", 60), "no split 'vall'; did you mean 'val'"),
-        (("val", 11), "got 11 val images, allowed: 12"),
+        (("vall", 60), "unknown split 'vall'; did you mean 'val'"),
+        (("val", 11), "got 11 val images, allowed: at least 12"),
         (("val", 60, -1), "got seed -1, allowed: 0 or more"),
     ],
 )
@@ -152,7 +152,7 @@ def test_tiny_every_weight_learns() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((1.0, "batsh"), "no norm 'batsh'; did you mean 'batch'"), ((0.0,), "got width 0.0, allowed")],
+    [((1.0, "batsh"), "unknown norm 'batsh'; did you mean 'batch'"), ((0.0,), "got width 0.0, allowed")],
 )
 def test_tiny_refuses(arguments: tuple[float, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

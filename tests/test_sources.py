@@ -176,7 +176,7 @@ def test_unreadable_files_fail_by_name_or_are_skipped(tmp_path: Path) -> None:
     assert [(Path(path).name, reason) for path, reason in skipped] == [
         ("empty.jpg", "an empty file"),
         ("gone.png", "No such file or directory"),
-        ("text.png", "no image that Pillow can read"),
+        ("text.png", "not an image that Pillow can read"),
     ]
     with pytest.raises(ConfigError, match=r"data\.on_error: got 'skipp'; did you mean 'skip'\?"):
         scan(paths, "skipp")
@@ -320,18 +320,18 @@ def test_train_alone_is_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        (("train", "vall"), r"vall holds images beside train/, and no part has that name; did you mean 'val'\?"),
-        (("train", "vla"), r"vla holds images beside .*; did you mean 'val'\?"),
-        (("train", "Validation"), r"Validation holds images beside .*; did you mean 'validation'\?"),
-        (("train", "tset"), r"tset holds images beside .*; did you mean 'test'\?"),
+        (("train", "vall"), r"vall has images next to train/, but is not a known part; did you mean 'val'\?"),
+        (("train", "vla"), r"vla has images next to .*; did you mean 'val'\?"),
+        (("train", "Validation"), r"Validation has images next to .*; did you mean 'validation'\?"),
+        (("train", "tset"), r"tset has images next to .*; did you mean 'test'\?"),
         (
             ("train", "holdout"),
-            r"holdout holds .*; allowed: test, val, valid, validation \(data\.val_dir=holdout validates on it, data",
+            r"holdout has .*; allowed: test, val, valid, validation \(data\.val_dir=holdout validates on it, data",
         ),
-        (("trian", "val"), r"data: val/ and trian/ hold folders of the same names, .* there is no train/; name"),
-        (("Train", "Val"), r"Train/ and Val/ hold folders of the same names"),
-        (("training", "testing"), r"hold folders of the same names"),
-        (("val", "test"), r"hold folders of the same names"),
+        (("trian", "val"), r"data: val/ and trian/ have the same class folders, but there is no train/; rename"),
+        (("Train", "Val"), r"Train/ and Val/ have the same class folders"),
+        (("training", "testing"), r"have the same class folders"),
+        (("val", "test"), r"have the same class folders"),
     ],
 )
 def test_a_mistyped_part_is_no_class(tmp_path: Path, parts: tuple[str, ...], said: str) -> None:
@@ -347,7 +347,7 @@ def test_only_the_images_beside_train_make_a_part(tmp_path: Path) -> None:
     put_image(tmp_path / "data" / "test" / "1.png")  # of a competition, without labels
     assert np.bincount(load_splits("folder", tmp_path / "data").val.targets).tolist() == [1, 1]
     put_image(tmp_path / "data" / "unlabelled" / "1.png")
-    with pytest.raises(DataError, match="unlabelled holds images beside train/"):
+    with pytest.raises(DataError, match="unlabelled has images next to train/"):
         load_splits("folder", tmp_path / "data")
 
 
@@ -445,12 +445,12 @@ def empty_val_class(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (nothing, {}, "data: no class folders; at least 2 folders of images, one a class, are needed"),
+        (nothing, {}, "data: no class folders; at least 2 class folders with images are needed"),
         (loose_files, {}, "no class folders"),
         (file_for_a_folder, {}, "is a file; a table of paths and labels is data=table"),
         (lambda root: put_classes(root, {"a": 3}), {}, "only one class, 'a'"),
         (lambda root: put_classes(root, {"a": 3, "b": 0}), {}, "class 'b' has no images"),
-        (unreadable_class, {"on_error": "skip"}, "no readable image in class b"),
+        (unreadable_class, {"on_error": "skip"}, "no readable images in class b"),
         (other_classes, {}, r"validation classes differ from training: validation lacks \['c'\]"),
         (more_classes, {}, r"validation classes differ from training: training lacks \['z'\]"),
         (empty_val_class, {}, "validation class 'b' has no images"),
@@ -462,12 +462,12 @@ def empty_val_class(root: Path) -> None:
         (
             lambda root: put_classes(root, {"a": 9, "b": 5}),
             {"train_per_class": 5, "val_per_class": 2},
-            r"class 'b' has 5 images: data\.train_per_class=5 leaves none for validation; it can be at most 4",
+            r"class 'b' has 5 images: data\.train_per_class=5 leaves none for validation; allowed: at most 4",
         ),
         (
             lambda root: put_classes(root, {"a": 9, "b": 5}),
             {"val_per_class": 7},
-            r"class 'b' has 5 images: data\.val_per_class=7 leaves none for training; it can be at most 4",
+            r"class 'b' has 5 images: data\.val_per_class=7 leaves none for training; allowed: at most 4",
         ),
     ],
 )
@@ -482,7 +482,7 @@ def test_bad_folders_are_one_line(
 
 
 def test_root_must_be_given_and_exist(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data=folder needs data\.root: the folder that holds train/ and val/"):
+    with pytest.raises(DataError, match=r"data=folder needs data\.root: the folder with train/ and val/"):
         load_splits("folder")
     with pytest.raises(DataError, match=r"data\.root=.*gone: no such folder"):
         load_splits("folder", tmp_path / "gone")
@@ -491,7 +491,7 @@ def test_root_must_be_given_and_exist(tmp_path: Path) -> None:
 def test_bad_names_and_counts() -> None:
     with pytest.raises(ConfigError, match=r"data: no data set 'folderr'; did you mean 'folder'\?"):
         load_splits("folderr")
-    with pytest.raises(ConfigError, match=r"data\.val_per_class: got 0, it must be 1 or more"):
+    with pytest.raises(ConfigError, match=r"data\.val_per_class: got 0, allowed: 1 or more"):
         load_splits("shapes", val_per_class=0)
 
 
@@ -521,7 +521,7 @@ def test_caltech101_is_found_from_any_of_its_folders(tmp_path: Path, root: str) 
 @pytest.mark.parametrize("name", ["caltech101", "cifar10", "flowers102", "food101", "oxford_iiit_pet"])
 def test_missing_sets_say_what_to_put_where(tmp_path: Path, name: str) -> None:
     with pytest.raises(
-        DataError, match=rf"data={name}: cannot be used from .*; put .*/.* there, or set data\.download"
+        DataError, match=rf"data={name}: cannot be loaded from .*; put .*/.* there, or set data\.download"
     ):
         load_splits(name, tmp_path)
 
@@ -534,7 +534,7 @@ def test_a_network_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(datasets, "CIFAR10", refuse)
     with pytest.raises(
-        DataError, match=r"data=cifar10: cannot be used from .*name resolution>\); put cifar-10"
+        DataError, match=r"data=cifar10: cannot be loaded from .*name resolution>\); put cifar-10"
     ) as caught:
         load_splits("cifar10", tmp_path / "new", download=True)
     assert "\n" not in str(caught.value)

@@ -11,14 +11,14 @@ from sppcls.spec import Spec, keys, parse
     [
         ({"data": {"batch_sise": 3}}, "unknown key data.batch_sise; did you mean 'data.batch_size'?"),
         ({"model": {"levels": [4, 0]}}, "model.levels: got 0, input should be greater than or equal to 1"),
-        ({"model": {"levels": []}}, "model.levels=[]: at least 1 value needed"),
+        ({"model": {"levels": []}}, "model.levels=[]: expected at least 1 value"),
         ({"schedule": {"kind": "sinlge"}}, "schedule.kind=sinlge is unknown; did you mean 'single'?"),
         (
             {"schedule": {"kind": "progressive", "scales": [64]}},
             "progressive takes two scales or more, got [64]",
         ),
         ({"schedule": {"kind": "single", "scales": [4]}}, "schedule.scales: got 4, input should be greater"),
-        ({"schedule": {"every": "batch"}}, "every: batch goes with schedule=random, got alternate"),
+        ({"schedule": {"every": "batch"}}, "every=batch needs schedule=random, got alternate"),
         ({"trainer": {"max_epochs": "many"}}, "trainer.max_epochs='many': input should be a valid integer"),
         ({"model": {"pool": "fixed"}}, "model.pool=fixed takes one square size, got data.fit=keep"),
         ({"data": {"batch_size": 1}}, "data.batch_size=1: input should be greater than or equal to 2"),

@@ -172,7 +172,7 @@ def test_equal_differences_have_no_p(n):
     assert got.difference == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("n", "note"), [(1, "1 seed in common: no p below 3"), (2, "2 seeds in common: no p below 3")])
+@pytest.mark.parametrize(("n", "note"), [(1, "1 seed in common, 3 are needed"), (2, "2 seeds in common, 3 are needed")])
 @pytest.mark.parametrize("gain", [0, 10])
 def test_below_three_seeds_there_is_a_difference_and_a_note(n, note, gain):
     pairs = [(700 + gain, 700)] * n

@@ -169,7 +169,7 @@ STRANGE = {
     "strings": (lambda model: model.graph.initializer.add(string_data=[b"x"]), "field 6 of TensorProto"),
     "text": (lambda model: setattr(model, "doc_string", "x" * (5 << 20)), "more than 4 MB besides weights"),
     "many": (lambda model: model.graph.node.extend([helper.make_node("Relu", [""], [""])] * 10**5), "more than 4 MB"),
-    "foreign": (lambda model: model.ClearField("metadata_props"), "does not say how to use it"),
+    "foreign": (lambda model: model.ClearField("metadata_props"), "has no usage metadata"),
     "no JSON": (lambda model: setattr(_described(model), "value", "{"), "JSONDecodeError"),
     "list": (lambda model: setattr(_described(model), "value", "[]"), "damaged"),
     "deep JSON": (lambda model: setattr(_described(model), "value", "[" * 10**6), "RecursionError"),

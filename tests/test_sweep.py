@@ -62,7 +62,7 @@ def test_a_sweep_in_two_parts_is_the_sweep_in_one(train, tmp_path, monkeypatch, 
     assert train(*command, "sweep_dir=parts", "sweep.dry_run=true") == 0
     assert "2 of 4 done" in capsys.readouterr().out
     assert train(*command, "sweep_dir=parts") == 0
-    assert "2 of them done already" in capsys.readouterr().out
+    assert "2 already done" in capsys.readouterr().out
     assert {job: stamps(job) for job in jobs[:2]} == before
     assert (tmp_path / "parts" / "summary.csv").read_text() == whole
 
@@ -85,7 +85,7 @@ def test_a_failing_job_stops_no_other_and_does_not_hide(train, tmp_path, capsys)
     states = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("t/*/status.json")}
     assert sorted(status["state"] for status in states.values()) == ["failed", "finished"]
     out = capsys.readouterr().out
-    assert "failed: model.backbone is 'resnet81', which is unknown; did you mean 'resnet18'?" in out
+    assert "failed: model.backbone='resnet81' is unknown; did you mean 'resnet18'?" in out
     assert "resnet81" in (tmp_path / "t" / "report.html").read_text()
     finished = next(path.parent for path in tmp_path.glob("t/*/status.json") if state_of(path.parent) == "finished")
     before = stamps(finished)
@@ -108,7 +108,7 @@ def test_the_same_command_means_the_same_folder_and_order_does_not_matter(train,
     [
         (["-m", "seed="], "seed"),
         (["-m", "seed=range(0,0)"], "the sweep has no job"),
-        (["-m", "seed=0,1", "sweep.baseline=nothing"], "baseline 'nothing': the runs differ in their seed alone"),
+        (["-m", "seed=0,1", "sweep.baseline=nothing"], "baseline 'nothing': the runs differ only in their seed"),
         (["-m", "model.levels=[1],[2]", "sweep.baseline='model.levels=[1]','model.levels=[2]'"], "two baselines"),
         (["-m", "model.levels=[1],[0]"], "model.levels: got 0, input should be greater"),
         (["-m", "seed=0,1", "resume=somewhere"], "rerun a sweep's command to resume it"),
@@ -119,7 +119,7 @@ def test_the_same_command_means_the_same_folder_and_order_does_not_matter(train,
         ),
         (
             ["experiment=ablate_fit", "sweep.baseline=keep"],
-            "baseline 'keep' is no variant here; did you mean 'spp-keep'?",
+            "baseline 'keep' is not a variant here; did you mean 'spp-keep'?",
         ),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_or_summary_is_made_again(train, tmp_path, capsys):
     capsys.readouterr()
     assert [state_of(first), state_of(second)] == ["interrupted", "interrupted"]
     assert train(*command) == 0
-    assert "starts anew" in capsys.readouterr().out
+    assert "starting over" in capsys.readouterr().out
     assert (tmp_path / "s" / "summary.csv").read_text() == whole
 
 

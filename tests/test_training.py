@@ -198,7 +198,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "photo.jpg").write_text("mine")
     assert run(spec(tmp_path)) == 2
-    assert "other things in it" in capsys.readouterr().err
+    assert "other files" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["photo.jpg"]
 
 
@@ -355,7 +355,7 @@ def test_a_checkpoint_that_is_not_ours_is_refused(tmp_path):
     torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    for name, said in (("evil", "refused"), ("text", "damaged|refused"), ("foreign", "no model of this")):
+    for name, said in (("evil", "refused"), ("text", "damaged|refused"), ("foreign", "not a model of this")):
         with pytest.raises(SppclsError, match=said):
             load_model(tmp_path / f"{name}.ckpt")
     with pytest.raises(ConfigError, match="no model at"):
@@ -562,7 +562,7 @@ def test_a_run_stops_where_validation_has_not_become_better_for_long_enough(tmp_
 def test_levels_and_scales_far_from_what_is_trained_are_warned_of(tmp_path):
     assert run(spec(tmp_path, model={"levels": [64, 1]}, metrics={"test_scales": [24, 200]})) == 0
     said = (tmp_path / "run" / "train.log").read_text()
-    assert "64 bins a side of a map that has" in said
+    assert "64 bins per side, but the map has" in said
     assert "scale 200 is more than 4 times the largest trained" in said
 
 

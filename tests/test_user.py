@@ -120,7 +120,7 @@ def test_groups_from_python_are_named(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     for given, said in (("data", "data.name"), ("model", "model.backbone")):
-        with pytest.raises(ConfigError, match=f"{given}='table': {given} is a group of values; write {said}='table'"):
+        with pytest.raises(ConfigError, match=f"{given}='table': {given} is a group of settings; write {said}='table'"):
             sppcls.train({given: "table", f"{given}.root": "x"})
     (tmp_path / "t.csv").write_text("path,label\n")
     with pytest.raises(sppcls.errors.SppclsError, match=r"t\.csv: no rows"):
@@ -130,13 +130,13 @@ def test_groups_from_python_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("data.root=emoji 🏯.csv", "needs quotes of its own: 'key=\"value\"'"),
-        ("seed=0,1", "seed=0,1: add -m for a job a value, or write seed=[0,1] for a list"),
+        ("data.root=emoji 🏯.csv", "needs its own quotes: 'key=\"value\"'"),
+        ("seed=0,1", "seed=0,1: add -m to run one job per value, or write seed=[0,1] for a list"),
         (
             "optim.lr=fast",
             "optim.lr='fast': input should be a valid number, unable to parse string as a number, or 'auto'",
         ),
-        ("schedule.scales=abc", "schedule.scales='abc': a list is needed\n"),
+        ("schedule.scales=abc", "schedule.scales='abc': expected a list\n"),
     ],
 )
 def test_what_is_not_understood_is_said_in_words_of_ours(train, capsys, override, said):
@@ -148,7 +148,7 @@ def test_a_resume_of_a_run_that_saved_nothing_says_how_to_begin_again(train, cap
     assert train("data=folder", "data.root=nowhere", "run_dir=run") == 3
     capsys.readouterr()
     assert train("resume=run") == 2
-    assert "has saved nothing yet; repeat the command that began it, with run_dir=run" in capsys.readouterr().err
+    assert "has no checkpoint yet; rerun the command that started it, with run_dir=run" in capsys.readouterr().err
 
 
 def test_the_data_are_told_before_torch_is_imported(tmp_path):
@@ -178,7 +178,7 @@ def test_a_resume_behind_its_own_epoch_is_refused(train, capsys):
     assert train(*SMALL, "trainer.max_epochs=3", "run_dir=run") == 0
     assert train("resume=run", "trainer.max_epochs=1") == 2
     assert (
-        "trainer.max_epochs=1: run/checkpoints/last.ckpt is of epoch 3; name at least that many"
+        "trainer.max_epochs=1: run/checkpoints/last.ckpt is of epoch 3; set at least that many"
         in capsys.readouterr().err
     )
 

@@ -74,7 +74,7 @@ def test_a_run_that_does_not_skip_ends_in_a_line(
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "error" in line.lower()]
     assert line.startswith("error: ")
     assert sum(name in line for name in changing) == 1
-    assert line.endswith("; data.on_error=skip leaves such files out")
+    assert line.endswith("; data.on_error=skip skips such files")
 
 
 def test_data_names_each_broken_file_once(tmp_path: Path) -> None:

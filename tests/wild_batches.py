@@ -52,7 +52,7 @@ def failure(loader: PlannedLoader) -> str:
         list(loader)
     except DataError as error:  # not pytest.raises, which would keep the workers alive
         line = str(error)
-    assert line.endswith("; data.on_error=skip leaves such files out")
+    assert line.endswith("; data.on_error=skip skips such files")
     return line
 
 

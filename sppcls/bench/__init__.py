@@ -1,4 +1,4 @@
-"""Our numbers against the obvious way, in one process."""
+"""Benchmarks against straightforward baselines, in one process."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ Row = tuple[str | float, ...]
 
 @dataclass(frozen=True)
 class BenchReport:
-    """A table of measurements and the few figures that matter; times are in seconds unless a column says otherwise."""
+    """A table of measurements and a few summary figures; times are in seconds unless a column says otherwise."""
 
     name: str
     columns: tuple[str, ...]
@@ -21,9 +21,9 @@ class BenchReport:
 def paired(
     ours: Callable[[], object], naive: Callable[[], object], repeats: int = 15, warmup: int = 2
 ) -> tuple[float, float, float]:
-    """Run both in turn and return the median seconds of each and the median of naive / ours over the pairs.
+    """Run both alternately and return the median seconds of each and the median of naive / ours over the pairs.
 
-    A pair runs within moments, so a neighbour's load falls on both sides; the median drops the pairs it falls on one.
+    The two of a pair run close together, so other load affects both; the median drops pairs where it affects only one.
     """
     for _ in range(warmup):
         ours(), naive()

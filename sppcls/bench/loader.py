@@ -28,9 +28,9 @@ Batches = Iterator[torch.Tensor]
 def loader(data: str | None = None, batches: int = 8, repeats: int = 5) -> BenchReport:
     """Time one worker's work, one thread, at three output sizes; every pair reads the same number of images.
 
-    Without ``data`` a folder of generated JPEGs stands in. "cold" decodes every image, "cache" is a filled
-    ``data.cache=ram``. Ours hands out uint8, normalised on the device; torchvision's recipe normalises in the worker.
-    "with normalisation" counts that as the worker's for ours too.
+    Without ``data``, generated JPEGs are used. "cold" decodes every image, "cache" is a filled
+    ``data.cache=ram``. Ours yields uint8, normalised on the device; torchvision's recipe normalises in the worker.
+    "with normalisation" adds it to the worker's time for ours too.
     """
     threads, images = torch.get_num_threads(), batches * BATCH
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Planning: an epoch of millions of images, and against images gathered by aspect one by one until a batch is full."""
+"""Planning: an epoch of millions of images, compared with collecting images by aspect until a batch is full."""
 
 import re
 import time
@@ -20,9 +20,9 @@ SCHEDULE = Schedule("alternate", (160, 224))
 
 
 def plan() -> BenchReport:
-    """Time the cut, and an epoch until rank 0 has had its batches, each case in a process of its own.
+    """Time the cut, and an epoch until rank 0 has its batches, each case in its own process.
 
-    The ratio is of an epoch's batches, the cut being made, at 200,000 images.
+    The ratio is for an epoch's batches, without the cut, at 200,000 images.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
         measured = list(fresh.map(_measure, *zip(*CASES, strict=True)))
@@ -31,12 +31,12 @@ def plan() -> BenchReport:
     cut = cut_images(sizes, batch_size=256)
     ratio = paired(lambda: list(TrainingPlan(cut, SCHEDULE, 0, 0)), lambda: grouped(sizes), 5)[2]
     summary = {"slowest_seconds": max(cutting + epoch for cutting, epoch, _ in measured), "ratio_to_grouping": ratio}
-    columns = ("images", "batch size", "ranks", "seconds to cut, once", "seconds an epoch", "peak MB")
-    return BenchReport("plan: which images meet in which batch", columns, rows, summary)
+    columns = ("images", "batch size", "ranks", "seconds to cut, once", "seconds per epoch", "peak MB")
+    return BenchReport("plan: assigning images to batches", columns, rows, summary)
 
 
 def photographs(count: int) -> Sizes:
-    """Return sizes [N, 2]: six in ten of a camera's aspect, the others of any, as in ImageNet."""
+    """Return sizes [N, 2]: six in ten with a camera's aspect, the others with any, as in ImageNet."""
     rng = np.random.default_rng(0)
     cameras = rng.choice([4 / 3, 3 / 4, 3 / 2, 2 / 3, 1], count, p=[0.5, 0.2, 0.15, 0.05, 0.1])
     aspect = np.where(rng.random(count) < 0.6, cameras, np.exp(rng.normal(0.15, 0.35, count)))
@@ -47,7 +47,7 @@ def photographs(count: int) -> Sizes:
 
 
 def grouped(sizes: Sizes) -> list[list[int]]:
-    """Return an epoch's batches in the obvious way: a list an aspect, handed out when it is full."""
+    """Return an epoch's batches in the straightforward way: one list per aspect, handed out when it is full."""
     buckets = aspect_buckets(sizes, 4.0).tolist()
     waiting: dict[int, list[int]] = defaultdict(list)
     batches = []
@@ -60,10 +60,10 @@ def grouped(sizes: Sizes) -> list[list[int]]:
 
 
 def _measure(count: int, batch_size: int, world: int) -> tuple[float, float, float]:
-    """Return the seconds of the cut and of an epoch, and the most MB that this process has taken."""
+    """Return the seconds of the cut and of an epoch, and the peak memory of this process in MB."""
     sizes, started = photographs(count), time.perf_counter()
     cut, cut_at = cut_images(sizes, batch_size=batch_size, world=world), time.perf_counter()
     list(map(len, (batch.indices for batch in TrainingPlan(cut, SCHEDULE, 0, 0).of_rank(0))))
-    # getrusage would also count the process that started this one, before it became another program.
+    # getrusage would also count the parent process before the exec.
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]  # type: ignore[index]
     return cut_at - started, time.perf_counter() - cut_at, float(peak) / 1e3

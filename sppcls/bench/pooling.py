@@ -24,7 +24,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 LEVELS = ((4, 2, 1), (6, 3, 2, 1))
 SIZE = (480, 640)  # of the image with regions
 SIDE = 224
-# Scales and places along each axis. The paper's test: 18 views a scale and 6 at the smallest, 96 in all; and about as
+# Scales and places along each axis. The paper's test: 18 views per scale and 6 at the smallest, 96 in all; and about as
 # many on one map, where they overlap more.
 PLANS = {"paper, six scales": ((224, 256, 300, 360, 448, 560), 3), "one scale": ((288,), 7)}
 
@@ -50,7 +50,7 @@ def pool(repeats: int = 15) -> BenchReport:
 
 
 def naive(x: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Pool the map anew for each level."""
+    """Pool the map separately for each level."""
     return torch.cat([F.adaptive_max_pool2d(x, n).flatten(1) for n in levels], 1)
 
 
@@ -61,7 +61,7 @@ def _step(pooled: Callable[..., Tensor], x: Tensor, levels: tuple[int, ...], gra
 def views(backbones: tuple[str, ...] = ("tiny", "resnet18"), repeats: int = 5) -> BenchReport:
     """Time the views of one image of aspect 4:3, pooled as regions of one map a scale, against a forward a view.
 
-    ``pixels`` is the ratio that counting them would give.
+    ``pixels`` is the ratio expected from counting pixels.
     """
     rows: list[Row] = []
     for backbone, (name, (scales, places)) in itertools.product(backbones, PLANS.items()):
@@ -75,7 +75,7 @@ def views(backbones: tuple[str, ...] = ("tiny", "resnet18"), repeats: int = 5) -
         with torch.inference_mode():
             ours, slow, ratio = paired(at_once, apart, repeats, warmup=1)
         rows.append((backbone, name, float(count), count / ours, count / slow, pixels, ratio))
-    columns = ("backbone", "plan", "views", "ours views/s", "a forward a view, views/s", "pixels", "ratio")
+    columns = ("backbone", "plan", "views", "ours views/s", "forward per view, views/s", "pixels", "ratio")
     worst = {f"worst ratio, {name}": min(float(row[6]) for row in rows if row[1] == name) for name in PLANS}
     return BenchReport("multi-view on feature maps", columns, rows, worst)
 
@@ -108,7 +108,7 @@ def regions(data: str | None = None, backbone: str = "resnet18", boxes: int = 20
         of_map(network, image, some), of_crops(network, image, some[:64])
         at_once, apart = (partial(way, network, image, some) for way in (of_map, of_crops))
         ours, slow, ratio = paired(at_once, apart, repeats, warmup=0)
-    columns = ("backbone", "boxes", "one pass, s", "a forward a box, s", "ratio")
+    columns = ("backbone", "boxes", "one pass, s", "forward per box, s", "ratio")
     return BenchReport(
         "regions of a 480x640 image", columns, [(backbone, float(boxes), ours, slow, ratio)], {"ratio": ratio}
     )

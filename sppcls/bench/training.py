@@ -27,9 +27,9 @@ BLOCK = 8  # steps between saves
 
 
 def train(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18"), epochs: int = 4) -> BenchReport:
-    """Time epochs of both scales; each real epoch is followed by a bare one of the same network, shapes and count.
+    """Time epochs of both scales; each real epoch is followed by a bare one with the same network, shapes and counts.
 
-    The images are those of ``data`` (a folder of class folders) or 240 shapes; ``data.cache=ram``, filled before.
+    The images are those of ``data`` (a folder of class folders) or 240 shapes, with a filled ``data.cache=ram``.
     """
     spec = DataSpec(name="folder", root=data, train_per_class=3) if data else DataSpec(train_size=240, val_size=24)
     images, device = build_splits(spec).train, pick_device("auto")
@@ -82,20 +82,20 @@ class _Pairs(Callback):
 
 
 def _now() -> float:
-    """Return the time at which the device has done what it was given."""
+    """Return the time once the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def saves(backbones: tuple[str, ...] = ("tiny", "resnet18"), blocks: int = 12) -> BenchReport:
-    """Time blocks of steps in one training, every other one with a save, and say what a save a minute leaves."""
+    """Time blocks of steps in one training, every other one with a save; report the speed with one save per minute."""
     images = build_splits(DataSpec(train_size=BLOCK * 8, val_size=24)).train
     rows: list[Row] = []
     for backbone in backbones:
         network = build_classifier(ModelSpec(backbone=backbone), images.classes, (64,))
         data = MultiScaleDataModule(images, schedule=(64,), batch_size=8, cache="ram")
-        with TemporaryDirectory(dir=".") as folder:  # where runs go: another disk may be memory
+        with TemporaryDirectory(dir=".") as folder:  # where runs are: a temporary folder may be in memory
             timed = _Saves(Path(folder) / LAST)
             plugins = [DurableCheckpointIO()]
             trainer = plain_trainer(2 * blocks + 2, pick_device("auto"), timed, plugins=plugins)
@@ -104,9 +104,9 @@ def saves(backbones: tuple[str, ...] = ("tiny", "resnet18"), blocks: int = 12) -
         plain, saving = timed.seconds[2::2], timed.seconds[3::2]
         took, rate = median(b - a for a, b in zip(plain, saving, strict=True)), BLOCK * 8 / median(plain)
         rows.append((backbone, size, took, rate, rate * 60 / (60 + took), 60 / (60 + took)))
-    columns = ("backbone", "MB", "seconds a save", "images/s without", "with one a minute", "ratio")
+    columns = ("backbone", "MB", "seconds per save", "images/s without", "with one per minute", "ratio")
     worst = {"worst_ratio": min(float(row[5]) for row in rows)}
-    return BenchReport("saves: training with a checkpoint a minute", columns, rows, worst)
+    return BenchReport("saves: training with a save a minute", columns, rows, worst)
 
 
 class _Saves(Callback):

@@ -1,4 +1,4 @@
-"""``sppcls VERB``: a file a verb, which is imported when its verb is called."""
+"""``sppcls VERB``: one file per verb, imported only when the verb is called."""
 
 import argparse
 import os
@@ -15,34 +15,34 @@ from sppcls.process import Interrupted, Signals, leave, own_process
 from sppcls.terminal import say
 
 VERBS = {
-    "train": "train a network, or a sweep of them; sppcls train --help lists all settings",
-    "evaluate": "accuracy, calibration and cost of a trained network at each scale",
-    "predict": "labels for images, from a run, a checkpoint or any export",
-    "export": "files that prove themselves: safetensors, onnx, pt2",
-    "quantize": "an ONNX export in 8 bits, and what that does to it",
-    "report": "tables, plots and one offline page of a run or a sweep",
-    "probe": "a linear SVM on features of a frozen network: the paper's protocol",
-    "data": "what is in a data set, and what is broken in it",
+    "train": "train a network or run a sweep; sppcls train --help lists all settings",
+    "evaluate": "measure accuracy, calibration and cost at each scale",
+    "predict": "label images with a run, a checkpoint or any export",
+    "export": "export to safetensors, onnx or pt2, verified against the checkpoint",
+    "quantize": "quantize an ONNX export to 8 bits and compare its accuracy",
+    "report": "tables, plots and an offline HTML page for a run or a sweep",
+    "probe": "train a linear SVM on frozen features (the paper's protocol)",
+    "data": "inspect a data set: contents, broken files, duplicates",
     "cache": "list or remove cached pixels, image sizes and features",
-    "bench": "our numbers against the obvious way, in one process",
+    "bench": "benchmark this package against a straightforward baseline",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb; ends the process with the contract's exit status."""
+    """Run one verb and exit with its exit status."""
     own_process()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["train"]:
         sys.argv = ["sppcls train", *given[1:]]
         import_module("sppcls.app").main()
     try:
-        with Signals():  # so that what is half written is taken away
+        with Signals():  # so that half-written files are removed
             options = vars(_parser(given[:1]).parse_args(given))
             status = options.pop("run")(**options)
     except Interrupted as ended:
         sys.exit(ended.status)
     except BrokenPipeError:
-        # What reads the output has seen enough; Python would complain once more when it flushes.
+        # The reader has closed the pipe; Python would complain again on flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
@@ -64,7 +64,7 @@ def train() -> None:
 
 
 def _as_program(run: Callable[[], None]) -> None:
-    """Run to the end of the process; Ctrl-C during the imports, or once all is done, prints no traceback."""
+    """Run and exit; Ctrl-C during the imports or at the end prints no traceback."""
     status: object = 0
     try:
         run()
@@ -82,12 +82,12 @@ class _Parser(argparse.ArgumentParser):
             meant = did_you_mean(wrong[2], re.findall(r"[\w-]+", wrong[3]))
             message = f"{wrong[1]} {wrong[2][:40]!r} is unknown{meant}"
         end = "" if message.endswith("?") else ";"
-        say(f"error: {message}{end} {self.prog} --help says more")
+        say(f"error: {message}{end} see {self.prog} --help")
         sys.exit(2)
 
 
 def _parser(called: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Return the parser of all verbs, with the options of the one that is called."""
+    """Return the parser of all verbs, with the options of the one being called."""
     parser = _Parser(prog="sppcls", description="Image classification at any image size.")
     parser.add_argument("--version", action="version", version=f"sppcls {version('sppcls')}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")

@@ -1,4 +1,4 @@
-"""Kinds of values that several verbs take, each refused in one line that says what is allowed."""
+"""Argument types shared by several verbs; each rejects a wrong value in one line that says what is allowed."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -10,38 +10,38 @@ from sppcls.files import path_fault
 
 
 def scale_list(text: str) -> tuple[int, ...]:
-    """Return test scales, as 64,96,128."""
+    """Return test scales such as 64,96,128."""
     try:
         found = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: whole numbers and commas, as 64,96,128") from None
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: comma-separated integers such as 64,96,128") from None
     if min(found) < 8 or max(found) > 8192:
-        raise argparse.ArgumentTypeError(f"got {text!r}, a scale is 8 to 8192 pixels")
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: 8 to 8192 pixels")
     return found
 
 
 def at_least(least: int, most: int = 2**31) -> Callable[[str], int]:
-    """Return the kind of whole numbers from ``least`` to ``most``."""
+    """Return the argument type of integers from ``least`` to ``most``."""
 
     def whole(text: str) -> int:
         if not (text.isascii() and text.isdecimal() and len(text) < 12 and least <= int(text) <= most):
-            upto = f", and {most} at most," if most < 2**31 else ""
-            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, a whole number of at least {least}{upto} is needed")
+            upto = f" and at most {most}" if most < 2**31 else ""
+            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, allowed: an integer of at least {least}{upto}")
         return int(text)
 
     return whole
 
 
 def path_text(text: str) -> str:
-    """Return a path that a file can have."""
+    """Return a valid path."""
     if fault := path_fault(text):
         raise argparse.ArgumentTypeError(f"got {text[:60]!r}: {fault}")
     return text
 
 
 def checkpoint_option(verb: argparse.ArgumentParser) -> None:
-    """Add ``--checkpoint``, of the verbs that take a run."""
-    verb.add_argument("--checkpoint", choices=("last", "best"), help="which of a run's (last)")
+    """Add ``--checkpoint`` to a verb that takes a run."""
+    verb.add_argument("--checkpoint", choices=("last", "best"), help="which checkpoint of a run (last)")
 
 
 def trust_option(verb: argparse.ArgumentParser) -> None:

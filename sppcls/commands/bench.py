@@ -1,4 +1,4 @@
-"""``sppcls bench``: our numbers against the obvious way, in one process."""
+"""``sppcls bench``: benchmark this package against a straightforward baseline."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""``sppcls cache``: the cached pixels, image sizes and features, listed or removed."""
+"""``sppcls cache``: list or remove cached pixels, image sizes and features."""
 
 import argparse
 import os
@@ -24,13 +24,13 @@ _DAY = 86400
 
 
 def run(clear: bool = False, days: float = 0) -> int:
-    """List the cache files, or remove those that no process uses, and return the exit status 0."""
+    """List the cache files, or remove those not in use, and return the exit status 0."""
     files = list(_cache_files(days))
     used = {file for file in files if _in_use(file)}
     if not clear:
         if files:
             rows = [_row(file, file in used) for file in files]
-            show(table(f"Cache files in {cache_dir()}", ("file", "MB", "last used", "in use", "images of"), rows))
+            show(table(f"Cache files in {cache_dir()}", ("file", "MB", "last used", "in use", "made from"), rows))
         show(_counted(files) + ("; sppcls cache --clear removes those not in use" if files else ""))
         return 0
     free = [file for file in files if file not in used]
@@ -93,6 +93,6 @@ def _row(path: Path, in_use: bool) -> list[str]:
 def options(verb: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
-    add("--clear", action="store_true", help="remove the files that no process uses")
-    days = "only files that were not used for so long"
+    add("--clear", action="store_true", help="remove the files that are not in use")
+    days = "only files not used for this many days"
     add("--older-than", type=at_least(0), default=0, dest="days", metavar="DAYS", help=days)

@@ -1,4 +1,4 @@
-"""``sppcls data``: what is in a data set, and what is broken in it."""
+"""``sppcls data``: inspect a data set: contents, broken files, duplicates."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from sppcls.terminal import show, table
 
 
 def run(directory: str, scales: Sequence[int], decode: bool = False, out: str | Path | None = None) -> int:
-    """Do `examine`, print what was found, write it to the page ``out`` if given, and return the exit status.
+    """Run `examine`, print the findings, write them to the page ``out`` if given, and return the exit status.
 
-    It is 3 where a file is broken, and 0 otherwise.
+    It is 3 if a file is broken, else 0.
     """
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
-        raise ConfigError(f"--out {plain(out)}: no place for a page; give FILE.html in a folder that exists")
+        raise ConfigError(f"--out {plain(out)}: cannot be written; give FILE.html in an existing folder")
     facts = examine(directory, scales, decode_all=decode)
     show(*data_tables(facts), *remarks(facts))
     if out is not None:
@@ -28,7 +28,7 @@ def run(directory: str, scales: Sequence[int], decode: bool = False, out: str | 
 
 
 def data_tables(facts: DataFacts) -> list[Table]:
-    """Return the tables that have rows, long ones as their first 12 and last 5."""
+    """Return the non-empty tables; long ones are cut to their first 12 and last 5 rows."""
     found = {title: sheet for title, sheet in sheets(facts).items() if sheet[1]}
     return [table(title, columns, _shortened(rows)) for title, (columns, rows) in found.items()]
 
@@ -41,6 +41,6 @@ def options(verb: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("directory", type=path_text, metavar="DIR", help="class folders, train/ and val/, or a table")
-    add("--scales", type=scale_list, default=(96, 128, 224), help="what each would do (96,128,224)")
-    add("--decode", action="store_true", help="decode every image whole, to find truncated ones")
-    add("--out", type=path_text, metavar="FILE.html", help="write an offline page")
+    add("--scales", type=scale_list, default=(96, 128, 224), help="scales to estimate costs for (96,128,224)")
+    add("--decode", action="store_true", help="fully decode every image, to find truncated files")
+    add("--out", type=path_text, metavar="FILE.html", help="write an offline HTML page")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def run(model: str, out: str | None, classes: bool = False, answers: str | None = None, **options: Any) -> int:
-    """Measure with `Options`, write the files into ``out`` or beside the model, show the tables, and return 0."""
+    """Measure with `Options`, write the files into ``out`` or next to the model, show the tables, and return 0."""
     from sppcls.measure.evaluate import Options, evaluate
 
     measured = evaluate(model, Options(**options))
@@ -52,7 +52,7 @@ _SAME = ("checkpoint", "split", "folder", "fit", "views", "recalibrated")
 
 
 def _own_name(found: dict[str, Any]) -> str:
-    """Return the name of an evaluation's files: its checkpoint, its data, and what else is not the run's own.
+    """Return the base name of an evaluation's files: checkpoint, data, and whatever else differs from the run's.
 
     >>> of = {"checkpoint": "r/checkpoints/last.ckpt", "split": "val", "data": "a", "fit": "keep", "views": "full"}
     >>> _own_name(of | {"own_fit": True, "recalibrated": False})
@@ -70,7 +70,7 @@ def _own_name(found: dict[str, Any]) -> str:
 
 
 def _name(folder: Path, found: dict[str, Any], wanted: Sequence[str]) -> str:
-    """Return the first name that is free or has an evaluation of the same checkpoint and data; else with a number."""
+    """Return the name, with a number appended if it is taken by an evaluation of another checkpoint or data."""
     for name in chain(wanted, (f"{wanted[-1]}-{n}" for n in count(2))):
         there = folder / f"{name}.json"
         other = read_json(there)
@@ -99,7 +99,7 @@ def _class_table(found: dict[str, Any]) -> Table:
 
 
 def evaluation_tables(found: dict[str, Any]) -> list[Table]:
-    """Return the table of scales, and that of object sizes where they were asked for."""
+    """Return the table of scales and, if requested, the table of object sizes."""
     gap = "generalization_gap" in found["scales"][0]
     columns = ["test scale", *scale_columns(found), "images/s", *(["train top-1", "gap"] if gap else [])]
     count = counted(found["scales"][0]["images"], "image")
@@ -139,7 +139,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         least, one, other = min((agreement[i][j], scales[i], scales[j]) for i, j in combinations(range(len(scales)), 2))
         area, consistency = percent(found["scale_area"]), percent(found["scale_consistency"])
         lines.append(f"scale spread {spread:.1f} points, worst at {found['worst_scale']}, mean over log scale {area}")
-        between = f"least agreement {percent(least)}, between {one} and {other}"
+        between = f"lowest agreement {percent(least)}, between scales {one} and {other}"
         lines.append(f"scale consistency {consistency}; {between}")
     return lines
 
@@ -158,20 +158,20 @@ def options(verb: argparse.ArgumentParser) -> None:
     add("model", type=path_text, metavar="MODEL", help="a run folder, a checkpoint or any export")
     checkpoint_option(verb)
     trust_option(verb)
-    add("--scales", type=scale_list, help="test scales, as 64,96,128 (those of the run)")
-    data = "class folders or a table; with --split, the run's data set moved there"
+    add("--scales", type=scale_list, help="test scales, e.g. 64,96,128 (the run's)")
+    data = "class folders or a table; with --split, the new place of the run's data set"
     add("--data", type=path_text, metavar="DIR", help=data)
     add("--split", choices=("val", "test", "train"), help="which part of the run's data set (val)")
-    add("--fit", choices=FITS, help="how an image meets a scale (the run's)")
-    add("--gap", action="store_true", help="measure a fixed part of the training set too")
-    add("--views", choices=("full", "multi"), default="full", help="multi: crops and mirror images of one map")
+    add("--fit", choices=FITS, help="how images are fitted to a scale (the run's)")
+    add("--gap", action="store_true", help="also measure the generalization gap, on part of the training set")
+    add("--views", choices=("full", "multi"), default="full", help="multi: crops and mirror images pooled from one map")
     add("--places", type=int, choices=range(2, 17), metavar="N", default=3, help="crops along each axis (3)")
     add("--fuse", type=scale_list, metavar="SCALES", help="average whole-image predictions over these scales")
-    add("--recalibrate-bn", action="store_true", help="batch-norm statistics of each test scale")
+    add("--recalibrate-bn", action="store_true", help="recompute batch-norm statistics at each test scale")
     add("--classes", action="store_true", help="show precision, recall and F1 of each class")
     add("--answers", type=path_text, metavar="FILE.csv", help="write each image's path, class, answer and probability")
     add("--object-scale", action="store_true", help="accuracy by the object's true size (data=shapes)")
     add("--batch-size", type=at_least(1), default=32)
     add("--num-workers", type=at_least(0), default=0)
     add("--device", default="auto", help="auto, cpu, cuda ...")
-    add("--out", type=path_text, metavar="DIR", help="where evaluation.json, .csv and .svg go (the run folder)")
+    add("--out", type=path_text, metavar="DIR", help="folder for evaluation.json, .csv and .svg (the run folder)")

@@ -1,4 +1,4 @@
-"""``sppcls export``: a trained network as files that another program can trust."""
+"""``sppcls export``: write a trained network to files, verified against the checkpoint."""
 
 import argparse
 from typing import Any
@@ -25,9 +25,9 @@ def options(verb: argparse.ArgumentParser) -> None:
         dest="formats",
         metavar="FORMAT",
         type=lambda text: text.split(","),
-        help="as onnx,safetensors,pt2",
+        help="comma-separated: onnx,safetensors,pt2",
     )
-    add("--out", type=path_text, metavar="DIR", help="a new folder (export, in the run folder)")
+    add("--out", type=path_text, metavar="DIR", help="output folder, must not exist (export in the run folder)")
     add(
         "--normalize",
         dest="input",
@@ -35,9 +35,9 @@ def options(verb: argparse.ArgumentParser) -> None:
         const="uint8",
         default="normalized",
         choices=("uint8", "float"),
-        help="mean and std inside the graph, which then takes uint8, or floats of 0..1",
+        help="normalise inside the graph, which then takes uint8, or floats in 0..1",
     )
-    add("--probabilities", action="store_true", help="softmax inside the graph")
-    add("--half", action="store_true", help="weights in float16")
-    add("--regions", action="store_true", help="an ONNX graph that takes boxes beside the images")
-    add("--force", action="store_true", help="replace an export that is there")
+    add("--probabilities", action="store_true", help="apply softmax inside the graph")
+    add("--half", action="store_true", help="store weights in float16")
+    add("--regions", action="store_true", help="an ONNX graph with a second input for boxes")
+    add("--force", action="store_true", help="replace an existing export")

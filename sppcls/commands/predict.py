@@ -1,4 +1,4 @@
-"""``sppcls predict``: a line an image, as text, JSON or CSV."""
+"""``sppcls predict``: one line per image, as text, JSON or CSV."""
 
 import argparse
 import csv
@@ -26,11 +26,11 @@ _SHOWN = 10  # regions of a grid that are printed and drawn
 
 
 def run(**options: Any) -> int:
-    """Print what the model says of each image; return 0, or 3 where some could not be read."""
+    """Print the prediction for each image; return 0, or 3 if some could not be read."""
     given = Namespace(**options)
     paths = expand(given.images)
     if not paths:
-        raise DataError(f"no image in {' '.join(given.images)}; name image files or folders of them")
+        raise DataError(f"no images in {' '.join(given.images)}; name image files or folders of images")
     given.above = commonpath([Path(normpath(path.absolute())).parent for path in paths]) if len(paths) > 1 else None
     given.rows = boxes_of_images(given.boxes) if given.boxes else None
     _check_regions(given, paths)
@@ -51,7 +51,7 @@ def run(**options: Any) -> int:
             row["regions"] = list(_regions(given, model, path))
         elif given.draw:
             draw(path, np.empty((0, 4)), [_line({"top": row["top"][:1]})], _drawing(given, path))
-        if not told:  # not sooner: an error is the only line on standard error
+        if not told:  # not earlier: an error must be the only line on standard error
             told = True
             say(f"model: {model.source}")
             if warning := far_scales(scales, model.signature.scales):
@@ -64,13 +64,13 @@ def run(**options: Any) -> int:
 
 def _check_regions(given: Namespace, paths: Sequence[Path]) -> None:
     if given.scales and not (given.boxes or given.grid):
-        raise ConfigError("--scales are of regions; add --boxes FILE or --grid N")
+        raise ConfigError("--scales applies to regions only; add --boxes FILE or --grid N")
     if given.boxes and given.rows is None and len(paths) > 1:
-        raise ConfigError(f"--boxes {given.boxes} is of one image, got {len(paths)}; add a heading path,x1,y1,x2,y2")
+        raise ConfigError(f"--boxes {given.boxes} has no path column for {len(paths)} images; add path,x1,y1,x2,y2")
     for name in sorted((given.rows or {}).keys() - set(map(str, paths))):
-        raise DataError(f"--boxes {given.boxes}: {name!r} is none of the images; write paths as on the command line")
+        raise DataError(f"--boxes {given.boxes}: {name!r} is not one of the images; write paths as on the command line")
     if given.draw and len(paths) > 1 and (Path(given.draw).suffix or Path(given.draw).is_file()):
-        raise ConfigError(f"--draw {given.draw}: {len(paths)} images need a folder to be drawn into; name one")
+        raise ConfigError(f"--draw {given.draw}: {len(paths)} images need an output folder, not a file")
     if given.draw and len(paths) > 1:
         with writing("--draw", given.draw):
             for path in paths:
@@ -78,7 +78,7 @@ def _check_regions(given: Namespace, paths: Sequence[Path]) -> None:
 
 
 def _drawing(given: Namespace, path: Path) -> Path:
-    """Return the file to draw into: the one named, or of several images each in its own place below the folder."""
+    """Return the file to draw into: the one named or, for several images, one below the named folder."""
     if given.above is None:
         return Path(given.draw)
     below = Path(normpath(path.absolute())).relative_to(given.above)  # without .., which would lead out of the folder
@@ -144,24 +144,24 @@ def options(verb: argparse.ArgumentParser) -> None:
     scale = verb.add_mutually_exclusive_group()
     scale.add_argument("--scale", type=at_least(8, 8192), help="shorter side in pixels (the largest trained)")
     scale.add_argument("--fuse", type=scale_list, metavar="SCALES", help="average the probabilities of these scales")
-    add("--top", type=at_least(1), default=5, metavar="N", help="how many classes to name (5)")
+    add("--top", type=at_least(1), default=5, metavar="N", help="how many classes to list (5)")
     kind = verb.add_mutually_exclusive_group()
-    kind.add_argument("--json", action="store_true", help="a JSON object a line")
-    kind.add_argument("--csv", action="store_true", help="a table with a heading")
+    kind.add_argument("--json", action="store_true", help="print one JSON object per line")
+    kind.add_argument("--csv", action="store_true", help="print CSV with a header")
     boxes = verb.add_mutually_exclusive_group()
     boxes.add_argument(
         "--boxes",
         type=path_text,
         metavar="FILE",
-        help="regions, x1 y1 x2 y2: .json or .csv; of many images path,x1,y1,x2,y2",
+        help="regions x1 y1 x2 y2 as .json or .csv; for several images path,x1,y1,x2,y2",
     )
-    boxes.add_argument("--grid", type=at_least(1, 64), metavar="N", help="propose squares, N to the shorter side")
-    add("--scales", type=scale_list, help="scales to take regions from, as 480,576,688,864")
+    boxes.add_argument("--grid", type=at_least(1, 64), metavar="N", help="grid of squares, N along the shorter side")
+    add("--scales", type=scale_list, help="scales to pool regions from, e.g. 480,576,688,864")
     add(
         "--draw",
         type=path_text,
         metavar="FILE",
-        help="draw labels and regions, as a .png or .jpg; of many images into a folder",
+        help="draw labels and regions to a .png or .jpg, or for several images into a folder",
     )
     add("--batch-size", type=at_least(1), default=32)
     add("--device", default="auto", help="auto, cpu, cuda ...")

@@ -30,10 +30,10 @@ def run(out: str, device: str, **options: Any) -> int:
 
 
 def probe_table(found: dict[str, Any]) -> Table:
-    """Return a row a variant: accuracy over images and over classes, and the difference from the first row."""
+    """Return one row per variant: accuracy over images and over classes, and the difference from the first row."""
     options, sizes = found["options"], f"{found['train_images']} + {found['test_images']} images"
     title = f"{options['backbone']}, {found['classes']} classes, {options['splits']} splits of {sizes}"
-    columns = ("fit", "scales", "levels", "accuracy, %", "mean over classes, %", "against the first, points")
+    columns = ("fit", "scales", "levels", "accuracy, %", "mean over classes, %", "minus the first, points")
     rows = []
     for row in found["variants"]:
         levels = "gap" if row["levels"] == (0,) else ",".join(map(str, row["levels"]))
@@ -51,7 +51,7 @@ def _spread(mean: float, deviation: float | None) -> str:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     seconds = f"features {found['seconds_features']} s, SVM {found['seconds_svm']} s"
-    left_out = [f"left out, cannot be read: {shown(name)}" for name in found["left_out"]]
+    left_out = [f"skipped, unreadable: {shown(name)}" for name in found["left_out"]]
     return [*left_out, f"{found['images']} images; {seconds}"]
 
 
@@ -63,7 +63,7 @@ def _levels(text: str) -> tuple[int, ...]:
     if text == "gap":
         return (0,)
     if not all(part.isdecimal() and 1 <= int(part) <= 32 for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: gap, or grid sizes from 1 to 32, as 6,3,2,1")
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: gap, or grid sizes from 1 to 32 such as 6,3,2,1")
     return tuple(map(int, text.split(",")))
 
 
@@ -79,25 +79,25 @@ def _cost(text: str) -> float:
     except ValueError:
         cost = 0.0
     if not 1e-6 <= cost <= 1e3:
-        raise argparse.ArgumentTypeError(f"got {text!r}, a number from 1e-6 to 1000 is needed")
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: a number from 1e-6 to 1000")
     return cost
 
 
 def options(verb: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
-    verb.epilog = "Several --levels, --scales or --fit, with / between them, give a row each, from the same splits."
+    verb.epilog = "Separate several --levels, --scales or --fit with /: each combination gets a row, on equal splits."
     add("--data", type=path_text, required=True, metavar="DIR", help="a folder of class folders")
-    add("--backbone", default="efficientnet_lite0", help="as model.backbone (efficientnet_lite0)")
+    add("--backbone", default="efficientnet_lite0", help="any model.backbone (efficientnet_lite0)")
     add("--weights", type=path_text, default="pretrained", help="pretrained, a file, or none (pretrained)")
-    add("--levels", type=_several(_levels), default="3,2,1", help="pyramids or gap, as gap/6,3,2,1")
-    add("--scales", type=_several(scale_list), default="224", help="shorter sides, as 224/160,224,288")
-    add("--fit", type=_several(_fit), default="keep", help="how an image meets a scale, as keep/warp")
-    add("--train-per-class", type=at_least(1), default=30, metavar="N")
-    add("--test-per-class", type=at_least(1), default=50, metavar="N", help="at most (50)")
+    add("--levels", type=_several(_levels), default="3,2,1", help="pyramids or gap, e.g. gap/6,3,2,1")
+    add("--scales", type=_several(scale_list), default="224", help="shorter sides, e.g. 224/160,224,288")
+    add("--fit", type=_several(_fit), default="keep", help="how images are fitted to a scale, e.g. keep/warp")
+    add("--train-per-class", type=at_least(1), default=30, metavar="N", help="training images per class (30)")
+    add("--test-per-class", type=at_least(1), default=50, metavar="N", help="test images per class, at most (50)")
     add("--splits", type=at_least(1), default=10, metavar="N", help="random splits (10)")
-    add("--seed", type=at_least(0), default=0, help="of the first split, the next has the next (0)")
-    add("--C", type=_cost, default=1.0, dest="c", metavar="C", help="of the SVM (1)")
+    add("--seed", type=at_least(0), default=0, help="seed of the first split, later ones count up (0)")
+    add("--C", type=_cost, default=1.0, dest="c", metavar="C", help="C of the SVM (1)")
     add("--batch-size", type=at_least(1), default=8)
     add("--device", default="auto", help="auto, cpu, cuda ...")
-    add("--out", type=path_text, default="runs/probe", metavar="DIR", help="where probe.json goes (runs/probe)")
+    add("--out", type=path_text, default="runs/probe", metavar="DIR", help="folder for probe.json (runs/probe)")

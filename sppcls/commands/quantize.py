@@ -1,4 +1,4 @@
-"""``sppcls quantize``: an ONNX export in 8 bits, with its accuracy beside that of the original."""
+"""``sppcls quantize``: quantize an ONNX export to 8 bits and compare its accuracy with the original's."""
 
 import argparse
 import logging
@@ -26,11 +26,11 @@ _LAYERS = ["Conv", "Gemm", "MatMul"]
 
 
 def run(model: str, data: str, images: int, out: str | None) -> int:
-    """Write the 8-bit file, show what it does to the accuracy on the validation images, and return 0.
+    """Write the 8-bit file, show both accuracies on the validation images, and return 0.
 
     Raises:
-        ConfigError: No ONNX export there, or ``out`` is there already.
-        DataError: Images that cannot be read, or of other classes.
+        ConfigError: ``model`` is not an ONNX export, or ``out`` already exists.
+        DataError: Images that cannot be read, or that have other classes.
         SppclsError: The graph cannot be quantised.
     """
     from sppcls.measure.evaluate import mapped
@@ -40,16 +40,16 @@ def run(model: str, data: str, images: int, out: str | None) -> int:
         raise ConfigError(f"{model} is not an ONNX file; write one with sppcls export MODEL --format onnx")
     small = checked_path(out, "--out") if out else file.with_name(f"{file.stem}-int8.onnx")
     if small.suffix != ".onnx":
-        raise ConfigError(f"--out {small}: a file that ends in .onnx is needed")
+        raise ConfigError(f"--out {small}: the name must end in .onnx")
     if small.exists():
-        raise ConfigError(f"{small} is there already; remove it, or name another file with --out")
+        raise ConfigError(f"{small} already exists; remove it, or name another file with --out")
     opened = open_model(file)
     source = mapped(
         load_splits("table" if Path(data).is_file() else "folder", data, on_error="skip").train,
         opened.signature.classes,
         data,
     )
-    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime's advice to prepare the graph first, as is done
+    logging.getLogger().setLevel(logging.ERROR)  # hides onnxruntime's advice to preprocess the graph, which is done
     quantize(opened, file, small, source, images)
     found = {path: _measured(path, data, opened.signature.scale) for path in (file, small)}
     calibrated = f"calibrated on {min(images, len(source.targets))} training images, measured on the validation images"
@@ -60,7 +60,7 @@ def run(model: str, data: str, images: int, out: str | None) -> int:
 def quantize(opened: Runtime, file: Path, small: Path, source: Source, images: int) -> None:
     """Write ``small``, the graph in ``file`` with its convolutions and linear layers in 8 bits.
 
-    The ranges of the activations are those of ``images`` images of ``source``, evenly taken, at the model's scale.
+    The ranges of the activations are those of ``images`` images of ``source``, evenly spaced, at the model's scale.
     """
     try:
         from onnxruntime import quantization  # type: ignore[import-untyped]
@@ -86,7 +86,7 @@ def quantize(opened: Runtime, file: Path, small: Path, source: Source, images: i
                 activation_type=quantization.QuantType.QUInt8,
             )
             _store_raw(made)
-            open_model(made)  # refuses what is not only tensor operators
+            open_model(made)  # rejects anything but tensor operators
             made.replace(small)
     except SppclsError:
         raise
@@ -95,7 +95,7 @@ def quantize(opened: Runtime, file: Path, small: Path, source: Source, images: i
 
 
 def _store_raw(file: Path) -> None:
-    """Store every constant as bytes, the one form that an export has."""
+    """Store every constant as raw bytes, the only form used in exports."""
     import onnx
 
     graph = onnx.load(file)
@@ -127,7 +127,7 @@ def _measured(file: Path, data: str, scale: int) -> "Evaluated":
 
 
 def _comparison(found: dict[Path, "Evaluated"]) -> Any:
-    """Return a table, a row a file."""
+    """Return a table with one row per file."""
     first = next(iter(found.values()))
     rows = []
     for path, measured in found.items():
@@ -136,20 +136,20 @@ def _comparison(found: dict[Path, "Evaluated"]) -> Any:
         between = f"{row['acc1_low']:.1%} to {row['acc1_high']:.1%}"
         speed, size = f"{row['images_per_s']:.0f}", f"{path.stat().st_size / 1e6:.2f}"
         rows.append([path.name, size, f"{row['acc1']:.1%}", between, f"{same:.1%}", speed])
-    columns = ["file", "MB", "top-1", "95 % interval", "same answers", "images/s"]
+    columns = ["file", "MB", "top-1", "95 % interval", "same predictions", "images/s"]
     return table(f"At scale {first.found['scales'][0]['scale']}", columns, rows)
 
 
 def options(verb: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
-    add("model", type=path_text, metavar="MODEL.onnx", help="a file of sppcls export --format onnx")
+    add("model", type=path_text, metavar="MODEL.onnx", help="a file written by sppcls export --format onnx")
     add(
         "--data",
         type=path_text,
         required=True,
         metavar="DIR",
-        help="what was trained on: class folders, train/ and val/, or a table",
+        help="the training data: class folders, train/ and val/, or a table",
     )
     add("--images", type=at_least(1, 10_000), default=200, metavar="N", help="training images to calibrate on (200)")
-    add("--out", type=path_text, metavar="FILE.onnx", help="a new file (MODEL-int8.onnx)")
+    add("--out", type=path_text, metavar="FILE.onnx", help="output file, must not exist (MODEL-int8.onnx)")

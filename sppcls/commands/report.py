@@ -1,4 +1,4 @@
-"""``sppcls report DIR``: the report of a run or of a sweep, from the files in its folder."""
+"""``sppcls report DIR``: the report of a run or a sweep, from the files in its folder."""
 
 import argparse
 import re
@@ -17,26 +17,26 @@ def run(directory: str, baselines: Sequence[str] = ()) -> int:
     """Write the report of a run folder or of a folder of run folders, show its tables and problems, and return 0.
 
     Raises:
-        ConfigError: No run there, two baselines, or one that is no variant.
+        ConfigError: No run in the folder, two baselines, or a baseline that is not a variant.
     """
     folder = Path(directory)
     if not is_run(folder) and not baselines and (latest := _latest(folder)):
-        show(f"{folder} holds {len(latest)} single trainings; this is the latest, {latest[-1]}")
+        show(f"{folder} has {len(latest)} separate runs; reporting the latest, {latest[-1]}")
         folder = latest[-1]
     if not is_run(folder):
         show(*write_sweep_report(folder, baselines))
         return 0
     if baselines:
-        raise ConfigError(f"--baseline compares the runs of a sweep, and {folder} is one run; leave it out")
+        raise ConfigError(f"--baseline applies to sweeps, and {folder} is a single run; leave it out")
     write_run_tables(folder)
     show(*problems([read_run(folder)], []), f"report: {write_run_page(folder)}")
     return 0
 
 
 def _latest(folder: Path) -> list[Path]:
-    """Return the runs of single trainings in a folder, the latest last; empty where they are a sweep's.
+    """Return the separate runs in a folder, the latest last; empty if they belong to a sweep.
 
-    Trainings get the time of their start as a name; jobs of a sweep, and runs put together to be compared, have others.
+    Separate runs are named after their start time; jobs of a sweep, and runs collected for comparison, are not.
     """
     runs = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
     alone = all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\S*", path.name) for path in runs)
@@ -47,5 +47,5 @@ def options(verb: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("directory", type=path_text, metavar="DIR", help="a run folder, or a folder of run folders")
-    what = "what variants are tested against"
+    what = "the variant to compare the others with"
     add("--baseline", action="append", default=[], dest="baselines", metavar="VARIANT", help=what)

@@ -1,4 +1,4 @@
-"""Pixels kept between epochs, in shared memory or in a mapped file: batches are the same to the bit without them."""
+"""A pixel cache between epochs, in shared memory or a mapped file: batches are bit-identical with and without it."""
 
 import errno
 import hashlib
@@ -31,7 +31,7 @@ _MOST_DECODED = 12  # times a tensor: a JPEG that `reduction` applies to takes a
 
 
 def cache_dir() -> Path:
-    """Return the user's cache folder for this package, without making it."""
+    """Return the user's cache folder for this package, without creating it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sppcls"
 
 
@@ -44,7 +44,7 @@ class PixelCache:
 
     Args:
         source: The images.
-        tensors: The (H, W) of the tensor that each image will stand in [N, 2], or (0, 0), by the tensors' shorter side.
+        tensors: The (H, W) [N, 2] of each image's tensor, or (0, 0), by the tensors' shorter side.
         fit: As `fit_image` takes it.
     """
 
@@ -60,14 +60,14 @@ class PixelCache:
             self._shapes = fitted_sizes(source.sizes, boxes) if fit == "keep" else boxes
             rooms = 3 * self._shapes.prod(-1)
         ends = np.cumsum(rooms, 0)
-        images = len(self.shorts) + ends[-1]  # a flag a scale, then the slots
+        images = len(self.shorts) + ends[-1]  # one flag per scale, then the slots
         self._flags = HEADER + np.cumsum(images) - images
         self._starts = self._flags + len(self.shorts) + ends - 3 * self._shapes.prod(-1)
         self.size = HEADER + int(images.sum())
         self._path: Path | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | ({"_buffer": None} if self._path else {})  # a mapped file would travel as a copy
+        return self.__dict__ | ({"_buffer": None} if self._path else {})  # a mapped file would be pickled as a copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -75,7 +75,7 @@ class PixelCache:
             self._buffer = _mapped(self._path, self.size)
 
     def open(self, path: Path | None = None) -> Self:
-        """Take the room: a file, which may be filled already, or shared memory; raises ``OSError`` without room."""
+        """Allocate a file, which may already be filled, or shared memory; raises ``OSError`` if there is no space."""
         import torch
 
         self._path, self._buffer = path, _mapped(path, self.size) if path else torch.zeros(self.size, dtype=torch.uint8)
@@ -94,7 +94,7 @@ class PixelCache:
         return part
 
     def get(self, index: int, size: Size) -> "torch.Tensor | None":
-        """Return image ``index`` for a tensor of ``size``, [3, h, w], where it is kept: fitted already, or decoded."""
+        """Return image ``index`` for a tensor of ``size``, [3, h, w], if cached: already fitted, or decoded."""
         if min(size) not in self.shorts:
             return None
         k = self.shorts.index(min(size))
@@ -105,12 +105,12 @@ class PixelCache:
         return slot if self.fit == "crop" or slot.shape[1:] == content_size((h, w), size, self.fit) else None
 
     def put(self, index: int, image: "torch.Tensor", short: int) -> None:
-        """Keep image ``index``, read with ``min_short=short``, wherever reading gives the same."""
+        """Cache image ``index``, read with ``min_short=short``, at every scale where reading gives the same pixels."""
         from sppcls.data.images import fit_image
 
         h, w = self._sizes[index].tolist()
         n = reduction(min(h, w), short)
-        unreduced = n > 1 and image.shape[1:] == (h, w)  # of a format that is never reduced
+        unreduced = n > 1 and image.shape[1:] == (h, w)  # its format is never reduced
         for k, other in enumerate(self.shorts):
             slot = self._slot(k, index)
             fits = slot.shape == image.shape if self.fit == "crop" else slot.numel() > 0
@@ -119,29 +119,29 @@ class PixelCache:
                 self._buffer[self._flags[index] + k] = 1
 
     def file_name(self) -> str:
-        """Return a name that changes with whatever the kept pixels depend on."""
+        """Return a name that changes with everything the cached pixels depend on."""
         versions = f"3 {version('torch')} {version('pillow')} {self.shorts}"
         digest = hashlib.sha256(versions.encode() + self._shapes.tobytes() + self._sizes.tobytes())
-        digest.update(getattr(self.source, "digest", b""))  # of pixels that are in no files
+        digest.update(getattr(self.source, "digest", b""))  # for pixels that are not in files
         for name in self.source.names:
             changed = 0
-            with suppress(OSError):  # a name that is no file, or a file that is gone
+            with suppress(OSError):  # a name that is not a file, or a deleted file
                 changed = Path(name).stat().st_mtime_ns
             digest.update(f"{name}\0{changed}\0".encode(errors="surrogateescape"))
         return f"{digest.hexdigest()[:20]}.pixels"
 
     def _slot(self, k: int, index: int) -> "torch.Tensor":
-        """Return a place as a [3, H, W] view with channels-last strides."""
+        """Return a slot as a [3, H, W] view with channels-last strides."""
         height, width = self._shapes[k, index].tolist()
         start = int(self._starts[k, index])
         return self._buffer[start : start + 3 * height * width].view(height, width, 3).permute(2, 0, 1)
 
 
 def open_caches(caches: Mapping[str, PixelCache], folder: Path | None) -> str:
-    """Reserve the room for all caches, in ``folder`` or in shared memory, and return a line that says how much it is.
+    """Reserve space for all caches, in ``folder`` or in shared memory, and return a line that says how much.
 
     Raises:
-        ConfigError: There is no room for them all; files that were made for them are removed.
+        ConfigError: There is not enough space; files created for them are removed.
     """
     paths = {name: folder / cache.file_name() if folder else None for name, cache in caches.items()}
     new = {name: path for name, path in paths.items() if not (path and path.exists())}
@@ -154,10 +154,10 @@ def open_caches(caches: Mapping[str, PixelCache], folder: Path | None) -> str:
             folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder or _SHM).free if folder or _SHM.is_dir() else 2**63
         if sum(sizes[name] for name in new) > free:
-            raise OSError(errno.ENOSPC, f"{megabytes(free)} MB are free")
+            raise OSError(errno.ENOSPC, f"only {megabytes(free)} MB are free")
         for name, cache in caches.items():
             cache.open(paths[name])
-    except (OSError, RuntimeError) as error:  # torch raises the second where shared memory is full
+    except (OSError, RuntimeError) as error:  # torch raises the second if shared memory is full
         for path in filter(None, new.values()):
             path.unlink(missing_ok=True)
         why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
@@ -184,10 +184,10 @@ def _mapped(path: Path, size: int) -> "torch.Tensor":
 
 
 def open_reserved(path: Path, size: int) -> BinaryIO:
-    """Return a file of ``size`` bytes, made where it is not there; it counts as in use until it is closed.
+    """Open a file of ``size`` bytes, creating it if needed; it counts as in use until it is closed.
 
-    All its room is taken now: writing to a mapped page that finds none would kill the process (SIGBUS). Raises
-    ``OSError`` where there is no room, and leaves no file then.
+    All its space is allocated now: writing to a mapped page without any would kill the process (SIGBUS). Raises
+    ``OSError`` if there is not enough space, and then leaves no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab", buffering=0)
@@ -203,7 +203,7 @@ def open_reserved(path: Path, size: int) -> BinaryIO:
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Lengthen a file to ``size`` bytes that are really there; what it holds stays."""
+    """Extend a file to ``size`` allocated bytes; its content stays."""
     missing = size - os.fstat(file.fileno()).st_size
     if missing > 0 and hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
@@ -213,7 +213,7 @@ def _reserve(file: BinaryIO, size: int) -> None:
 
 
 def lock(file: BinaryIO, exclusive: bool) -> bool:
-    """Mark a file as in use, or find out (``exclusive``) whether no process has."""
+    """Mark a file as in use, or check (``exclusive``) that no process uses it."""
     try:
         import fcntl
 

@@ -1,4 +1,4 @@
-"""Data sets by name: what is under a root, split into training, validation and test sources."""
+"""Data sets by name: a root folder, split into training, validation and test sources."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ class Splits:
 
 
 _WHAT = {
-    "folder": "the folder that holds train/ and val/, or a folder a class",
-    "table": "a CSV or Parquet file with the columns path, label and, if there are parts, split",
+    "folder": "the folder with train/ and val/, or with one folder per class",
+    "table": "a CSV or Parquet file with the columns path, label and optionally split",
 }
 DATA_SETS = ("shapes", "folder", "table", *LIBRARY)
 Part = Groups | Source
@@ -44,18 +44,18 @@ def load_splits(name: str, root: str | Path | None = None, **options: Any) -> Sp
 class DataSet:
     """A data set by name, and what to take of it.
 
-    A folder holds train/ and val/ (or validation/, or test/), or else a folder a class, which are then split: an
+    A folder holds train/ and val/ (or validation/, or test/), or else one folder per class, which is then split: an
     image's place follows from the seed and from its own class's files. Without a validation part the test part is used.
 
     Attributes:
         name, root: One of ``DATA_SETS``, and its folder or table; ``shapes`` needs none.
-        seed: Of the split, of the images that the counts pick, and of ``shapes``.
-        train_per_class: Training images a class; by default all, or 80 % of a set that has to be split.
-        val_per_class: Validation images a class, or what is left where there are fewer.
+        seed: Seed of the split, of the per-class selection, and of ``shapes``.
+        train_per_class: Training images per class; by default all, or 80 % of a set that has to be split.
+        val_per_class: Validation images per class, or as many as are left.
         val_fraction: Share of each class for validation of a set that has to be split; 0.2.
-        train_dir, val_dir: The parts of a ``folder`` by other names, relative to ``root`` or absolute; without a
+        train_dir, val_dir: Parts of a ``folder`` with other names, relative to ``root`` or absolute; without a
             ``val_dir``, ``train_dir`` is split.
-        on_error: ``fail`` or ``skip``, at files that are no readable image.
+        on_error: ``fail`` or ``skip``, at files that are not readable images.
         train_size, val_size, test_size: Images of ``shapes``; a ``test_size`` of 0 gives no test source.
     """
 
@@ -80,7 +80,7 @@ class DataSet:
 
         Raises:
             ConfigError: An unknown set or class, or a count below 1.
-            DataError: Missing, empty, unreadable or inconsistent data, or fewer images than the counts ask for.
+            DataError: Missing, empty, unreadable or inconsistent data, or fewer images than requested.
         """
         self._check()
         place = Path() if self.name == "shapes" else self._place()
@@ -114,7 +114,7 @@ class DataSet:
             raise ConfigError(f"data: no data set {self.name!r}{did_you_mean(self.name, DATA_SETS)}")
         for key in ("train_per_class", "val_per_class"):
             if (count := getattr(self, key)) is not None and count < 1:
-                raise ConfigError(f"data.{key}: got {count}, it must be 1 or more")
+                raise ConfigError(f"data.{key}: got {count}, allowed: 1 or more")
         for key in ("train_dir", "val_dir"):
             if (folder := getattr(self, key)) is not None and self.name != "folder":
                 raise ConfigError(f"data.{key}={folder}: data={self.name} has no such key; use data=folder")
@@ -127,7 +127,7 @@ class DataSet:
             raise ConfigError(f"data.val_fraction: got {self.val_fraction}, it must be above 0 and below 1")
         if beside := [key for key in ("val_dir", "val_per_class") if getattr(self, key) is not None]:
             raise ConfigError(
-                f"data.val_fraction={self.val_fraction} and data.{beside[0]} exclude each other; give one"
+                f"data.val_fraction={self.val_fraction} and data.{beside[0]} cannot be combined; give one"
             )
 
     def _place(self) -> Path:
@@ -142,11 +142,11 @@ class DataSet:
         if name == "table" and place.is_dir():
             raise DataError(f"data.root={root} is a folder; a folder of images is data=folder")
         if not place.exists() and not (self.download and name in LIBRARY):
-            raise DataError(f"data.root={root}: no such {'file' if name == 'table' else 'folder'}; it is {what}")
+            raise DataError(f"data.root={root}: no such {'file' if name == 'table' else 'folder'}; expected {what}")
         return place
 
     def _parts(self, root: Path) -> list[Part]:
-        """Return the parts of a set in the order train, val, test: one part is still to be split."""
+        """Return the parts of a set in the order train, val, test; a single part still has to be split."""
         name = self.name
         if name == "shapes":
             sizes = {"train": self.train_size, "val": self.val_size, "test": self.test_size}
@@ -165,7 +165,7 @@ def _classes(part: Part) -> list[str]:
 
 
 def _keep(part: Part, classes: Sequence[str]) -> Part:
-    """Leave only ``classes``, in the order of the data set."""
+    """Keep only ``classes``, in the order of the data set."""
     have = _classes(part)
     if unknown := [name for name in classes if name not in have]:
         raise ConfigError(f"data.classes: no class {unknown[0]!r}{did_you_mean(unknown[0], have)}")
@@ -179,13 +179,13 @@ def _check_classes(parts: Sequence[Part], root: Path) -> None:
     train = _classes(parts[0])
     if len(train) < 2:
         found = f"only one class, {train[0]!r}" if train else "no class folders"
-        needed = "2 labels" if root.is_file() else "2 folders of images, one a class,"
+        needed = "2 labels" if root.is_file() else "2 class folders with images"
         raise DataError(f"{shown(root)}: {found}; at least {needed} are needed")
     for part, where in zip(parts, ("training", "validation", "test"), strict=False):
         missing, extra = sorted({*train} - {*_classes(part)}), sorted({*_classes(part)} - {*train})
         if missing or extra:
             differ = f"{where} lacks {missing[:5]}" if missing else f"training lacks {extra[:5]}"
-            raise DataError(f"{shown(root)}: {where} classes differ from training: {differ}; make them the same")
+            raise DataError(f"{shown(root)}: {where} classes differ from training: {differ}; use the same in both")
         bare = [name for name in train if isinstance(part, dict) and not part[name]]
         if bare:
             raise DataError(f"{shown(root)}: {where} class {bare[0]!r} has no images; add some or remove it")
@@ -199,19 +199,19 @@ def split_by_class(
 ) -> tuple[Source, Source]:
     """Split each class in two, by counts or by the share for validation (0.2).
 
-    Raises ``DataError`` naming the smallest class where nothing of it would be left for one of the two.
+    Raises ``DataError`` naming the smallest class if one of the two parts would get none of it.
     """
     n, name = _smallest_class(source)
     if min(_shares(n, n_train, n_val, val_fraction)) < 1:
         key, other = ("val_per_class", "training") if n_train is None else ("train_per_class", "validation")
-        why = f"data.{key}={n_train or n_val} leaves none for {other}; it can be at most {n - 1}"
+        why = f"data.{key}={n_train or n_val} leaves none for {other}; allowed: at most {n - 1}"
         why = why if n > 1 else "at least 2 are needed to split"
         raise DataError(f"class {name!r} has {counted(n, 'image')}: {why}")
     train, val = [], []
     for order in _orders(source, seed):
         first, last = _shares(len(order), n_train, n_val, val_fraction)
         train += order[:first]
-        val += order[len(order) - last :]  # from the end: another train_per_class leaves the validation set as it is
+        val += order[len(order) - last :]  # from the end: changing train_per_class keeps the validation set
     return Subset(source, sorted(train)), Subset(source, sorted(val))
 
 
@@ -237,7 +237,7 @@ def _smallest_class(source: Source) -> tuple[int, str]:
 def _orders(source: Source, seed: int) -> list[list[int]]:
     """Return each class's indices, ordered by a hash of the seed and the end of an image's name.
 
-    So where the folder lies, other classes, and files that come or go leave the order of the rest as it is.
+    So the folder's location, other classes, and added or removed files do not change the order of the rest.
     """
 
     def rank(index: int) -> bytes:

@@ -1,4 +1,4 @@
-"""How a set of images is cut into steps of neighbouring aspects: once, as it depends on neither epoch nor scale."""
+"""Cuts a set of images into steps of similar aspect; done once, since it depends on neither epoch nor scale."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from sppcls.data.geometry import Fit
 
 Sizes = npt.NDArray[np.int64]
 
-# Aspect buckets: 24 an octave, each up to 2.9 % wide. The edges sit 0.15 % above powers of two so that the common
+# Aspect buckets: 24 per octave, each up to 2.9 % wide. The edges sit 0.15 % above powers of two so that the common
 # aspects 4:3, 3:2 and 16:9 lie just under an edge and need no padding.
 BUCKETS_PER_OCTAVE = 24
 EDGE = 1.0015
@@ -21,7 +21,7 @@ _TRY_ALL = 2**15
 
 
 def aspect_buckets(sizes: Sizes, max_aspect: float, fit: Fit = "keep") -> Sizes:
-    """Return the bucket of each image: 0 is square, positive wide, negative tall; the scale plays no part.
+    """Return the bucket of each image: 0 is square, positive wide, negative tall; independent of the scale.
 
     Args:
         sizes: [N, 2] (H, W).
@@ -56,7 +56,7 @@ def bucket_size(lowest: int, highest: int, scale: int) -> tuple[int, int]:
 
 
 def own_tensors(sizes: Sizes, scales: Sequence[int], fit: Fit = "keep", max_aspect: float = 4.0) -> dict[int, Sizes]:
-    """Return the (H, W) of the tensors [N, 2] of images among their like, by scale: as `plan_evaluation` plans them."""
+    """Return the (H, W) [N, 2] of each image's tensor by scale, as `plan_evaluation` plans it."""
     buckets, which = np.unique(aspect_buckets(sizes, max_aspect, fit), return_inverse=True)
     return {
         scale: np.array([bucket_size(bucket, bucket, scale) for bucket in buckets.tolist()])[which] for scale in scales
@@ -69,11 +69,11 @@ def _edges(buckets: Sizes) -> Sizes:
 
 
 def _positions(buckets: Sizes, half: int, full: int) -> Sizes:
-    """Return where ascending ``buckets`` may be cut, both ends included: anywhere, or in a large set at some places.
+    """Return where ascending ``buckets`` may be cut, including both ends: anywhere, or in a large set at some places.
 
     A cut that moves inside a bucket changes the cost in proportion, so some cheapest cuts cannot move: each is at a
     bucket's edge, or whole parts of ``half`` and ``full`` images away from one. With an even batch size these are
-    multiples of ``half``; with an odd one four halves at most are tried among any number of full parts.
+    multiples of ``half``; with an odd one at most four halves are tried among any number of full parts.
     """
     count = len(buckets)
     if count <= _TRY_ALL:
@@ -88,7 +88,7 @@ def _positions(buckets: Sizes, half: int, full: int) -> Sizes:
 def _cheapest_cuts(buckets: Sizes, half: int, full: int) -> list[int]:
     """Return where to cut ascending ``buckets`` into parts of half..full images that need the fewest pixels.
 
-    A dynamic programme over the positions; each part costs its tensor and one image more, so that an even set is
+    Dynamic programming over the positions; each part costs its tensor plus one image, so that an even set is
     cut into full parts.
     """
     at = _positions(buckets, half, full)
@@ -130,7 +130,7 @@ def cut_into_steps(buckets: Sizes, batch_size: int, world: int = 1) -> list[Size
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """The steps of every epoch of N images over a number of ranks: how many images each has, and of which buckets.
+    """The steps of every epoch of N images on a number of ranks: the images and buckets of each step.
 
     Attributes:
         members: [N] positions in the source, by bucket.
@@ -151,11 +151,11 @@ class Cut:
 
     @property
     def dealt(self) -> Sizes:
-        """[S] images of each step, repeats included: each rank has one."""
+        """[S] images of each step, including repeats so that each rank has one."""
         return np.maximum(self.counts, self.world)
 
     def order(self, seed: int, epoch: int) -> Sizes:
-        """Return [S] the order of the steps in an epoch."""
+        """Return the order [S] of the steps in an epoch."""
         rng = np.random.default_rng([seed, epoch, 0])
         rng.bit_generator.advance(len(self.members))  # type: ignore[attr-defined]  # past the keys of `shuffle`
         return rng.permutation(len(self.counts))
@@ -177,7 +177,7 @@ class Cut:
 def cut_images(sizes: Sizes, *, batch_size: int, world: int = 1, fit: Fit = "keep", max_aspect: float = 4.0) -> Cut:
     """Cut the images of ``sizes`` [N, 2] (H, W) into steps, every image into one (`cut_into_steps`)."""
     buckets = aspect_buckets(sizes, max_aspect, fit)
-    members = np.argsort(buckets.astype(np.int16), kind="stable")  # whose sort of small integers is by digits
+    members = np.argsort(buckets.astype(np.int16), kind="stable")  # small integers are radix-sorted
     buckets = buckets[members]
     steps = cut_into_steps(buckets, batch_size, world)
     lowest, highest = (buckets[[step[end] for step in steps]] for end in (0, -1))

@@ -33,15 +33,15 @@ class DatasetSource:
     """A data set of (image, label) as a source; its sizes and labels are found in one pass over all items.
 
     An image is a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W], [1, H, W] or [H, W]; a
-    label is an integer from 0. Item i must have the same size each time that it is read.
+    label is an integer from 0. Item i must have the same size every time it is read.
 
     Args:
         data: The data set, with ``__len__`` and ``__getitem__``.
         classes: Class names; by default ``data.classes``, or else the labels themselves: "0", "1", ...
-        name: What messages call it; the images' names are ``name/0``, ``name/1``, ...
+        name: Name used in messages; the images are named ``name/0``, ``name/1``, ...
 
     Raises:
-        DataError: An item that cannot be read, or is something else, and which.
+        DataError: An item that cannot be read or is not an (image, label) pair; it is named.
     """
 
     def __init__(self, data: Any, classes: Sequence[str] | None = None, name: str = "data") -> None:
@@ -54,7 +54,7 @@ class DatasetSource:
         for row, (pixels, label) in zip(rows, found, strict=True):
             seen.update(pixels.tobytes())
             row[:] = label, *pixels.shape[:2]
-        self.digest = seen.digest()  # the names say nothing of the pixels, which a cache on disk has to know apart
+        self.digest = seen.digest()  # names do not identify pixels, and a cache on disk has to
         self.targets, self.sizes = rows[:, 0], rows[:, 1:]
         given = classes or getattr(data, "classes", None)
         self.classes = tuple(map(str, given or range(min(int(self.targets.max()) + 1, _MOST_CLASSES))))
@@ -70,39 +70,39 @@ class DatasetSource:
         pixels, _ = self._item(index)
         if pixels.shape[:2] != tuple(self.sizes[index]):
             was, now = ("{} x {}".format(*size) for size in (self.sizes[index], pixels.shape))
-            raise DataError(f"{self.names[index]}: {was} pixels at first, {now} now; a data set may not crop or resize")
+            raise DataError(f"{self.names[index]}: {was} pixels at first, {now} now; data sets must not crop or resize")
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _item(self, index: int) -> tuple[Pixels, int]:
         where = f"item {index} of {self._name}"
         try:
             item = self.data[index]
-        except Exception as error:  # the data set is the caller's: it may raise anything
+        except Exception as error:  # the caller's data set may raise anything
             raise DataError(f"{where}: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
         if not isinstance(item, Sequence) or len(item) != 2:
             raise DataError(f"{where} is {_kind(item)}; allowed: (image, label)")
         try:
             return _pixels(item[0]), operator.index(item[1])
         except ValueError:
-            raise DataError(f"{where} has {_kind(item[0])} for an image; allowed: {_IMAGES}") from None
+            raise DataError(f"{where} has {_kind(item[0])} as its image; allowed: {_IMAGES}") from None
         except TypeError:
-            raise DataError(f"{where} has {_kind(item[1])} for a label; allowed: an integer from 0") from None
+            raise DataError(f"{where} has {_kind(item[1])} as its label; allowed: an integer from 0") from None
 
 
 def from_datasets(train: Any, val: Any = None, on_error: str = "fail") -> tuple[Source, Source | None]:
-    """Return the sources of training and validation images; a ``Source`` stays as it is.
+    """Return the sources of training and validation images; a ``Source`` is returned unchanged.
 
     Of torchvision's ``ImageFolder`` (and ``Subset`` of one) only the list of files is taken: sizes come from their
-    headers, nothing is decoded. Any other data set becomes a `DatasetSource`. One with a ``transform`` is refused, as
-    what it would do cannot be known: images are resized and augmented here. Class names are the data set's
+    headers, nothing is decoded. Any other data set becomes a `DatasetSource`. One with a ``transform`` is rejected, as
+    its effect cannot be known: images are resized and augmented here. Class names are the data set's
     ``classes``; without these they are the training labels.
 
     Args:
-        on_error: ``fail`` or ``skip``, at files of an ``ImageFolder`` that are no readable image.
+        on_error: ``fail`` or ``skip``, at unreadable files of an ``ImageFolder``.
 
     Raises:
-        ConfigError: Something else than a source or a map-style data set, a transform, or two lists of classes.
-        DataError: An item that cannot be read, or is no image with a label.
+        ConfigError: Not a source or a map-style data set, a transform, or two different lists of classes.
+        DataError: An item that cannot be read or is not an (image, label) pair.
     """
     first = _as_source(train, "train", None, on_error)
     if val is None:
@@ -110,7 +110,7 @@ def from_datasets(train: Any, val: Any = None, on_error: str = "fail") -> tuple[
     unnamed = isinstance(first, DatasetSource) and _named(val) is None
     second = _as_source(val, "val", first.classes if unnamed else None, on_error)
     if differ := class_difference(tuple(second.classes), tuple(first.classes)):
-        raise ConfigError(f"val: its classes are not those of train ({differ}); give both the same, in one order")
+        raise ConfigError(f"val: its classes differ from train's ({differ}); give both the same, in the same order")
     return first, second
 
 
@@ -125,7 +125,7 @@ def _as_source(data: Any, name: str, classes: Sequence[str] | None, on_error: st
     files = _files(data)
     if files is None:
         return DatasetSource(data, classes or _named(data), name)
-    names = Names(os.path.abspath(path) for path, _ in files)  # noqa: PTH100 - a Path each would take minutes
+    names = Names(os.path.abspath(path) for path, _ in files)  # noqa: PTH100 - one Path per file would take minutes
     targets = np.array([label for _, label in files], np.int64)
     return read_files(names, targets, _named(data) or (), Path(_base(data).root), on_error)[0]
 
@@ -134,14 +134,14 @@ def _check_transforms(data: Any, name: str) -> None:
     for key in ("transform", "transforms", "target_transform"):
         if getattr(data, key, None) is not None:
             why = "images are resized here, and augmented by augment=Augment(...)"
-            raise ConfigError(f"{name} has a {key}; make the data set without one: {why}")
+            raise ConfigError(f"{name} has a {key}; create the data set without it: {why}")
     inner = [data.dataset] if hasattr(data, "dataset") else getattr(data, "datasets", ())
     for part in inner:  # of Subset, or of ConcatDataset
         _check_transforms(part, name)
 
 
 def _files(data: Any) -> list[tuple[str, int]] | None:
-    """Return the (path, label) of an ImageFolder or of a subset of one that read their files as torchvision does."""
+    """Return the (path, label) pairs of an ImageFolder or a subset of one that reads files as torchvision does."""
     if hasattr(data, "dataset") and hasattr(data, "indices"):
         files = _files(data.dataset)
         return None if files is None else [files[int(index)] for index in data.indices]
@@ -162,7 +162,7 @@ def _named(data: Any) -> tuple[str, ...] | None:
 
 
 def _pixels(image: Any) -> Pixels:
-    """Return an image as [H, W, 3] uint8 of its own memory; raises ``ValueError`` where it is none."""
+    """Return an image as [H, W, 3] uint8 in its own memory; raises ``ValueError`` if it is not one."""
     if isinstance(image, Image.Image):
         return image_array(image)
     array = image
@@ -230,13 +230,13 @@ def _open(name: str, root: Path, part: Any, **options: Any) -> Any:
     make = getattr(importlib.import_module("torchvision.datasets"), library.kind)
     try:
         return make(str(root), **{library.argument: part}, **options)
-    except Exception as error:  # no network, no file, a damaged archive: each raises something else
+    except Exception as error:  # no network, no file, a damaged archive: each raises a different error
         raise _absent(name, root, str(error).partition("\n")[0].rstrip(".")) from error
 
 
 def _absent(name: str, root: Path, why: str) -> DataError:
     instead = "" if name == "imagenet" else ", or set data.download=true"
-    return DataError(f"data={name}: cannot be used from {root} ({why}); put {LIBRARY[name].files} there{instead}")
+    return DataError(f"data={name}: cannot be loaded from {root} ({why}); put {LIBRARY[name].files} there{instead}")
 
 
 def _labelled(data: Any, name: str) -> Groups | Source:

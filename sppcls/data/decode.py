@@ -1,4 +1,4 @@
-"""A file's pixels, and what its header says, both bounded: files may come from strangers."""
+"""Decodes image files and reads their headers, with limits on the cost: files may come from strangers."""
 
 import errno
 import io
@@ -20,12 +20,12 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from sppcls.data.geometry import Pixels, Size, reduction
 from sppcls.errors import DataError
 
-# What folders of photographs hold. Left out on purpose: formats without a signature (TGA, PCX), which would take any
+# Formats of photographs. Left out on purpose: formats without a signature (TGA, PCX), which would take any
 # garbage for an image, and those that start another program (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "DIB", "JPEG2000")
 # With Pillow's limit of 179 megapixels these bound what one file can cost; photographs stay far below them.
 _MOST_BYTES = 2**30
-_MOST_SECONDS = 60.0  # of this thread's own time, which neither a slow disk nor a busy machine uses up
+_MOST_SECONDS = 60.0  # CPU time of this thread, independent of a slow disk or a busy machine
 _BLOCK = 2**20
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,7 +45,7 @@ def read_size(path: str | os.PathLike[str]) -> Size:
 
 
 def read_size_unguarded(path: str | os.PathLike[str]) -> Size:
-    """Do `read_size` without hiding Pillow's warnings: for threads, under one `quiet` around them all."""
+    """Like `read_size`, without hiding Pillow's warnings: for threads, under one `quiet` around all of them."""
     with _open(path) as image:
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
@@ -56,21 +56,21 @@ def decode_array(path: str | os.PathLike[str], min_short: int | None = None) -> 
 
     EXIF orientation is applied. Alpha, in every form, is composited on white. Grey is repeated over the channels:
     16-bit grey maps 0..65535 to 0..255, floats in 0..1 map to 0..255, and any other integers or floats are stretched
-    from their own minimum and maximum. CMYK is converted without a colour profile; of an animation comes the first
+    from their own minimum and maximum. CMYK is converted without a colour profile; an animation gives its first
     frame. With ``min_short`` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (ceil(H / n), ceil(W / n)) with a
-    shorter side of at least 1.25 * ``min_short``; give what resizes it the full size as ``native`` then.
+    shorter side of at least 1.25 * ``min_short``; then pass the full size as ``native`` when resizing.
 
-    A file has at most 1 GiB and 179 megapixels. While it is decoded it takes its own bytes and up to 24 a pixel (WebP,
+    A file has at most 1 GiB and 179 megapixels. Decoding takes the file's bytes and up to 24 bytes per pixel (WebP,
     JPEG 2000).
 
     Raises:
-        DataError: Naming the file and why it cannot be read: missing, empty, truncated, no image, too large, too slow.
+        DataError: Naming the file and the reason: missing, empty, truncated, not an image, too large, too slow.
     """
     with quiet(), _open(path, whole=True) as image:
         image.decodermaxblock = 4096  # so few scans of a JPEG are decoded at a time that `_Bytes` can end it
         if min_short is not None:
             n = reduction(min(image.size), min_short)
-            image.draft(None, (image.width // n, image.height // n))  # only JPEG files do anything here
+            image.draft(None, (image.width // n, image.height // n))  # only affects JPEG files
         return image_array(image)
 
 
@@ -84,7 +84,7 @@ def image_array(image: Image.Image) -> Pixels:
 
 
 def quiet() -> AbstractContextManager[object]:
-    """Hide Pillow's warnings (odd metadata, large images): what cannot be read raises, the rest is no news."""
+    """Hide Pillow's warnings (odd metadata, large images): unreadable files raise, the rest does not matter."""
     return warnings.catch_warnings(action="ignore")
 
 
@@ -96,23 +96,23 @@ def _open(path: str | os.PathLike[str], whole: bool = False) -> Iterator[ImageFi
                 vars(stream).pop("read", None)  # what is read from here on are pixels
             yield image
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
-        advice = "check its name" if isinstance(error, FileNotFoundError) else "mend or remove the file"
+        advice = "check its name" if isinstance(error, FileNotFoundError) else "repair or remove the file"
         reason = _reason(error)
         raise DataError(f"{shown(path)}: {reason}; {advice}", reason) from error
 
 
 def _stream(path: str | os.PathLike[str], whole: bool) -> BinaryIO:
-    path = path if isinstance(path, Path) else Path(path)  # to make one costs as much as to open it
+    path = path if isinstance(path, Path) else Path(path)  # creating one costs as much as opening the file
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # opening a folder raises by itself
-        raise OSError(errno.EINVAL, "a pipe or a device, not a file")  # a pipe would be waited for without end
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # opening a folder raises anyway
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file")  # reading a pipe could block forever
     if status.st_size == 0:
         raise OSError(errno.ENODATA, "an empty file")
     if status.st_size > _MOST_BYTES:
-        raise OSError(errno.EFBIG, f"a file of more than {_MOST_BYTES / 2**30:.0f} GiB")
+        raise OSError(errno.EFBIG, f"the file is larger than {_MOST_BYTES / 2**30:.0f} GiB")
     if not whole:
         return open_header(path, status.st_size)
-    # Decoders map files that they are given by name: one that is cut short meanwhile would kill the process.
+    # Decoders map files given by name: one truncated meanwhile would kill the process.
     stream = _Bytes(path.read_bytes())
     if status.st_size > SHORT:
         vars(stream)["read"] = bounded(stream.read, status.st_size)
@@ -120,7 +120,7 @@ def _stream(path: str | os.PathLike[str], whole: bool) -> BinaryIO:
 
 
 class _Bytes(io.BytesIO):
-    """A file's content, for a limited time: a small JPEG of many scans could keep its decoder busy for hours."""
+    """A file's content, for a limited time: a small JPEG with many scans could keep its decoder busy for hours."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -128,7 +128,7 @@ class _Bytes(io.BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if thread_time() > self._end:
-            raise OSError(errno.ETIME, f"it takes more than {_MOST_SECONDS:g} s to decode")
+            raise OSError(errno.ETIME, f"decoding takes more than {_MOST_SECONDS:g} s")
         return super().read(size)
 
 
@@ -140,9 +140,9 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "no image that Pillow can read"
+        return "not an image that Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, taken for a decompression bomb"
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, possibly a decompression bomb"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first = str(error).strip().partition("\n")[0]
@@ -151,11 +151,11 @@ def _reason(error: Exception) -> str:
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
-        return 1  # Pillow turns these by itself
+        return 1  # Pillow rotates these itself
     try:
         # The base class's getexif: that of PNG would decode the pixels in search of metadata behind them.
         return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged metadata is no reason to lose an image
+    except Exception:  # damaged metadata must not lose the image
         return 1
 
 
@@ -172,7 +172,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     flat, grey = values.reshape(-1), np.empty(values.shape, np.uint8)
 
-    def blocks() -> Iterator[tuple[int, npt.NDArray[np.float64]]]:  # doubles of the whole would take 24 bytes a pixel
+    def blocks() -> Iterator[tuple[int, npt.NDArray[np.float64]]]:  # doubles of all of it would take 24 bytes per pixel
         for start in range(0, flat.size, _BLOCK):
             yield start, np.nan_to_num(flat[start : start + _BLOCK].astype(np.float64), posinf=0, neginf=0)
 
@@ -185,7 +185,7 @@ def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return grey
 
 
-# No photograph's header is longer, and a shorter one costs little whatever is in it: 15 million markers, 60 MB, took
+# No photograph's header is longer, and a shorter one is cheap whatever its content: 15 million markers, 60 MB, took
 # 2 GB and 20 s.
 SHORT = 2**18
 _PARTS = 100_000
@@ -207,16 +207,16 @@ def bounded(read: Callable[[int | None], bytes], size: int) -> Callable[..., byt
         parts -= 1
         left -= len(content)
         if parts < 0 or left < 0:
-            raise OSError(errno.EFBIG, f"a header of more than {_PARTS:,} parts or twice the file's length")
+            raise OSError(errno.EFBIG, f"the header has more than {_PARTS:,} parts or twice the file's length")
         if not parts & 63 and thread_time() > end:  # a system call
-            raise OSError(errno.ETIME, f"a header that takes more than {_SECONDS:g} s to read")
+            raise OSError(errno.ETIME, f"reading the header takes more than {_SECONDS:g} s")
         return content
 
     return counted
 
 
 class _File(io.FileIO):
-    """Counts what its reader's buffer takes: to count every read makes the scan of photographs 15 % slower."""
+    """Counts what its reader's buffer takes: counting every read would make the scan of photographs 15 % slower."""
 
     def __init__(self, path: Path, size: int) -> None:
         super().__init__(path)
@@ -233,8 +233,8 @@ class _File(io.FileIO):
 
 
 class _Reader(io.BufferedReader):
-    """A reader with room for attributes, which its file knows."""
+    """A reader that can hold attributes and is known to its file."""
 
     def __init__(self, file: _File) -> None:
         super().__init__(file)
-        file.reader = weakref.ref(self)  # no circle, so that both go at once
+        file.reader = weakref.ref(self)  # no reference cycle, so that both are freed at once

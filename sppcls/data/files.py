@@ -1,4 +1,4 @@
-"""Images that are files: their labels, and their sizes, which are read once."""
+"""Image files: their labels, and their sizes, which are read once."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ Rows = npt.NDArray[np.int64]
 Pair = tuple[int, int]
 
 ON_ERROR = ("fail", "skip")
-_THREADS = 16  # they wait for the disk, which may be a network's
+_THREADS = 16  # they wait for the disk, possibly over a network
 _CHUNK, _BLOCK = 128, 2**14
 _WORTH_A_BAR = 3000
 
@@ -46,7 +46,7 @@ class FileSource:
 
     def read(self, index: int, min_short: int | None = None) -> "torch.Tensor":
         """Return image ``index`` as [3, H, W] uint8 RGB; a JPEG may be smaller, down to ``min_short``."""
-        from sppcls.data.images import decode  # and torch, which a check of the files does without
+        from sppcls.data.images import decode  # imports torch, which checking the files does not need
 
         return decode(self.names[index], min_short)
 
@@ -54,7 +54,7 @@ class FileSource:
 def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[FileSource, Skipped]:
     """Scan the files of each class and return them as a source, with the files that were skipped.
 
-    Raises what `scan` does, and ``DataError`` where there is no class or one without a readable image.
+    Raises what `scan` does, and ``DataError`` if there is no class or one without a readable image.
     """
     names = Names(chain.from_iterable(groups.values()))
     targets = np.repeat(np.arange(len(groups)), [len(files) for files in groups.values()])
@@ -63,7 +63,7 @@ def read_groups(groups: Groups, root: Path, on_error: str = "fail") -> tuple[Fil
     bare = [name for name, count in zip(groups, counts, strict=True) if count == 0]
     if bare or not groups:
         where = f"class {', '.join(bare[:5])}" if bare else "a class folder"
-        raise DataError(f"{shown(root)}: no readable image in {where}; add some or remove it")
+        raise DataError(f"{shown(root)}: no readable images in {where}; add some or remove it")
     return source, skipped
 
 
@@ -79,7 +79,7 @@ def scan(paths: Iterable[Path | str], on_error: str = "fail", cache: Path | None
     """Return which paths are readable, their sizes [N, 2] int64 as (H, W), and (path, reason) of the others.
 
     Sizes are read from the files' headers, in threads; ``cache`` is a file that keeps them between runs, by path,
-    length and time of change (see `size_cache`). Of processes that share it one reads and the others wait.
+    length and modification time (see `size_cache`). Of the processes that share it, one reads and the others wait.
 
     Raises:
         ConfigError: ``on_error`` is neither ``fail`` nor ``skip``.
@@ -88,7 +88,7 @@ def scan(paths: Iterable[Path | str], on_error: str = "fail", cache: Path | None
     if on_error not in ON_ERROR:
         raise ConfigError(f"data.on_error: got {on_error!r}{did_you_mean(on_error, ON_ERROR)}")
     names = paths if isinstance(paths, Names) else Names(paths)
-    found = np.zeros((len(names), 4), np.int64)  # bytes, mtime_ns, H, W; H is -1 where there is a reason why
+    found = np.zeros((len(names), 4), np.int64)  # bytes, mtime_ns, H, W; H is -1 for unreadable files
     table = _SizeTable(names, cache)
     why = _probe(_status, names, found[:, 2] == 0, found[:, :2])
     found[list(why), 2] = -1
@@ -104,7 +104,7 @@ def scan(paths: Iterable[Path | str], on_error: str = "fail", cache: Path | None
     if skipped and on_error == "fail":
         more = f" ({counted(len(skipped) - 1, 'more such file')})" if len(skipped) > 1 else ""
         path, reason = skipped[0]
-        raise DataError(f"{shown(path)}: {reason}{more}; data.on_error=skip leaves such files out")
+        raise DataError(f"{shown(path)}: {reason}{more}; data.on_error=skip skips such files")
     kept = np.flatnonzero(found[:, 2] > 0)
     return kept, found[kept, 2:], skipped
 
@@ -122,7 +122,7 @@ def _probe(work: Callable[[str], Pair], names: Names, wanted: npt.NDArray[np.boo
             return error.reason
 
     def results() -> Iterator[tuple[int, Pair | str]]:
-        # In blocks: a pool takes all the names that it is given at once.
+        # In blocks: a pool consumes all names it is given at once.
         for start in range(0, len(places), _BLOCK):
             block = places[start : start + _BLOCK]
             yield from zip(block.tolist(), pool.map(attempt, names.pick(block), _CHUNK), strict=True)
@@ -158,7 +158,7 @@ def size_cache(root: Path) -> Path | None:
 class _SizeTable:
     """A file of rows in the order of the first column: a name's hash, bytes, mtime_ns, H, W, each an int64.
 
-    An entry counts only while the file has the same length and time of change; two names of one hash (in a million,
+    An entry counts only while the file's length and modification time match; two names of one hash (in a million,
     one chance in thirty million) would have to agree in these too. Without a path nothing is known or kept.
     """
 
@@ -167,7 +167,7 @@ class _SizeTable:
         self._keys = text_hashes(names if path else ()).view(np.int64)
 
     def recall(self, found: Rows) -> None:
-        """Fill in the H and W of rows (bytes, mtime_ns, H, W) that have none yet, where the file knows them."""
+        """Fill in the H and W of rows (bytes, mtime_ns, H, W) that have none yet, if the file has them."""
         table = self._table()
         if len(table):
             at = np.searchsorted(table[:, 0], self._keys).clip(max=len(table) - 1)
@@ -179,11 +179,11 @@ class _SizeTable:
         if not self._path:
             return
         table = np.concatenate([np.column_stack([self._keys, found])[found[:, 2] > 0], self._table()])
-        with suppress(OSError):  # no room or no right to write: the next run reads the headers again
+        with suppress(OSError):  # no space or permission: the next run reads the headers again
             write_bytes(self._path, table[np.unique(table[:, 0], return_index=True)[1]].tobytes())
 
     def _table(self) -> Rows:
-        """Return what the file holds; a missing or damaged one holds nothing."""
+        """Return the file's rows; a missing or damaged file has none."""
         try:
             table = np.frombuffer(self._path.read_bytes() if self._path else b"", np.int64).reshape(-1, 5)
         except (OSError, ValueError):

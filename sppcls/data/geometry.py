@@ -1,4 +1,4 @@
-"""How an image meets the size of a batch: plain integers, and a resize without torch."""
+"""Fits images to the size of a batch: plain integers, and a resize without torch."""
 
 from typing import Any, Literal, get_args
 
@@ -11,20 +11,20 @@ Whole = npt.NDArray[np.integer[Any]]
 Fit = Literal["keep", "crop", "warp"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 Colour = tuple[int, int, int]  # RGB, 0 to 255
-# The mean colour of ImageNet: padding of this colour is all but zero once the batch is normalised.
+# The mean colour of ImageNet: padding of this colour is almost zero once the batch is normalised.
 PAD: Colour = (124, 116, 104)
 DRAFTS = (8, 4, 2)
-# A JPEG is decoded at 1/2, 1/4 or 1/8 only where that leaves this many times the pixels asked for. Mean difference, in
+# A JPEG is decoded at 1/2, 1/4 or 1/8 only if that leaves this many times the requested pixels. Mean difference, in
 # grey levels, from decoding in full, on 500 photographs: 3.6 at 1.0, 1.5 at 1.25, 1.2 at 1.5, 0.8 at 2.0. For
 # comparison: bicubic in place of bilinear changes the same images by 1.65.
 DRAFT_MARGIN = 1.25
-# Of a batch that is measured, 32 images of 512 x 512: networks take about 180 bytes a pixel, and any file can ask for a
+# Pixels of an evaluation batch, 32 images of 512 x 512: networks take about 180 bytes/pixel, and any file can ask for a
 # scale of 8192.
 PIXELS = 2**23
 
 
 def images_at(size: tuple[int, int], batch_size: int) -> int:
-    """Return how many images of ``size``, (H, W), make a batch for measuring.
+    """Return how many images of ``size``, (H, W), make a batch for evaluation.
 
     >>> images_at((224, 299), 32), images_at((2048, 2048), 32), images_at((8192, 8192), 32)
     (32, 2, 1)
@@ -59,7 +59,7 @@ def fitted_sizes(sizes: Whole, boxes: Whole) -> npt.NDArray[np.int64]:
 
 
 def reduction(short: int, wanted: int) -> int:
-    """Return n where a JPEG with a shorter side of ``short`` is decoded at 1/n for ``wanted`` pixels: 1, 2, 4 or 8.
+    """Return n, 1, 2, 4 or 8, if a JPEG with a shorter side of ``short`` is decoded at 1/n for ``wanted`` pixels.
 
     >>> [reduction(480, wanted) for wanted in (48, 96, 128, 224)]
     [8, 4, 2, 1]
@@ -79,7 +79,7 @@ def same_aspect(got: Size, native: Size) -> bool:
 def cut_box(h: int, w: int, size: Size, offset: tuple[float, float] = (0.5, 0.5)) -> tuple[int, int, int, int]:
     """Return (top, bottom, left, right) of the largest part of an h x w image with the aspect of ``size``.
 
-    ``offset`` is where it is cut, as fractions (top, left) of the room there is; (0.5, 0.5) is the centre.
+    ``offset`` is where it is cut, as fractions (top, left) of the free space; (0.5, 0.5) is the centre.
 
     >>> cut_box(200, 300, (64, 64))
     (0, 200, 50, 250)
@@ -92,13 +92,13 @@ def cut_box(h: int, w: int, size: Size, offset: tuple[float, float] = (0.5, 0.5)
 def source_scale(got: Size, native: Size, size: Size) -> tuple[float, float] | None:
     """Return source pixels per target pixel, down and across, of an image that was decoded at 1/2, 1/4 or 1/8.
 
-    A reduced pixel covers n x n of the file's, so the last ones reach over its edge: scaling from the file's own size
-    keeps the picture in place. None for an image that was not reduced: its size says it all.
+    A reduced pixel covers n x n of the file's, so the last ones reach beyond its edge: scaling from the file's own size
+    keeps the picture in place. None for an image that was not reduced: its size is enough.
     """
     n = next((n for n in (1, *DRAFTS) if got == (-(-native[0] // n), -(-native[1] // n))), 1)
     if n == 1:
         return None
-    # The hair is against floor(63.999...) when a size is computed from the factor.
+    # The tiny offset guards against floor(63.999...) when a size is computed from the factor.
     down, across = (1 / (target * n / full * (1 + 1e-9)) for target, full in zip(size, native, strict=True))
     return down, across
 
@@ -124,7 +124,7 @@ def _resized(image: Pixels, size: Size, native: Size) -> Pixels:
     if got == size:
         return image
     down, across = source_scale(got, native, size) or (got[0] / size[0], got[1] / size[1])
-    # Torch leaves a side alone whose length stays, whatever its scale. The hair is against floor(63.999...).
+    # Torch does not touch a side whose length stays, whatever its scale. The offset guards against floor(63.999...).
     if int(got[1] / across * (1 + 1e-9)) != got[1]:
         image = _axis(image, size[1], across)
     if int(got[0] / down * (1 + 1e-9)) != got[0]:
@@ -155,6 +155,6 @@ def _taps(size: int, length: int, scale: float) -> tuple[Whole, Whole, int]:
     places = first + np.arange((end - first).max())[:, None]
     shares = np.maximum(1 - np.abs(places - center + 0.5) / support, 0) * (places < end)
     shares /= shares.sum(0)
-    # As many bits as the largest weight leaves in an int16, 22 at most.
+    # As many bits as the largest weight allows in an int16, at most 22.
     bits = next(b for b in range(23) if b == 22 or int(0.5 + shares.max() * (1 << (b + 1))) >= 1 << 15)
     return np.minimum(places, size - 1), (0.5 + shares * (1 << bits)).astype(np.int32), bits

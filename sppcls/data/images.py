@@ -37,12 +37,12 @@ def fit_image(
 
     Args:
         image: [3, h, w] uint8, fastest in channels-last memory as `decode` returns it.
-        fit: ``keep`` scales by one factor (`fitted_size`) and fills up with ``pad`` on the right or at the bottom;
-            ``crop`` cuts the largest part of the aspect of ``size``; ``warp`` resizes each side apart.
+        fit: ``keep`` scales by one factor (`fitted_size`) and pads with ``pad`` on the right or at the bottom;
+            ``crop`` cuts the largest part with the aspect of ``size``; ``warp`` resizes each side separately.
         pad: RGB, 0 to 255.
-        offset: Where ``crop`` cuts, as fractions (top, left) of the room there is; (0.5, 0.5) is the centre.
-        native: Full (h, w) of the file where `decode` reduced it: the aspect kept is then the file's own.
-        out: [3, H, W] uint8 to write into, and to be returned; without it ``image`` itself may be.
+        offset: Where ``crop`` cuts, as fractions (top, left) of the free space; (0.5, 0.5) is the centre.
+        native: Full (h, w) of the file if `decode` reduced it: the file's own aspect is then kept.
+        out: [3, H, W] uint8 to write into and return; without it ``image`` itself may be returned.
 
     Raises:
         ConfigError: An unknown ``fit``.
@@ -72,7 +72,7 @@ def _resize(image: torch.Tensor, size: Size, native: Size) -> torch.Tensor:
     h, w = image.shape[1:]
     if (h, w) == size:
         return image
-    # image[None] would have strides that torch does not take for channels-last, and so miss its fastest kernel.
+    # image[None] would have strides that torch does not treat as channels-last, and so miss its fastest kernel.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     if size == (1, 1):  # to which torch's resize takes no planar memory
         batch = batch.contiguous(memory_format=torch.channels_last)
@@ -128,7 +128,7 @@ class Augment:
             self.transforms.append(v2.RandomErasing(erasing))
 
     def draw(self, epoch: int, index: int) -> Draw:
-        """Return what sample ``index`` gets in ``epoch``."""
+        """Return the draw of sample ``index`` in ``epoch``."""
         rng = np.random.default_rng([self.seed, epoch, index, 2])
         top, left, flip = rng.random(3).tolist()
         return Draw((top, left), flip, int(rng.integers(2**63)))
@@ -150,9 +150,9 @@ ImageBatch = dict[str, Any]
 """What a loader yields: a dict of one batch.
 
 images: [B, 3, H, W] uint8 RGB with channels-last strides, padded on the right or at the bottom.
-targets: [B] int64, positions in the source's ``classes``; -1 where an image could not be read.
+targets: [B] int64, positions in the source's ``classes``; -1 if an image could not be read.
 indices: [B] int64, the images' places in the source.
-scale: The length in pixels that the schedule set for the images' shorter sides.
+scale: The scheduled length of the images' shorter sides, in pixels.
 weight: Of each of the images in the loss of a training step, a float (`sppcls.data.plan.TrainingPlan`).
 """
 IGNORED = -1
@@ -160,7 +160,7 @@ IGNORED = -1
 
 @dataclass(eq=False)
 class BatchDataset(Dataset[ImageBatch]):
-    """Turns a ``Batch`` of the plan into tensors; the batch carries all that changes from epoch to epoch.
+    """Turns a ``Batch`` of the plan into tensors; the batch has everything that changes between epochs.
 
     Returns an ``ImageBatch`` with ``broken``, (index, reason) of the unreadable images.
     """

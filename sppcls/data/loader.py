@@ -25,7 +25,7 @@ Batches = Generator["ImageBatch", None, None]
 
 
 def batches_of(dataset: "BatchDataset", batches: Iterable[Batch], num_workers: int = 0) -> Batches:
-    """Yield planned batches as tensors; the workers end with the generator, also where it is closed early."""
+    """Yield planned batches as tensors; the workers stop with the generator, also if it is closed early."""
     running = started(_data_loader(dataset, list(batches), num_workers))
     try:
         yield from running
@@ -89,11 +89,11 @@ class PlannedLoader:
         self.world, self._length = first.world, len(range(rank, len(first), first.world))
         how = {"pin_memory": pin_memory, "persistent_workers": num_workers > 0}
         self._workers = _data_loader(dataset, self._share, num_workers, **how)
-        # In a cycle of garbage the workers' queues would go first, and each worker be waited for in vain, for 5 s.
+        # In a garbage cycle the workers' queues would be freed first, and each worker waited for in vain for 5 s.
         weakref.finalize(self, close_workers, self._workers).atexit = False
 
     def close(self) -> None:
-        """End the workers; the next iteration starts new ones."""
+        """Stop the workers; the next iteration starts new ones."""
         close_workers(self._workers)
 
     @property
@@ -102,7 +102,7 @@ class PlannedLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Make ``epoch`` the next one to iterate; the epoch under way stays where it is."""
+        """Make ``epoch`` the next one to iterate; the current epoch is not affected."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
@@ -119,7 +119,7 @@ class PlannedLoader:
             self.position += 1
             for index, reason in batch.pop("broken"):
                 if self._on_error == "fail":
-                    raise DataError(f"{reason}; data.on_error=skip leaves such files out")
+                    raise DataError(f"{reason}; data.on_error=skip skips such files")
                 self.skipped[str(self.dataset.source.names[index])] = reason
             yield batch
 
@@ -146,9 +146,9 @@ _served = False
 
 
 def serve_workers() -> None:
-    """Let workers come from a server without threads, which starts now, and not from forks of this process.
+    """Start workers from a fork server without threads, launched now, instead of forking this process.
 
-    A fork while another thread of a rank (gloo's) holds a lock may never return in the child.
+    A fork while another thread of a rank (gloo's) holds a lock may deadlock the child.
     """
     global _served
     if _OF_THE_LEADER and not _served:
@@ -165,11 +165,11 @@ def serve_workers() -> None:
 
 
 def _begin(leader: int, served: bool, _worker: int) -> None:
-    """Leave signals that reach a whole group of processes to the leader, which needs its workers to save; end with it.
+    """Ignore signals sent to the whole process group, as the leader needs its workers to save; exit with the leader.
 
-    A SIGTERM of the leader's own ends the worker, as multiprocessing does at exit: it then waits for its children.
-    torch's workers look after their parent too, but take whoever is there as they begin for it: one whose leader was
-    killed a moment before lives for ever, as do those of a server.
+    A SIGTERM from the leader itself ends the worker: multiprocessing sends it at exit, then waits for its children.
+    torch's workers also watch their parent, but take whatever process they find at startup for it: one whose leader was
+    killed a moment before would live forever, as would those of a fork server.
     """
     parent = multiprocessing.parent_process()
 
@@ -197,7 +197,7 @@ def _leaders_signals_blocked() -> Iterator[None]:
 
 
 def started(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """Return the iterator of a loader, whose workers begin with the leader's signals blocked and stay so."""
+    """Return the iterator of a loader, whose workers start and stay with the leader's signals blocked."""
     with signals_held():
         if not _OF_THE_LEADER:
             return iter(loader)
@@ -206,12 +206,12 @@ def started(loader: "DataLoader[Any]") -> Iterator[Any]:
 
 
 def end_workers(batches: Any) -> None:
-    """End the workers of an iterator that `started` has returned."""
+    """Stop the workers of an iterator returned by `started`."""
     if hasattr(batches, "_shutdown_workers"):  # not without workers
         batches._shutdown_workers()
 
 
 def close_workers(loader: "DataLoader[Any]") -> None:
-    """End the persistent workers of a loader; its next iteration starts new ones."""
+    """Stop the persistent workers of a loader; its next iteration starts new ones."""
     batches, loader._iterator = loader._iterator, None
     end_workers(batches)

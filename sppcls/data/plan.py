@@ -1,4 +1,4 @@
-"""The epoch plan: which images meet in which batch, and at which (H, W).
+"""The epoch plan: which images are in which batch, and at which (H, W).
 
 Everything here is a pure function of (seed, epoch, image sizes, schedule, batch size, world size), so that every
 rank and every worker agrees without communication, and an epoch can be resumed at any batch.
@@ -18,12 +18,12 @@ from sppcls.data.schedule import Schedule
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that meet in one tensor.
+    """Images that share one tensor.
 
     Attributes:
         indices: Positions in the source.
-        size: (H, W) of the tensor; both are above the scale where wide and tall images meet.
-        scale: The scale that the schedule asked for.
+        size: (H, W) of the tensor; both are above the scale if wide and tall images are mixed.
+        scale: The scale set by the schedule.
         epoch: Epoch that augmentation draws from; -1 means no augmentation.
         weight: Of each of the images in the loss.
     """
@@ -117,7 +117,7 @@ class TrainingPlan(EpochPlan):
 
     @property
     def tensors(self) -> Sizes:
-        """[T, 3] the different H and W that there are, at which scale."""
+        """[T, 3] the distinct H and W, and their scale."""
         different: Sizes = np.unique(self._steps[:, 1:], axis=0)
         return different
 
@@ -133,7 +133,7 @@ class TrainingPlan(EpochPlan):
 
     @property
     def largest(self) -> Batch:
-        """The first batch of those with the most pixels."""
+        """The first of the batches with the most pixels."""
         counts, heights, widths, _ = self._steps.T
         return self[int((-(-counts // self.world) * heights * widths).argmax()) * self.world]
 

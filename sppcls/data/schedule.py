@@ -1,4 +1,4 @@
-"""Which scale is trained when: a pure function of the epoch, the step and the seed."""
+"""The scale schedule: a pure function of the epoch, the step and the seed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Schedule:
 
     Attributes:
         kind: ``single``: the one scale. ``alternate``: epoch e uses ``scales[e mod k]`` (paper, section 2.3).
-            ``random``: one draw an epoch (or a step, with ``every="batch"``) from the smallest to the largest
+            ``random``: one draw per epoch (or step, with ``every="batch"``) from the smallest to the largest
             scale by ``step`` pixels. ``progressive``: the scales in turn, each for an equal part of the epochs.
             Any other is a callable of another package, (scales, epoch, epochs, seed) -> one of the scales.
         scales: Shorter sides in pixels.
@@ -39,13 +39,13 @@ class Schedule:
 
     @property
     def choices(self) -> tuple[int, ...]:
-        """Every scale that can be trained, ascending."""
+        """All possible training scales, ascending."""
         if self.kind == "random":
             return tuple(range(min(self.scales), max(self.scales) + 1, self.step))
         return tuple(sorted(set(self.scales)))
 
     def work(self, epochs: Iterable[int], steps: int) -> float:
-        """Return the squares of the scales of some epochs, the mean of each, in all: what they cost."""
+        """Return the cost of some epochs: the sum over epochs of the mean squared scale."""
         return sum(
             sum(scale**2 for scale in drawn) / len(drawn) for drawn in (self.scales_of(e, steps) for e in epochs)
         )

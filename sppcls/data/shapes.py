@@ -1,4 +1,4 @@
-"""The embedded data set: generated shapes whose class is geometry alone, at known sizes and object scales."""
+"""The built-in data set: generated shapes whose class depends only on geometry, at known sizes and object scales."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 SPLITS = ("train", "val", "test")
 SHORTEST, LONGEST = 48, 200
 OBJECT_SCALE = (0.35, 0.9)
-# With these a few thousand images and a small network reach 97 to 99 %: hard enough to tell recipes apart.
+# With these, a small network reaches 97 to 99 % on a few thousand images: hard enough to tell recipes apart.
 TURN = 12.0
 LUMA, CONTRAST = (60.0, 195.0), (65.0, 125.0)
 NOISE = (2.0, 8.0)
@@ -85,13 +85,13 @@ def _colour(rng: np.random.Generator, luma: float) -> Floats:
 
 
 def _contrasting(rng: np.random.Generator, luma: float) -> tuple[int, ...]:
-    """A colour darker or lighter than ``luma`` by CONTRAST: either, wherever both fit."""
+    """A colour darker or lighter than ``luma`` by CONTRAST: either one, if both fit."""
     step = rng.uniform(*CONTRAST) * rng.choice((-1, 1))
     return tuple(_colour(rng, luma + step if 5 < luma + step < 250 else luma - step).astype(int).tolist())
 
 
 def _background(rng: np.random.Generator, height: int, width: int, luma: float) -> Image.Image:
-    """A tinted ground with a gradient and a wave over it."""
+    """A tinted background with a gradient and a wave."""
     y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
     angle, phase, waves = rng.uniform(0, 2 * np.pi, 3).tolist()
     tilt = 20 * rng.uniform(-1, 1, 2).astype(np.float32)
@@ -134,9 +134,9 @@ class ShapesSource:
 
     def __init__(self, split: str, size: int, seed: int = 0) -> None:
         if split not in SPLITS:
-            raise ConfigError(f"shapes: no split {split!r}{did_you_mean(split, SPLITS)}")
+            raise ConfigError(f"shapes: unknown split {split!r}{did_you_mean(split, SPLITS)}")
         if size < len(self.classes):
-            raise ConfigError(f"shapes: got {size} {split} images, allowed: {len(self.classes)} (one a class) or more")
+            raise ConfigError(f"shapes: got {size} {split} images, allowed: at least {len(self.classes)}, 1 per class")
         if seed < 0:
             raise ConfigError(f"shapes: got seed {seed}, allowed: 0 or more")
         self._key = (seed, SPLITS.index(split))

@@ -24,7 +24,7 @@ class Source(Protocol):
         classes: Class names; a target is a position in it.
         targets: [N] int64.
         sizes: [N, 2] int64, the (H, W) of each image as a person sees it (EXIF orientation applied).
-        names: [N] a name an image: its path, or ``shapes/train/17``.
+        names: [N] one name per image: its path, or ``shapes/train/17``.
     """
 
     classes: tuple[str, ...]
@@ -36,7 +36,7 @@ class Source(Protocol):
         """Return image ``index`` as [3, H, W] uint8 RGB.
 
         ``min_short`` allows a decoder to return a smaller image, of the same content and aspect, whose shorter
-        side is still at least that many pixels. Raises ``DataError`` naming the file where it cannot be read.
+        side is still at least that many pixels. Raises ``DataError`` naming the file if it cannot be read.
         """
         ...
 
@@ -130,7 +130,7 @@ FILE = "images.npz"
 
 @dataclass(frozen=True)
 class Identity:
-    """Names, sizes and classes of the images of a run; where their folder lies plays no part.
+    """Names, sizes and classes of the images of a run, independent of where their folder is.
 
     Attributes:
         classes: The class names, in the order of the targets.
@@ -158,7 +158,7 @@ class Identity:
 
     @classmethod
     def read(cls, folder: Path, classes: tuple[str, ...]) -> "Identity | None":
-        """Return what is kept in a folder, or None where there is nothing that can be read."""
+        """Return the identity saved in a folder, or None if there is none that can be read."""
         try:
             found = read_arrays(folder / FILE)
             return cls(classes, found["names"], found["images"], tuple(found["counts"].tolist()))
@@ -167,7 +167,7 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """What two identities are compared by: the same images, in the same order, of the same classes."""
+        """The digest of an identity: equal for the same images in the same order, of the same classes."""
         found = hashlib.sha256("\0".join(self.classes).encode(errors="surrogateescape"))
         found.update(self.images.tobytes())
         return found.hexdigest()[:16]
@@ -178,12 +178,12 @@ class Identity:
             int((~np.isin(some.names, other.names)).sum()) for some, other in ((self, before), (before, self))
         )
         changed = int((~np.isin(self.images, before.images)).sum()) - added
-        found = {"removed": removed, "added": added, "of another class or size": changed}
+        found = {"removed": removed, "added": added, "with another class or size": changed}
         return ", ".join(f"{count} {what}" for what, count in found.items() if count) or "in another order"
 
 
 def class_difference(now: tuple[str, ...], before: tuple[str, ...]) -> str:
-    """Return in words how two lists of classes differ, or nothing where they are equal."""
+    """Describe how two lists of classes differ; empty if they are equal."""
     gone, new = ([name for name in one if name not in other] for one, other in ((before, now), (now, before)))
     found = {"removed": gone, "added": new}
     listed = [f"{what} {', '.join(map(repr, names[:5]))}" for what, names in found.items() if names]
@@ -192,7 +192,7 @@ def class_difference(now: tuple[str, ...], before: tuple[str, ...]) -> str:
 
 def _identities(part: int, source: Source) -> Iterator[str]:
     """Yield what the two hashes of each image are of."""
-    # Of sorted names, the first and the last have in common what all have.
+    # The first and last of sorted names share the prefix common to all.
     common = len(os.path.commonpath([Path(min(source.names)).parent, Path(max(source.names)).parent]))
     for name, target, (height, width) in zip(source.names, source.targets, source.sizes.tolist(), strict=True):
         within = f"{part}\0{name[common:]}"

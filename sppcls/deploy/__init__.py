@@ -1,1 +1,1 @@
-"""Trained networks elsewhere: exports that prove themselves, and predictions from any of them."""
+"""Deployment: exports verified against the checkpoint, and predictions from any of them."""

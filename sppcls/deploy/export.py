@@ -1,4 +1,4 @@
-"""``sppcls export``: a trained network as files that another program can trust."""
+"""``sppcls export``: write a trained network to files, verified against the checkpoint."""
 
 import copy
 import shutil
@@ -36,11 +36,11 @@ def export(
     force: bool = False,
     checkpoint: str | None = None,
 ) -> Path:
-    """Write a model in each format into a folder, prove each file, and return the folder.
+    """Write a model in each format into a folder, verify each file, and return the folder.
 
     Raises:
-        ConfigError: No such model or format, or an output folder that is there already or cannot be written.
-        SppclsError: A file answers otherwise than the network; then nothing is written.
+        ConfigError: No such model or format, or an output folder that already exists or cannot be written.
+        SppclsError: A file's output differs from the network's; then nothing is written.
     """
     for name in formats:
         if name not in FILES:
@@ -48,7 +48,7 @@ def export(
     if (regions and "onnx" not in formats) or (
         (input != "normalized" or probabilities) and set(formats) == {"safetensors"}
     ):
-        raise ConfigError("--regions is of onnx, --normalize and --probabilities of onnx and pt2; add one to --format")
+        raise ConfigError("--regions needs onnx, --normalize and --probabilities need onnx or pt2; add one to --format")
     source = checked_path(model, "model")
     beside = source / "export" if source.is_dir() else source.with_name(f"{source.stem}-export")
     folder = beside if out is None else checked_path(out, "--out")
@@ -56,7 +56,7 @@ def export(
     loaded = load(model, checkpoint)
     signature = replace(loaded.signature, half=half)
     if signature.pixels > PIXELS:
-        raise ConfigError(f"{model}: one image has {signature.pixels:,} pixels, more than the {PIXELS:,} of a proof")
+        raise ConfigError(f"{model}: one image has {signature.pixels:,} pixels, at most {PIXELS:,} can be verified")
     graph = replace(signature, input=input, probabilities=probabilities)
     signatures = {"safetensors": signature, "onnx": replace(graph, regions=regions), "pt2": graph}
     if regions:
@@ -68,27 +68,27 @@ def export(
             write_json(stage / "config.json", _config(loaded, signature))
             write_text(stage / "README.md", model_card(loaded, Path(model), proofs))
     say(f"model: {loaded}")
-    show(table("Against the checkpoint", *proof_table(proofs)), f"written: {folder}")
+    show(table("Verified against the checkpoint", *proof_table(proofs)), f"exported to {folder}")
     return folder
 
 
 def _check_free(folder: Path, force: bool) -> None:
-    if folder.is_symlink():  # files are replaced and removed in it, and the model's folder may be a stranger's
-        raise ConfigError(f"--out {folder} is a link; name the folder that it leads to, or a new one")
+    if folder.is_symlink():  # its files are replaced and removed, and it may come from a stranger
+        raise ConfigError(f"--out {folder} is a link; name its target, or a new folder")
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise ConfigError(f"--out {folder}: {error.strerror}; name a new folder") from None
     if names and not force:
-        raise ConfigError(f"--out {folder} is there already; name another folder, or add --force")
+        raise ConfigError(f"--out {folder} already exists; name another folder, or add --force")
     if names & set(OWN) and "parity.json" not in names:
         other = min(names & set(OWN))
-        raise ConfigError(f"--out {folder} holds {other} and is no export; --force replaces exports only")
+        raise ConfigError(f"--out {folder} contains {other} and is not an export; --force replaces only exports")
 
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """Give a folder beside ``folder`` to write into; its files take their places once all are there."""
+    """Yield a staging folder next to ``folder``; its files are moved into place once all are written."""
     stage = None
     try:
         with signals_held():  # which would leave the folder between its making and its name here
@@ -102,7 +102,7 @@ def _staged(folder: Path) -> Iterator[Path]:
             if (stage / name).exists():
                 (stage / name).replace(folder / name)
             else:
-                (folder / name).unlink(missing_ok=True)  # of another model
+                (folder / name).unlink(missing_ok=True)  # left from another model
     except OSError as error:
         raise SppclsError(f"--out {folder}: {error.strerror or error}; nothing was written") from None
     finally:
@@ -115,7 +115,7 @@ def _beside(folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise ConfigError(f"--out {folder}: {error.strerror}; name a folder that can be written") from None
+        raise ConfigError(f"--out {folder}: {error.strerror}; name a writable folder") from None
 
 
 def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[str, Any]:
@@ -127,8 +127,8 @@ def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[
         row = max(found["sizes"], key=lambda row: row["difference"])
         size = "{batch} x 3 x {height} x {width}".format(**row)
         raise SppclsError(
-            f"{path.name} answers otherwise than the network: logits differ by {worst:.2g} at {size}, allowed: "
-            f"{found['tolerance']:g}; nothing is written"
+            f"{path.name}: output differs from the checkpoint's, logits by {worst:.2g} at {size}, allowed: "
+            f"{found['tolerance']:g}; nothing was written"
         )
     return found | ({"opset": OPSET} if name == "onnx" else {})
 

@@ -17,13 +17,13 @@ from sppcls.models.classifier import SppClassifier
 from sppcls.signature import Signature
 
 OPSET = 20
-# MaxRoiPool computes bins in float32. For these n, and sizes of 1 to 199 cells, they were all found equal to the
-# integers of `sppcls.ops.bins`; 7, 11, 13 and 14 reach a cell beyond some.
+# MaxRoiPool computes bins in float32. For these n, and sizes of 1 to 199 cells, they were all verified to equal the
+# integers of `sppcls.ops.bins`; 7, 11, 13 and 14 are off by a cell for some.
 EXACT_LEVELS = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12)
 
 
 class Graph(nn.Module):
-    """A classifier with what its signature asks for around it: normalisation before, probabilities after."""
+    """A classifier wrapped as its signature says: normalisation before, probabilities after."""
 
     def __init__(self, network: SppClassifier, signature: Signature) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Graph(nn.Module):
 
 
 class RegionGraph(Graph):
-    """The same with boxes [K, 4], x1 y1 x2 y2 in pixels, and the image [K] that each is of; for ONNX alone."""
+    """The same with boxes [K, 4], x1 y1 x2 y2 in pixels, and the image index [K] of each; for ONNX only."""
 
     def forward(self, images: Tensor, boxes: Tensor, image: Tensor) -> Tensor:  # type: ignore[override]
         """Return logits or probabilities [K, classes], float32, as `SppClassifier.classify_regions` gives them."""
@@ -61,7 +61,7 @@ class RegionGraph(Graph):
         return self._answer(self.network.head(pooled))
 
     def _cells(self, low: Tensor, high: Tensor, pixels: int, cells: int) -> tuple[Tensor, Tensor]:
-        # The rule of `sppcls.ops.region_cells`, in operators that exporters know; the proof compares them.
+        # The rule of `sppcls.ops.region_cells`, in operators that exporters support; verification compares them.
         stride = self.network.trunk.stride
         start, end = (low / stride).ceil(), torch.where(high >= pixels, cells, (high / stride).floor())
         start = torch.where(start < end, start, ((low + high) / (2 * stride)).floor()).clamp(max=cells - 1)
@@ -75,17 +75,17 @@ class RegionGraph(Graph):
 
 
 def check_regions(network: SppClassifier, signature: Signature) -> None:
-    """Raise ``ConfigError`` where a graph with boxes would not be exact."""
+    """Raise ``ConfigError`` if a graph with boxes would not be exact."""
     inexact = [n for n in network.levels if n not in EXACT_LEVELS]
     if network.mode != "max" or network.pool == "fixed" or signature.half or inexact:
         what = f"levels={list(network.levels)}, mode={network.mode}, pool={network.pool}, half={signature.half}"
         raise ConfigError(
-            f"--regions: got {what}; exact are max-pooled levels of {', '.join(map(str, EXACT_LEVELS))} in float32"
+            f"--regions: got {what}; supported are max-pooled levels of {', '.join(map(str, EXACT_LEVELS))} in float32"
         )
 
 
 def trace(network: SppClassifier, signature: Signature) -> ExportedProgram:
-    """Return the program of a network in eval mode; batch, height and width are free, with ``fixed`` the batch alone.
+    """Return the program of a network in eval mode; batch, height and width are free; with ``fixed`` only the batch.
 
     Raises:
         ConfigError: The network's trunk does something that cannot be exported.
@@ -100,10 +100,10 @@ def trace(network: SppClassifier, signature: Signature) -> ExportedProgram:
         free += [{0: Dim.DYNAMIC}] * 2
     graph = (RegionGraph if signature.regions else Graph)(network, signature).eval()
     try:
-        # Without this, a size of which some layer's map has one cell is another program than a larger one.
+        # Without this, a size at which some layer's map has one cell would need another program than a larger one.
         with config.patch(backed_size_oblivious=True), torch.no_grad():  # type: ignore[attr-defined]
             return torch.export.export(graph, tuple(examples), dynamic_shapes=tuple(free))
-    except Exception as error:  # the tracer raises whatever the traced code meets
+    except Exception as error:  # the tracer can raise any error of the traced code
         line = str(error).strip().partition("\n")[0]
         raise ConfigError(f"this network cannot be exported as a graph ({line}); use --format safetensors") from error
 
@@ -114,12 +114,12 @@ def axes_of(signature: Signature) -> dict[int, str]:
 
 
 def proof_side(signature: Signature) -> int:
-    """Return the side around which a file is traced and proved: the scale, where it is affordable."""
+    """Return the side around which a file is traced and verified: the scale, if affordable."""
     return max(min(signature.scale, 1024), signature.smallest)
 
 
 def traced_size(signature: Signature) -> tuple[int, int]:
-    """Return the (H, W) that a graph is traced at: one that no user has."""
+    """Return the (H, W) that a graph is traced at: one that is unlikely in use."""
     side = proof_side(signature)
     return signature.input_size or (side + 5, side + side // 3 + 7)
 
@@ -138,7 +138,7 @@ def write_onnx(program: ExportedProgram, signature: Signature, description: dict
     if made is None:
         raise ConfigError("the ONNX exporter returned nothing; use another --format")
     for node in made.model.graph:
-        node.metadata_props.clear()  # source lines and paths of this machine
+        node.metadata_props.clear()  # remove source lines and paths of this machine
     made.model.metadata_props.clear()
     made.model.metadata_props.update({KEY: to_json(description), **instructions(signature)})
     made.save(str(path), external_data=False)
@@ -147,9 +147,9 @@ def write_onnx(program: ExportedProgram, signature: Signature, description: dict
 _SIZES = {
     "keep": "One of H and W is {scale}; the other is {scale} too for a square image, else round({scale} * {edge} * "
     "2 ** (k / {octave})), k = ceil({octave} * log2(longer side / shorter side / {edge})), at least 1 and at most "
-    "{most}. Resize by one factor so that the image just fits into H x W; fill up on the right or at the bottom with "
+    "{most}. Resize by one factor so that the image just fits into H x W; pad on the right or at the bottom with "
     "the colour pad.",
-    "crop": "Cut out the largest centred part of the aspect of {size}, and resize it to {size}.",
+    "crop": "Cut out the largest centred part with the aspect of {size} and resize it to {size}.",
     "warp": "Resize the image to {size}, each side by its own factor.",
 }
 _VALUES = {
@@ -166,12 +166,12 @@ def instructions(signature: Signature) -> dict[str, str]:
     names = {"scale": signature.scale, "size": f"{height} x {width} (H x W)", "most": most}
     sized = _SIZES[signature.fit].format(edge=EDGE, octave=BUCKETS_PER_OCTAVE, **names)
     steps = [
-        "Decode to 8-bit RGB, turned as the EXIF orientation says, transparent parts on white.",
+        "Decode to 8-bit RGB, apply the EXIF orientation, composite transparent parts on white.",
         f"{sized} The resize is bilinear with antialiasing, as Pillow's BILINEAR.",
         _VALUES[signature.input],
     ]
     kind = "uint8" if signature.input == "uint8" else "float32"
-    answers = "probabilities" if signature.probabilities else "logits, whose softmax are probabilities"
+    answers = "probabilities" if signature.probabilities else "logits; their softmax gives probabilities"
     values = {"mean": signature.mean, "std": signature.std, "pad": signature.pad, "scale": signature.scale}
     values |= {"classes": signature.classes, "longest": most}
     return {
@@ -182,13 +182,13 @@ def instructions(signature: Signature) -> dict[str, str]:
 
 
 def save_pt2(program: ExportedProgram, description: dict[str, Any], path: Path) -> None:
-    """Write a program, and take out of it where it was made; raises ``ConfigError`` where torch cannot write it."""
+    """Write a program without the paths of this machine; raises ``ConfigError`` if torch cannot write it."""
     program._example_inputs = None
     for node in program.graph.nodes:
         node.meta = {key: known for key, known in node.meta.items() if key == "val"}
     try:
         torch.export.save(program, content := io.BytesIO(), extra_files={"sppcls.json": to_json(description)})
-    except Exception as error:  # an operator on sizes that torch has no words for
+    except Exception as error:  # an operator on sizes that torch cannot serialise
         line = str(error).partition("\n")[0]
         raise ConfigError(f"torch cannot write this network ({line}); use --format safetensors") from error
     write_bytes(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""ONNX files from anyone, opened without reading other files and without computing anything.
+"""Opens untrusted ONNX files without reading other files and without computing anything.
 
 onnxruntime reads the files that a model names, computes its constants of any size, and takes formats other than ONNX.
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from sppcls.errors import SppclsError, missing_extra
 
-_TEXT_LIMIT = 4 << 20  # of all but weights; DenseNet-121 has 0.5 MB; much more takes minutes to open
-# Fields of the messages of onnx.proto: settings, and messages. External data, subgraphs and functions are none of them.
+_TEXT_LIMIT = 4 << 20  # of everything but weights; DenseNet-121 has 0.5 MB; much more takes minutes to open
+# Fields of the messages of onnx.proto: settings, and messages. External data, subgraphs and functions are not included.
 _FIELDS: dict[str, tuple[set[int], dict[int, str]]] = {
     "Model": ({1, 2, 3, 4, 5, 6, 8, 14}, {7: "Graph"}),
     "Graph": ({2, 10, 11, 12, 13, 16}, {1: "Node", 5: "Tensor"}),
@@ -38,28 +38,28 @@ def open_onnx(path: Path) -> tuple[Any, dict[str, Any]]:
 
     Raises:
         ConfigError: onnxruntime is not installed.
-        SppclsError: The file is damaged, foreign, or asks for more than operators on tensors.
+        SppclsError: The file is damaged, not from this package, or needs more than operators on tensors.
     """
     try:
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError:
         raise missing_extra(str(path), "onnx") from None
-    onnxruntime.set_default_logger_severity(4)  # an error is one line of ours
+    onnxruntime.set_default_logger_severity(4)  # errors are reported as one line here
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.load_model_format", "ONNX")  # or it guesses from the bytes
     settings = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["ConstantFolding"], "enable_fallback": 0}
     try:
         if path.stat().st_size >> 31:
-            raise SppclsError("it has more than 2 GB; export it as safetensors")
+            raise SppclsError("it is larger than 2 GB; export it as safetensors")
         description = _description(memoryview(content := path.read_bytes()))
         session = onnxruntime.InferenceSession(content, options, **settings)
         if [given.name for given in session.get_inputs()] not in _INPUTS or len(session.get_outputs()) != 1:
-            raise SppclsError("it takes or gives other tensors than images and one answer; use `sppcls export`")
+            raise SppclsError("its inputs or outputs are not images and one answer; use `sppcls export`")
     except SppclsError as error:
         raise SppclsError(f"{path} is refused: {error}") from None
-    except Exception as error:  # damage shows first in a length, JSON or one of onnxruntime's checks
+    except Exception as error:  # damage can show in a length, JSON or one of onnxruntime's checks
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SppclsError(f"{path} is damaged or no model of `sppcls export` ({said[:200]})") from None
+        raise SppclsError(f"{path} is damaged or not written by `sppcls export` ({said[:200]})") from None
     return session, description
 
 
@@ -70,12 +70,12 @@ def _description(model: memoryview) -> dict[str, Any]:
         if spent > _TEXT_LIMIT:
             raise SppclsError(f"it has more than {_TEXT_LIMIT >> 20} MB besides weights; export it again")
         if (message, number) in _KNOWN and not _KNOWN[message, number].fullmatch(content):
-            raise SppclsError(f"it calls {bytes(content[:60])!r}; `sppcls export` writes tensor operators of ONNX only")
+            raise SppclsError(f"it calls {bytes(content[:60])!r}; `sppcls export` writes only tensor operators of ONNX")
         if (message, number) == ("Model", 14):
             entry = {part: bytes(text) for _, part, text in _walk(content, "StringStringEntry")}
             found[entry[1]] = entry[2]
     if b"sppcls" not in found:
-        raise SppclsError("it does not say how to use it; export the model with `sppcls export`")
+        raise SppclsError("it has no usage metadata; export the model with `sppcls export`")
     return {**json.loads(found[b"sppcls"])}
 
 
@@ -87,7 +87,7 @@ def _walk(data: memoryview, message: str) -> Iterator[tuple[str, int, memoryview
         number, wire = divmod(key, 8)
         if number not in settings and number not in messages:
             what = _WORDS.get((message, number), f"field {number} of {message}Proto")
-            raise SppclsError(f"it holds {what}; `sppcls export` writes weights and tensor operators of ONNX only")
+            raise SppclsError(f"it contains {what}; `sppcls export` writes only weights and tensor operators of ONNX")
         if wire == 2:
             length, start = _varint(data, start)
         else:

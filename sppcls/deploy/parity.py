@@ -1,4 +1,4 @@
-"""Whether a file answers as the network does, and the card that says so."""
+"""Verification of an exported file against its network, and the model card."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ HALF_TOLERANCE = 0.05
 def parity_sizes(signature: Signature) -> list[tuple[int, int, int]]:
     """Return (batch, H, W) of ten inputs: smallest, square, wide, tall, odd, largest (twice the scale, at 4:3).
 
-    A ``fixed`` network has one size only, and is run at several batches.
+    A ``fixed`` network has only one size and is run at several batch sizes.
     """
     if signature.input_size:
         return [(batch, *signature.input_size) for batch in (1, 3, 2, 5)]
@@ -46,7 +46,7 @@ def parity_sizes(signature: Signature) -> list[tuple[int, int, int]]:
 
 
 def prove(name: str, network: SppClassifier, candidate: Runtime) -> dict[str, Any]:
-    """Run a file and its network on the same images of every size, and boxes where a graph takes them.
+    """Run a file and its network on the same images of every size, and on boxes if a graph takes them.
 
     Where ``candidate`` gives probabilities, they are compared with the softmax of the network's logits. Raises
     ``SppclsError`` at a size that the file does not run at.
@@ -61,10 +61,10 @@ def prove(name: str, network: SppClassifier, candidate: Runtime) -> dict[str, An
                 if signature.regions and candidate.regions:
                     want.append(network.classify_regions(pixels[:1], [torch.from_numpy(boxes)]))
                     got.append(candidate.regions(images[:1], boxes))
-        except Exception as error:  # whatever its engine raises
+        except Exception as error:  # any error of its engine
             line = " ".join(str(error).split())[:200]
             raise SppclsError(
-                f"{name} does not run at {batch} x 3 x {height} x {width} ({line}); nothing is written"
+                f"{name} does not run at {batch} x 3 x {height} x {width} ({line}); nothing was written"
             ) from None
         row = _compared(torch.cat(want).numpy(), np.concatenate(got), signature.probabilities)
         rows.append({"batch": batch, "height": height, "width": width} | row)
@@ -83,7 +83,7 @@ def _compared(want: Floats, got: Floats, probabilities: bool) -> dict[str, float
 
 
 def _images(batch: int, height: int, width: int) -> Images:
-    """Return images with structure at two scales: of noise alone a network says the same whatever the size."""
+    """Return images with structure at two scales: for pure noise a network's output is the same at any size."""
     rng = np.random.default_rng([batch, height, width])
     patches = rng.integers(0, 256, (batch, 3, -(-height // 16), -(-width // 16)))
     coarse = patches.repeat(16, 2).repeat(16, 3)[:, :, :height, :width]
@@ -91,7 +91,7 @@ def _images(batch: int, height: int, width: int) -> Images:
 
 
 def _boxes(height: int, width: int) -> Boxes:
-    """Return fifty boxes, of every size from a pixel's to the image's."""
+    """Return fifty boxes, of all sizes from one pixel to the whole image."""
     rng = np.random.default_rng([height, width])
     size = np.array([width, height])
     start = rng.uniform(0, size, (50, 2)) * (rng.random((50, 2)) < 0.8)
@@ -100,14 +100,14 @@ def _boxes(height: int, width: int) -> Boxes:
     )
 
 
-_LIMITS = """- It says one of its {count} classes of any image, also of an image of none of them.
-- It was trained at {scales} pixels (shorter side). At other sizes it answers too, and is less often right.
-- Its figures are of those images. Of other cameras, places or people nothing is known; measure with
+_LIMITS = """- It assigns one of its {count} classes to every image, even to images of something else.
+- It was trained at {scales} pixels (shorter side). It accepts other sizes, with lower accuracy.
+- Its figures are for those images. It is untested on other cameras, places or people; measure with
   `sppcls evaluate MODEL --data DIR` before you rely on it."""
 
 
 def model_card(loaded: Model, model: Path, proofs: dict[str, Any]) -> str:
-    """Return README.md of an exported folder, with the figures of the run that ``model`` is of, where it is one."""
+    """Return README.md of an exported folder, with the figures of the run if ``model`` belongs to one."""
     run = model if model.is_dir() else model.parent.parent
     summary, status = _read(run / "summary.json"), _read(run / "status.json")
     made = shlex.join(Path(word).name if "/" in word else word for word in sys.argv)  # no path of this machine
@@ -124,9 +124,9 @@ def model_card(loaded: Model, model: Path, proofs: dict[str, Any]) -> str:
         f"## Data\n\n{_data(loaded, summary)}",
         f"## Accuracy\n\n{_accuracy(summary, loaded)}",
         "## Limits\n\n" + _LIMITS.format(count=len(signature.classes), scales=scales),
-        f"## Files\n\nEach was run back against the checkpoint (parity.json):\n\n{markdown(*proof_table(proofs))}",
+        f"## Files\n\nEach was verified against the checkpoint (parity.json):\n\n{markdown(*proof_table(proofs))}",
         f"## Use\n\n```\nsppcls predict FOLDER IMAGE...\n```\n\n```python\n{_USE}```",
-        f"## How it was made\n\n```\n{commands}\n```",
+        f"## Commands\n\n```\n{commands}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -147,15 +147,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _data(loaded: Model, summary: dict[str, Any]) -> str:
     if loaded.spec is None:
-        return "Unknown: it was not trained by `train.py`."
+        return "Unknown: it was not trained with `train.py`."
     images = f"{summary['train_images']} training and {summary['val_images']} validation images, " if summary else ""
-    return f"`{loaded.spec.data.name}`: {images}met by `fit={loaded.spec.data.fit}`."
+    return f"`{loaded.spec.data.name}`: {images}fitted with `fit={loaded.spec.data.fit}`."
 
 
 def _accuracy(summary: dict[str, Any], loaded: Model) -> str:
     if not summary.get("scales"):
         known = [f"- {name}: {value:.4g}" for name, value in sorted(loaded.metrics.items())]
-        return "\n".join(["Of the epoch that it was saved at:", "", *known]) if known else "Not measured."
+        return "\n".join(["At the epoch it was saved:", "", *known]) if known else "Not measured."
     rows = [
         (f"{row['scale']}{' (trained)' if row['trained'] else ''}", f"{row['acc1']:.1%}", f"{row['ece']:.3f}")
         for row in summary["scales"]
@@ -163,11 +163,11 @@ def _accuracy(summary: dict[str, Any], loaded: Model) -> str:
     lines = markdown(("test scale", "top-1", ece_column(summary)), rows)
     gap = summary.get("generalization_gap")
     said = "" if gap is None else f"\n\nGeneralization gap at {summary['val_scale']}: {gap * 100:+.1f} points."
-    return f"Validation images of the run's last checkpoint:\n\n{lines}{said}"
+    return f"On the validation images, with the run's last checkpoint:\n\n{lines}{said}"
 
 
 def proof_table(proofs: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Return columns and a row a file: how near its answers are to the checkpoint's."""
+    """Return columns and one row per file: how close its output is to the checkpoint's."""
     rows = [
         [
             found["file"],

@@ -1,4 +1,4 @@
-"""Labels for images, from any model file; with ONNX, without torch."""
+"""Labels for images, from any model file; ONNX files do not need torch."""
 
 import glob
 import os
@@ -22,26 +22,26 @@ from sppcls.signature import Signature
 
 Readable = Path | Pixels  # a file, or the pixels [H, W, 3] of an image
 One = TypeVar("One", bound=Readable)
-_CHUNK = 512  # images that are sorted into batches of one shape together; their answers come in the order asked
+_CHUNK = 512  # images sorted into batches of one shape at a time; results keep the given order
 
 
 def expand(arguments: Iterable[str]) -> list[Path]:
-    """Return the files that arguments mean: files, folders (at any depth), globs, and ``-``, a list on standard input.
+    """Return the files that arguments name: files, folders (at any depth), globs, and ``-``, a list on standard input.
 
-    A file that is not there is kept, to be reported as any other that cannot be read.
+    A missing file is kept, to be reported like any other unreadable one.
     """
     found: list[Path] = []
     for argument in arguments:
         if not argument:
-            raise ConfigError("an image is named '', which would be this folder; say . for that")
+            raise ConfigError("got '' as an image; use . for the current folder")
         if argument == "-":
             if isinstance(sys.stdin, TextIOWrapper):
-                sys.stdin.reconfigure(errors="surrogateescape")  # names are bytes, of any kind
+                sys.stdin.reconfigure(errors="surrogateescape")  # names can be any bytes
             found += [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
         elif Path(argument).is_dir():
             found += image_files(Path(argument))
         elif argument.endswith((".csv", ".txt", ".parquet")) and Path(argument).is_file():
-            raise ConfigError(f"{argument} is a list, not an image; name - and give the paths on stdin, one a line")
+            raise ConfigError(f"{argument} is a list, not an image; use - and pass the paths on stdin, one per line")
         elif not Path(argument).exists() and any(sign in argument for sign in "*?["):
             found += [Path(name) for name in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207 - absolute patterns too
         else:
@@ -50,18 +50,18 @@ def expand(arguments: Iterable[str]) -> list[Path]:
 
 
 def checked_scales(signature: Signature, asked: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the scales to use: those asked for, or the model's own; raises ``ConfigError`` at one it cannot take."""
+    """Return the scales to use: the given ones, or the model's own; raises ``ConfigError`` at one it cannot take."""
     if not asked and signature.pixels > PIXELS:
         own = max(signature.scale, signature.smallest) if signature.input_size is None else signature.input_size[0]
         raise ConfigError(
-            f"the model's own scale is {own}: one image of it has {signature.pixels / 1e6:.0f} megapixels, more than "
-            f"{PIXELS / 1e6:.1f}; name a smaller one with --scale (of regions: --scales), or {own} if it is meant"
+            f"the model's own scale is {own}: one image at it has {signature.pixels / 1e6:.0f} megapixels, more than "
+            f"{PIXELS / 1e6:.1f}; choose a smaller one with --scale (--scales for regions), or pass {own} explicitly"
         )
     scales = tuple(dict.fromkeys(asked or (signature.scale,)))
     if signature.input_size:
         if asked and scales != signature.input_size[:1]:
             size = "{}x{}".format(*signature.input_size)
-            raise ConfigError(f"--scale {scales[0]}: a model with pool=fixed takes {size} alone; leave --scale out")
+            raise ConfigError(f"--scale {scales[0]}: a model with pool=fixed takes only {size}; leave --scale out")
         return signature.input_size[:1]
     for scale in scales:
         if scale < signature.smallest:
@@ -72,9 +72,9 @@ def checked_scales(signature: Signature, asked: Sequence[int] | None) -> tuple[i
 def predict(
     model: Runtime, images: Iterable[One], scales: Sequence[int], batch_size: int = 32
 ) -> Iterator[tuple[One, Floats | DataError]]:
-    """Yield each image with its probabilities [K], the mean over ``scales``, or with why it has none; in order.
+    """Yield each image with its probabilities [K], the mean over ``scales``, or with the reason for none; in order.
 
-    Files are read in parts of 512, sorted into batches of one shape, so that any number of them takes little memory.
+    Files are read in chunks of 512, sorted into batches of one shape, so that any number of them takes little memory.
     """
     left = iter(images)
     while chunk := list(islice(left, _CHUNK)):
@@ -104,7 +104,7 @@ def _of_chunk(
 def plan_of(
     signature: Signature, sizes: Sequence[Size], scale: int, batch_size: int, largest: int | None = None
 ) -> list[Batch]:
-    """Return the batches of one shape in which images of ``sizes`` meet a scale; see `plan_evaluation`."""
+    """Return batches of one shape for images of ``sizes`` at a scale; see `plan_evaluation`."""
     if not sizes:
         return []
     if signature.input_size:
@@ -122,7 +122,7 @@ def _pixels(
     size: Size,
     answers: dict[int, Floats | DataError],
 ) -> Images:
-    """Return images [N, 3, H, W]; one that cannot be read leaves its place empty, and its reason in ``answers``."""
+    """Return images [N, 3, H, W]; an unreadable one leaves its place empty, and the reason in ``answers``."""
     batch = np.zeros((len(members), 3, *size), np.uint8)
     for row, place in zip(batch, members, strict=True):
         try:
@@ -139,13 +139,13 @@ def fitted(model: Runtime, image: Readable, size: Size, native: Size) -> Images:
 
 
 def answer(image: Readable, said: Floats, classes: Sequence[str], count: int) -> dict[str, Any]:
-    """Return what ``predict --json`` says of an image; the path of an array is None."""
+    """Return the ``predict --json`` object of an image; the path of an array is None."""
     named = os.fsencode(image).decode("utf-8", "replace") if isinstance(image, Path) else None
     found = top(said, classes, count)
     return {"path": named, "label": found[0]["label"], "top": found}
 
 
 def top(probabilities: Floats, classes: Sequence[str], count: int) -> list[dict[str, object]]:
-    """Return the likeliest classes, as ``predict --json`` has them."""
+    """Return the most likely classes, as ``predict --json`` has them."""
     order = np.argsort(-probabilities, kind="stable")[:count]
     return [{"label": classes[place], "probability": float(probabilities[place])} for place in order]

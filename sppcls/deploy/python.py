@@ -1,4 +1,4 @@
-"""`SppClassifier.predict`: labels from Python, of all that may be an image."""
+"""`SppClassifier.predict`: labels from Python, for anything that can be an image."""
 
 import os
 from pathlib import Path
@@ -37,17 +37,17 @@ def _readable(image: Any) -> list[Readable]:
     if isinstance(image, str | os.PathLike):
         found = expand([os.fspath(image)])
         if not found:
-            raise DataError(f"no image in {image}; name image files or folders of them")
+            raise DataError(f"no images in {image}; name image files or folders of images")
         return [*found]
     if isinstance(image, Image.Image):
         try:
             return [image_array(image)]
-        except Exception as error:  # an image is decoded now, and damage shows in any class
+        except Exception as error:  # the image is decoded now, and damage can raise any error
             raise DataError(f"{image!r} cannot be read: {error}") from error
     shape: Any = getattr(image, "shape", ())
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image.size:
-        return [image.copy()]  # torch takes no array that is not writable
+        return [image.copy()]  # torch takes only writable arrays
     what = f"{getattr(image, 'dtype', '')} {type(image).__name__} {list(shape)}".strip()
     raise TypeError(
-        f"an image is {what}; expected a file, a folder, a Pillow image, an array [H, W, 3] uint8, or a list of these"
+        f"got {what}; expected a file, a folder, a Pillow image, an array [H, W, 3] uint8, or a list of these"
     )

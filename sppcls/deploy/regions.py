@@ -1,4 +1,4 @@
-"""Regions of one image, classified from one pass a scale: boxes from a file or a grid, the scale of each, a drawing."""
+"""Classifies regions of one image in one pass per scale: boxes from a file or a grid, the scale of each, a drawing."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ _COLOURS = ("crimson", "seagreen", "royalblue", "darkorange", "purple", "teal", 
 
 
 def boxes_of_images(file: str) -> dict[str, list[list[str]]] | None:
-    """Return the rows x1 y1 x2 y2 of each path in a .csv file with a column ``path``; None where it has no such."""
+    """Return the rows x1 y1 x2 y2 of each path in a .csv file with a column ``path``; None if it has none."""
     try:
         rows = list(csv.reader(io.StringIO(Path(file).read_text("utf-8-sig"))))
     except (OSError, ValueError, csv.Error):
@@ -42,9 +42,9 @@ def checked_boxes(rows: Sequence[Any], file: str, size: Size) -> Boxes:
 
 
 def read_boxes(file: str, size: Size) -> Boxes:
-    """Return boxes [K, 4], x1 y1 x2 y2 in pixels, of a .json list or a .csv file with or without a heading.
+    """Return boxes [K, 4], x1 y1 x2 y2 in pixels, of a .json list or a .csv file with or without a header.
 
-    Raises ``DataError`` naming the box that is no four numbers or reaches outside an image of ``size``, (H, W).
+    Raises ``DataError`` naming a box that is not four numbers or reaches outside an image of ``size``, (H, W).
     """
     is_json = file.lower().endswith(".json")
     try:
@@ -54,7 +54,7 @@ def read_boxes(file: str, size: Size) -> Boxes:
         said = error.strerror if isinstance(error, OSError) else "not a .json list or .csv rows of x1,y1,x2,y2"
         raise DataError(f"--boxes {file}: {said}") from None
     if not isinstance(rows, list):
-        raise DataError(f"--boxes {file}: it holds {type(rows).__name__}, not a list of boxes x1 y1 x2 y2")
+        raise DataError(f"--boxes {file}: it contains {type(rows).__name__}, not a list of boxes x1 y1 x2 y2")
     if not is_json:
         rows = [row for row in rows if row]
         rows = rows[1:] if rows and [cell.strip().lower() for cell in rows[0]] == ["x1", "y1", "x2", "y2"] else rows
@@ -70,14 +70,14 @@ def _box(row: Any, number: int, file: str, size: Size) -> list[float]:
     if not (0 <= x1 < x2 <= size[1] and 0 <= y1 < y2 <= size[0]):
         height, width = size
         raise DataError(
-            f"--boxes {file}: box {number} is {x1:g} {y1:g} {x2:g} {y2:g}; 0 <= x1 < x2 <= {width} and "
-            f"0 <= y1 < y2 <= {height} is needed, as the image is {height}x{width} (H x W)"
+            f"--boxes {file}: box {number} is {x1:g} {y1:g} {x2:g} {y2:g}; expected 0 <= x1 < x2 <= {width} and "
+            f"0 <= y1 < y2 <= {height}, since the image is {height}x{width} (H x W)"
         )
     return [x1, y1, x2, y2]
 
 
 def grid(size: Size, places: int) -> Boxes:
-    """Return sliding squares of 1, 1/2 and 1/4 of the shorter side, a ``places``-th of the shorter side apart.
+    """Return sliding squares of 1, 1/2 and 1/4 of the shorter side, spaced by 1/``places`` of the shorter side.
 
     >>> len(grid((64, 96), 8))
     127
@@ -91,9 +91,9 @@ def grid(size: Size, places: int) -> Boxes:
 
 
 def classify(model: Runtime, path: Path, boxes: Boxes, scales: Sequence[int]) -> Floats:
-    """Return probabilities [K, classes] of boxes in an image file, one pass a scale that is used.
+    """Return probabilities [K, classes] of boxes in an image file, in one pass per scale used.
 
-    Each box is taken from the scale at which it has about as many pixels as a training image (paper, section 4.1).
+    Each box is pooled at the scale where it has about as many pixels as a training image (paper, section 4.1).
     """
     if model.regions is None:
         raise ConfigError(
@@ -120,7 +120,7 @@ def _scale_of_each(boxes: Boxes, native: Size, scales: Sequence[int], trained: i
 
 
 def _moved(boxes: Boxes, native: Size, size: Size) -> Boxes:
-    """Return boxes in the pixels of a batch; the image's right and bottom edges are the batch's, padding and all."""
+    """Return boxes in the pixels of a batch; the image's right and bottom edges become the batch's, with padding."""
     height, width = fitted_size(*native, size)
     moved: Boxes = boxes * np.array([width / native[1], height / native[0]] * 2)
     for column, end, whole in ((2, native[1], size[1]), (3, native[0], size[0])):
@@ -129,7 +129,7 @@ def _moved(boxes: Boxes, native: Size, size: Size) -> Boxes:
 
 
 def distinct(boxes: Boxes, probabilities: Floats, count: int, overlap: float = 0.3) -> list[int]:
-    """Return the surest boxes, in order, none of which overlaps a surer one by more than ``overlap`` (of the union)."""
+    """Return the most confident boxes, in order; none overlaps a more confident one by more than ``overlap`` (IoU)."""
     kept: list[int] = []
     for place in np.argsort(-probabilities.max(1), kind="stable").tolist():
         if len(kept) < count and all(_overlap(boxes[place], boxes[other]) <= overlap for other in kept):
@@ -144,13 +144,13 @@ def _overlap(a: Any, b: Any) -> float:
 
 
 def draw(path: Path, boxes: Boxes, labels: Sequence[str], out: Path) -> None:
-    """Draw labelled boxes onto an image, the first on top, and a label more than boxes at the top left.
+    """Draw labelled boxes onto an image, the first on top; an extra label without a box goes to the top left.
 
-    Raises ``ConfigError`` where ``out`` cannot be written.
+    Raises ``ConfigError`` if ``out`` cannot be written.
     """
     kind = Image.registered_extensions().get(out.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP") or (out.exists() and out.samefile(path)):
-        raise ConfigError(f"--draw {out}: name another file than the image, that ends in .png, .jpg or .webp")
+        raise ConfigError(f"--draw {out}: name a file other than the image that ends in .png, .jpg or .webp")
     image = Image.fromarray(decode_array(path))
     factor = -(-_LEGIBLE // min(image.size))
     image = image.resize((image.width * factor, image.height * factor))
@@ -170,7 +170,7 @@ def draw(path: Path, boxes: Boxes, labels: Sequence[str], out: Path) -> None:
         image.save(memory, format=kind)
         write_bytes(out, memory.getvalue())
     except OSError as error:
-        raise ConfigError(f"--draw {out}: {error.strerror or error}; name a file that can be written") from None
+        raise ConfigError(f"--draw {out}: {error.strerror or error}; name a writable file") from None
 
 
 def _extent(pen: ImageDraw.ImageDraw, label: str, size: int) -> tuple[int, int]:
@@ -180,7 +180,7 @@ def _extent(pen: ImageDraw.ImageDraw, label: str, size: int) -> tuple[int, int]:
 
 def apart(wanted: Sequence[tuple[float, float, int, int]], size: tuple[int, int]) -> list[tuple[int, int]]:
     """Return where labels (x, y, width, height) go: inside an image of ``size``, (W, H), each below those before it
-    that it would cover, or where there is no room above them; only a full column leaves two on one place.
+    that it would cover, or if there is no space above them; only a full column puts two in one place.
     """
     placed: list[tuple[int, int, int, int]] = []
     for x, y, wide, high in wanted:

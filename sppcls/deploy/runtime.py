@@ -1,4 +1,4 @@
-"""One way to run a model, whatever file it is in: a run, a checkpoint, safetensors, ONNX or a program of PyTorch."""
+"""One interface to run a model from any file: a run, a checkpoint, safetensors, ONNX or a program of PyTorch."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class Runtime:
         run: From uint8 images [N, 3, H, W] to logits or probabilities [N, K].
         fit: From the pixels of an image to those of a batch, as `sppcls.data.geometry.fit_array`.
         regions: From one image [1, 3, H, W] and boxes [K, 4] in its pixels to what ``run`` gives; None if it cannot.
-        source: Which weights these are, in one line.
+        source: A description of the weights, in one line.
     """
 
     signature: Signature
@@ -45,10 +45,10 @@ class Runtime:
         return self.as_probabilities(self.run(images))
 
     def as_probabilities(self, said: Floats) -> Floats:
-        """Return probabilities of what ``run`` or ``regions`` gives; raises ``SppclsError`` where that is no number."""
+        """Return probabilities of what ``run`` or ``regions`` gives; raises ``SppclsError`` if that is not finite."""
         if not np.isfinite(said).all():
             raise SppclsError(
-                "the model's answers are not finite: its weights are damaged or overflow; use another file"
+                "the model's outputs are not finite: its weights are damaged or overflow; use another file"
             )
         return said if self.signature.probabilities else softmax(said)
 
@@ -63,12 +63,12 @@ def softmax(logits: Floats) -> Floats:
 def open_model(path: str | Path, device: str = "cpu", checkpoint: str | None = None, trust: bool = False) -> Runtime:
     """Open a run folder, a checkpoint, an exported folder, or a .safetensors, .onnx or .pt2 file.
 
-    ``checkpoint`` is which of a run's: last or best. ``trust`` allows a .pt2 file, which PyTorch opens by running code
+    ``checkpoint`` selects a run's last or best. ``trust`` allows a .pt2 file, which PyTorch opens by running code
     that it holds.
 
     Raises:
         ConfigError: There is nothing at ``path``, an extra is not installed, or a .pt2 file is not trusted.
-        SppclsError: The file is damaged, foreign, or refused because it could do more than compute.
+        SppclsError: The file is damaged, not from this package, or rejected because it could run code.
     """
     file = graph_file(checked_path(path, "model"))
     if file is None or file.suffix != ".onnx":
@@ -76,7 +76,7 @@ def open_model(path: str | Path, device: str = "cpu", checkpoint: str | None = N
     if file is None or checkpoint:
         return _of_file(path, device, checkpoint)
     if device not in ("auto", "cpu"):
-        raise ConfigError(f"--device {device}: {file.name} runs on the CPU here; use a run, checkpoint or safetensors")
+        raise ConfigError(f"--device {device}: {file.name} runs on the CPU only; use a run, checkpoint or safetensors")
     if file.suffix == ".pt2" and not trust:
         other = "use the safetensors or ONNX export, or add --trust if you made the file"
         raise ConfigError(f"{file} is refused: opening a .pt2 file can run code that it holds; {other}")
@@ -88,11 +88,11 @@ def _check_torch(path: str | Path) -> None:
     try:
         import torch  # noqa: F401
     except ImportError:
-        raise ConfigError(f"{path}: this format needs torch, which is not installed; use an .onnx file") from None
+        raise ConfigError(f"{path}: this format needs torch; install torch or use an .onnx file") from None
 
 
 def graph_file(path: Path) -> Path | None:
-    """Return the graph that a file or folder means, or None where it means a network."""
+    """Return the graph that a file or folder names, or None if it names a network."""
     if path.is_dir() and not any((path / name).exists() for name in ("checkpoints", "model.safetensors")):
         graphs: Sequence[Path] = [path / "model.onnx", path / "model.pt2"]
     else:
@@ -129,7 +129,7 @@ def _of_pt2(file: Path) -> Runtime:
     try:
         program = torch.export.load(file, extra_files=held).module()
         described = json.loads(held["sppcls.json"])
-    except Exception as error:  # damage shows first in a zip, JSON, a key, a type or a tensor
+    except Exception as error:  # damage can show in a zip, JSON, a key, a type or a tensor
         raise SppclsError(f"{file} is damaged or not a program of `sppcls export` ({_line(error)})") from None
     signature = read_signature(described.get("signature"), str(file))
 
@@ -160,7 +160,7 @@ def _of_file(path: str | Path, device: str, checkpoint: str | None) -> Runtime:
 
 
 def of_network(network: "SppClassifier", signature: Signature) -> Runtime:
-    """Return a network in eval mode, on the device where it is, as a model that can be run."""
+    """Return a network in eval mode, on its current device, as a model that can be run."""
     import torch
 
     place = next(network.parameters()).device
@@ -180,7 +180,7 @@ def of_network(network: "SppClassifier", signature: Signature) -> Runtime:
 
 
 def _fit_by_torch(image: Images, size: tuple[int, int], fit: str, pad: Any, *, native: tuple[int, int]) -> Images:
-    # The same pixels as fit_array's, several times faster where torch is there anyway.
+    # The same pixels as fit_array's, several times faster if torch is available.
     import torch
 
     from sppcls.data.images import fit_image

@@ -1,4 +1,4 @@
-"""What a network answered, image by image: kept, by class, and where it was wrong."""
+"""Predictions of a network, image by image: storage, figures by class, and mistakes."""
 
 import base64
 import hashlib
@@ -30,11 +30,11 @@ class Answers:
     Attributes:
         scales: [S] the test scales.
         targets: [N] the true classes.
-        predicted: [S, N] the predicted classes; -1 where an image could not be read.
+        predicted: [S, N] the predicted classes; -1 if an image could not be read.
         confidence: [S, N] the probability of the predicted class.
         loss: [S, N] minus the log probability of the true class.
         in_top5: [S, N] whether the true class is among the five most probable.
-        images: Digest of the images' names: answers are compared image by image only where it is equal.
+        images: Digest of the images' names: answers are compared image by image only if it is equal.
     """
 
     scales: npt.NDArray[np.int64]
@@ -47,7 +47,7 @@ class Answers:
 
     @classmethod
     def empty(cls, scales: Sequence[int], targets: npt.NDArray[np.int64], names: Sequence[str] = ()) -> "Answers":
-        """Return the answers to ``targets`` before any is given."""
+        """Return empty answers to ``targets``."""
         shape = (len(scales), len(targets))
         digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
         predicted = np.full(shape, UNREAD, np.int64)
@@ -56,12 +56,12 @@ class Answers:
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """[S, N] whether the predicted class is the true one; False where an image could not be read."""
+        """[S, N] whether the predicted class is the true one; False if an image could not be read."""
         right: npt.NDArray[np.bool_] = (self.predicted == self.targets) & (self.predicted != UNREAD)
         return right
 
     def keep(self, row: int, indices: "Tensor", said: "Tensor", targets: "Tensor") -> None:
-        """Write the answers to some images: positions [B], log probabilities [B, K], true classes [B]; on the CPU."""
+        """Store the answers to some images: positions [B], log probabilities [B, K], true classes [B]; on the CPU."""
         top, at = said.topk(min(5, said.shape[1]), dim=1), indices.numpy()
         self.predicted[row, at] = top.indices[:, 0].numpy()
         self.confidence[row, at] = top.values[:, 0].exp().numpy()
@@ -70,7 +70,7 @@ class Answers:
 
     @classmethod
     def joined(cls, parts: Sequence["Answers"]) -> "Answers":
-        """Return the answers that several processes have given, each to other images of the same ones."""
+        """Merge the answers of several processes, each to different images of the same source."""
         whole = replace(parts[0], scales=np.max([part.scales for part in parts], axis=0))
         for part in parts[1:]:
             given = part.predicted != UNREAD
@@ -79,7 +79,7 @@ class Answers:
         return whole
 
     def class_accuracy(self, row: int) -> float:
-        """Return the mean over classes of their accuracy."""
+        """Return the mean of the class accuracies."""
         seen = self.predicted[row] != UNREAD
         counts = np.bincount(self.targets[seen])
         right = np.bincount(self.targets[seen], self.right[row, seen])
@@ -95,7 +95,7 @@ class Answers:
 
 
 def load_answers(folder: Path) -> Answers | None:
-    """Return the answers kept in a folder, or None where there are none; runs no code of the file.
+    """Return the answers saved in a folder, or None if there are none; runs no code from the file.
 
     Raises:
         SppclsError: The file is damaged.
@@ -111,7 +111,7 @@ def load_answers(folder: Path) -> Answers | None:
 
 
 def confusion_counts(answers: Answers, scale: int, classes: int) -> npt.NDArray[np.int64]:
-    """Return [K, K] how many images of each true class (row) are taken for each class (column) at a scale."""
+    """Return [K, K] how many images of each true class (row) are predicted as each class (column) at a scale."""
     predicted = answers.predicted[answers.at(scale)]
     seen = predicted != UNREAD
     counts = np.zeros((classes, classes), np.int64)
@@ -122,7 +122,7 @@ def confusion_counts(answers: Answers, scale: int, classes: int) -> npt.NDArray[
 def by_class(answers: Answers, names: Sequence[str], scale: int) -> dict[str, Any]:
     """Return the rows ``per_class``, their means over the classes that have images, and ``confusion``, all at a scale.
 
-    A share of nothing is None: the precision of a class that was never answered, the recall of one without images.
+    A share of nothing is None: the precision of a class never predicted, the recall of one without images.
     """
     counts = confusion_counts(answers, scale, len(names))
     rows = []
@@ -166,7 +166,7 @@ def _thumbnail(source: Source, index: int, side: int = 128) -> str | None:
 
     try:
         image = Image.fromarray(source.read(index, side).permute(1, 2, 0).numpy())
-    except DataError:  # gone since it was measured
+    except DataError:  # deleted since it was measured
         return None
     image.thumbnail((side, side))
     file = io.BytesIO()

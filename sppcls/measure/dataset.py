@@ -1,4 +1,4 @@
-"""What is in a set of images, what is broken in it, and what an epoch costs at each scale."""
+"""Inspects a set of images: its contents, broken files, and the cost of an epoch at each scale."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError, counted
 from sppcls.terminal import track
 
-Counts = dict[str, tuple[int | None, ...]]  # class -> its images in each part, None where it has no such folder
+Counts = dict[str, tuple[int | None, ...]]  # class -> its images in each part, None if it has no folder there
 Histogram = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]  # counts [K], edges [K + 1] of a logarithmic axis
 
 
@@ -40,7 +40,7 @@ class ScaleCost:
 
 
 class Copies(NamedTuple):
-    """Files of equal content; across parts they leak from training, across classes a label is wrong."""
+    """Files of identical content; across parts they leak training data, across classes a label is wrong."""
 
     across_parts: bool
     across_classes: bool
@@ -54,12 +54,12 @@ class DataFacts:
     root: Path
     parts: dict[str, int]  # train, val and test, or "all" of a set without parts
     classes: Counts  # the largest first
-    loose: list[Path]  # image files beside the class folders, which are not read
+    loose: list[Path]  # image files outside the class folders, which are ignored
     imbalance: float | None  # largest over smallest class with any image, in the first part
     sizes: dict[str, tuple[float, float, float]]  # smallest, median, largest, in pixels; aspect is width / height
     short: Histogram  # shorter sides in pixels
     aspect: Histogram  # widths over heights; what is beyond 8:1 counts as 8:1
-    decoded: bool  # whether every file was decoded whole, not its header alone read
+    decoded: bool  # whether every file was fully decoded, or only its header read
     broken: dict[Path, str]  # and why
     copies: list[Copies]  # across parts first, then across classes
     costs: list[ScaleCost]  # an epoch of the first part
@@ -68,7 +68,7 @@ class DataFacts:
 def scale_costs(
     sizes: Sizes, scales: Sequence[int], *, fit: Fit = "keep", batch_size: int = 32, max_aspect: float = 4.0
 ) -> list[ScaleCost]:
-    """Return what an epoch of images of ``sizes`` [N, 2] (H, W) would be at each scale; reads no file.
+    """Return the cost of an epoch of images of ``sizes`` [N, 2] (H, W) at each scale; reads no file.
 
     Raises:
         ConfigError: A scale below 1.
@@ -88,7 +88,7 @@ def scale_costs(
 
 
 def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False) -> DataFacts:
-    """Look through a folder that holds train/ and val/, or a folder a class, or a table; broken files do not end it.
+    """Examine a folder with train/ and val/, a folder of class folders, or a table; broken files do not stop it.
 
     A file is broken if its header cannot be read, or, with ``decode_all``, the whole of it.
 
@@ -98,7 +98,7 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
     """
     folder = Path(root).expanduser().absolute()
     if not folder.exists():
-        raise DataError(f"{shown(root)} is not there; give train/ and val/, a folder a class, or a table")
+        raise DataError(f"{shown(root)} does not exist; give train/ and val/, class folders, or a table")
     tops = part_folders(folder) if folder.is_dir() else []
     parts = {"all" if top == folder else top.name: class_folders(top) for top in tops} or table_parts(folder)
     places = {
@@ -107,8 +107,8 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
     loose = [file for top in tops for file in image_files(top) if file.parent == top]
     sizes, broken = _sizes(list(places), decode_all)
     if not sizes:
-        found = f"{counted(len(broken), 'broken file')}, and {len(loose)} loose ones beside the class folders"
-        raise DataError(f"{shown(folder)}: no image in a class folder ({found}); put images there, a folder a class")
+        found = f"{counted(len(broken), 'broken file')}, {counted(len(loose), 'image')} outside the class folders"
+        raise DataError(f"{shown(folder)}: no images in class folders ({found}); put images into one folder per class")
     classes = _class_counts(parts, Counter(places[file] for file in sizes))
     filled = [row[0] for row in classes.values() if row[0]]
     training = np.array([size for file, size in sizes.items() if places[file][0] == next(iter(parts))])
@@ -140,7 +140,7 @@ def _class_counts(parts: Mapping[str, Groups], counts: Mapping[tuple[str, str], 
 
 def _sizes(files: Sequence[Path], decode_all: bool) -> tuple[dict[Path, list[int]], dict[Path, str]]:
     """Return the (H, W) of the files that can be read, and why the others cannot."""
-    kept, found, skipped = scan(files, "skip")  # without the cache, which vouches for files as they were
+    kept, found, skipped = scan(files, "skip")  # without the cache, which trusts files as they were
     sizes = {files[index]: size for index, size in zip(kept, found.tolist(), strict=True)}
     broken = {Path(file): reason for file, reason in skipped}
     if decode_all:
@@ -163,15 +163,15 @@ def _each(work: Callable[[Path], Hashable], files: Sequence[Path], label: str) -
 
 
 def _decode(file: Path) -> None:
-    decode_array(file, 1)  # a JPEG at an eighth of its size: every byte is read all the same
+    decode_array(file, 1)  # a JPEG at an eighth of its size: every byte is still read
 
 
 def _copies(files: Sequence[Path], places: Mapping[Path, tuple[str, str]]) -> list[Copies]:
-    """Return the groups of files of equal content; only files that agree so far are looked at more closely."""
+    """Return the groups of files of identical content; only files that agree so far are compared further."""
     same: list[list[Path]] = []
     for key in (os.path.getsize, _ending, _content):
         groups: dict[Hashable, list[Path]] = defaultdict(list)
-        # A file that can no longer be read has an error of its own for a key, and so no equal.
+        # A file that can no longer be read has its own error as its key, and so equals no other.
         for file, value in zip(files, _each(key, files, "Comparing files"), strict=True):
             groups[value].append(file)
         same = [group for group in groups.values() if len(group) > 1]
@@ -181,7 +181,7 @@ def _copies(files: Sequence[Path], places: Mapping[Path, tuple[str, str]]) -> li
 
 
 def _ending(file: Path) -> Hashable:
-    # The beginnings of one camera's files are alike, endings are pixels: so a large set need not be read whole.
+    # The beginnings of one camera's files are alike, endings are pixels: so a large set is not read in full.
     with file.open("rb") as stream:
         start = stream.seek(max(file.stat().st_size - 4096, 0))
         return start, hashlib.sha256(stream.read()).digest()

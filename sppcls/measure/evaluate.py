@@ -1,4 +1,4 @@
-"""``sppcls evaluate``: one trained network on any labelled images, at scales it was trained at and others."""
+"""``sppcls evaluate``: measure a trained network on any labelled images, at training scales and others."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from sppcls.spec import Spec
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, as the command line says it; None is the run's own value."""
+    """What to measure, from the command line; None is the run's own value."""
 
     scales: tuple[int, ...] | None = None
     data: str | None = None
@@ -51,7 +51,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluation.json holds, the answers behind it, the names of images and classes, and which weights."""
+    """The content of evaluation.json, the answers behind it, the names of images and classes, and the weights."""
 
     found: dict[str, Any]
     answers: Answers
@@ -62,10 +62,10 @@ class Evaluated:
 
 
 def evaluate(model: str, options: Options) -> Evaluated:
-    """Measure a run, a checkpoint or any export as ``options`` say.
+    """Measure a run, a checkpoint or any export according to ``options``.
 
     Raises:
-        ConfigError: No usable checkpoint, a scale too small, or options that do not go together.
+        ConfigError: No usable checkpoint, a scale too small, or incompatible options.
         DataError: Images that cannot be read, or of classes that the network does not have.
     """
     opened = _open(model, options)
@@ -75,9 +75,9 @@ def evaluate(model: str, options: Options) -> Evaluated:
     scales = _scales(network, spec, options, fit)
     images = _sources(network, spec, options)
     if options.object_scale and not hasattr(images.source, "object_scale"):
-        raise ConfigError("--object-scale knows the objects of data=shapes only; leave it out for other images")
+        raise ConfigError("--object-scale works with data=shapes only; leave it out for other images")
     if multi and network.pool == "fixed":
-        raise ConfigError("views=multi pools regions of one map, and model.pool=fixed takes whole images; use full")
+        raise ConfigError("--views multi pools regions of a map, but model.pool=fixed takes whole images; use full")
     how = (fit, options.batch_size, options.num_workers, spec.data.max_aspect, device)
     look = Evaluation(images.source, *how, bar=True)
     predict = multi_view(max(network.scales), options.places) if multi else full_view
@@ -111,9 +111,7 @@ def _open(model: str, options: Options) -> Model:
     if file is None or options.checkpoint:
         return load(model, options.checkpoint)
     if options.views != "full" or options.recalibrate_bn:
-        raise ConfigError(
-            f"{model} is a graph, and --views multi and --recalibrate-bn need layers; give the checkpoint"
-        )
+        raise ConfigError(f"{model} is a graph, but --views multi and --recalibrate-bn need layers; use the checkpoint")
     return opened_graph(file, options.device, options.trust)
 
 
@@ -124,7 +122,7 @@ def _scales(network: SppClassifier, spec: Spec, options: Options, fit: Fit) -> t
     if not options.scales and max(scales, default=0) ** 2 > PIXELS:
         raise ConfigError(
             f"the model's own test scales go up to {scales[-1]}: one image there has "
-            f"{scales[-1] ** 2 / 1e6:.0f} megapixels, more than {PIXELS / 1e6:.1f}; name scales with --scales"
+            f"{scales[-1] ** 2 / 1e6:.0f} megapixels, more than {PIXELS / 1e6:.1f}; choose scales with --scales"
         )
     only = network.input_size[0] if network.input_size else None
     for scale in (*scales, *(options.fuse or ())):
@@ -137,7 +135,7 @@ def _scales(network: SppClassifier, spec: Spec, options: Options, fit: Fit) -> t
 
 
 class _Images(NamedTuple):
-    """The images to measure, what gives the training images, and what both are called."""
+    """The images to measure, a function that gives the training images, and the names of both."""
 
     source: Source
     train: Callable[[], Source]
@@ -147,15 +145,15 @@ class _Images(NamedTuple):
 
 def _sources(network: SppClassifier, spec: Spec, options: Options) -> _Images:
     classes, given = network.classes, Path(options.data) if options.data else None
-    trained = spec.data.model_copy(update={"download": False})  # a checkpoint's word writes no files
+    trained = spec.data.model_copy(update={"download": False})  # a checkpoint must not trigger a download
     moved = {"root": options.data} if given else {}
     own = trained.model_copy(update=moved | ({"name": "table"} if given and given.is_file() else {}))
     itself = own.root and spec.data.root and Path(own.root).resolve() == Path(spec.data.root).resolve()
-    if given and options.split is None and not itself:  # of its own images the training part would flatter it
+    if given and options.split is None and not itself:  # its own training images would inflate the scores
         source, place = _labelled(given, classes)
         return _Images(source, cache(lambda: build_splits(trained).train), None, shown(place))
     if own.name == "folder" and not own.root and not own.train_dir:
-        raise ConfigError("this model does not say where its images are; use --data DIR, a folder of class folders")
+        raise ConfigError("this model does not record its data set; use --data DIR, a folder of class folders")
     splits, split, where = build_splits(own), options.split or "val", own.root or own.name
     source = getattr(splits, split)
     if source is None:
@@ -164,7 +162,7 @@ def _sources(network: SppClassifier, spec: Spec, options: Options) -> _Images:
 
 
 def _spec_of(signature: Signature) -> Spec:
-    """Return the spec of a model that was trained otherwise: how it is used is known, and its data set is not."""
+    """Return a spec for a model trained in another way: its usage is known, its data set is not."""
     data = DataSpec(name="folder", fit=signature.fit, max_aspect=signature.max_aspect)  # type: ignore[arg-type]
     scales = signature.scales or (signature.scale,)
     schedule = ScheduleSpec(kind="single" if len(set(scales)) == 1 else "alternate", scales=scales)
@@ -172,7 +170,7 @@ def _spec_of(signature: Signature) -> Spec:
 
 
 def _labelled(root: Path, classes: Sequence[str]) -> tuple[Source, Path]:
-    """Return the images of class folders or of a table, of the validation part where it has parts, and where it is."""
+    """Return the images of class folders or of a table, of the validation part if there are parts, and its path."""
     if root.is_file():
         place, groups = root, dict([*table_parts(root).values()][:2][-1])
     elif root.is_dir():
@@ -181,13 +179,13 @@ def _labelled(root: Path, classes: Sequence[str]) -> tuple[Source, Path]:
     else:
         raise DataError(f"--data {root}: no such file or folder; name class folders, or a table of path and label")
     if not groups:
-        raise DataError(f"{shown(root)}: no image in class folders; at least one folder named as a class is needed")
+        raise DataError(f"{shown(root)}: no images in class folders; at least one folder must have the name of a class")
     _check_classes(tuple(groups), classes, str(root))
     return mapped(read_groups(groups, root, "skip")[0], classes, str(root)), place
 
 
 def mapped(source: Source, classes: Sequence[str], where: str) -> Source:
-    """Return a source whose targets are positions in ``classes``, by name; raises ``DataError`` naming strangers."""
+    """Return a source whose targets are positions in ``classes``, by name; raises ``DataError`` for unknown classes."""
     if tuple(source.classes) == tuple(classes):
         return source
     _check_classes(source.classes, classes, where)

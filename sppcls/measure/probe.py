@@ -72,7 +72,7 @@ def probe(options: Options, folder: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: No scikit-learn, or a network, weights or scale that cannot be used.
-        DataError: No class folders, or a class of too few images.
+        DataError: No class folders, or a class with too few images.
     """
     if find_spec("sklearn") is None:
         raise missing_extra("sppcls probe", "probe")
@@ -113,7 +113,7 @@ def _level_features(
 ) -> dict[int, Half]:
     """Return [N, C * n * n] for each level n, mapped from a file; an image that cannot be read is a row of NaN.
 
-    An image's values are fractions of the largest one in its map: normalised features do not change by that, half
+    An image's values are fractions of the largest one in its map: this keeps normalised features the same, avoids
     precision is never left, and no level depends on the others.
     """
     made: dict[int, Half] = {}
@@ -167,7 +167,7 @@ def kernel(grams: Mapping[Key, Gram], kind: Features) -> Doubles:
 
 
 def fit_svm(products: Doubles, targets: Ints, c: float, tol: float = 1e-4) -> tuple[Any, Doubles]:
-    """Return a LinearSVC (one against the rest, squared hinge) and the vectors [R - T, T] that other images are to it.
+    """Return a LinearSVC (one against the rest, squared hinge) and the vectors [R - T, T] of the other images.
 
     It is the SVM on the features themselves, from their inner products alone: those of the T training images are
     factored into T vectors of T values, however long the features, and the other images' follow from it. ``products``
@@ -177,7 +177,7 @@ def fit_svm(products: Doubles, targets: Ints, c: float, tol: float = 1e-4) -> tu
     from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
 
     # The dual of a squared hinge has 1 / (2 C) on its diagonal. Half of that added here and C doubled is the same
-    # problem, and there is a factor even where features repeat or are shorter than T.
+    # problem, and the factorisation exists even if features repeat or are shorter than T.
     count = len(targets)
     factor = cholesky(products[:count] + np.eye(count) / (4 * c), lower=True)
     svm = LinearSVC(C=2 * c, dual=True, tol=tol, max_iter=10_000, random_state=0).fit(factor, targets)
@@ -218,12 +218,12 @@ def _summary(kinds: Sequence[Features], found: Doubles, sizes: tuple[int, int]) 
 
 
 def _images(options: Options) -> tuple[Source, list[str]]:
-    """Return the images of a folder of class folders, and the files that are none."""
+    """Return the images of a folder of class folders, and the unreadable files."""
     root = Path(options.data)
     if not root.is_dir():
         raise DataError(f"--data {root}: no such folder; name a folder of class folders")
     if parts := part_folders(root)[1:]:
-        raise DataError(f"--data {root} has parts; splits are drawn from one folder of class folders, as {parts[0]}")
+        raise DataError(f"--data {root} has train/val parts; give one folder of class folders, such as {parts[0]}")
     groups = class_folders(root)
     if len(groups) < 2:
         raise DataError(f"--data {root}: class folders are {list(groups)}; at least 2 are needed")
@@ -237,7 +237,7 @@ def _check_counts(source: Source, train: int) -> None:
     least = int(counts.argmin())
     if counts[least] <= train:
         what = f"class {source.classes[least]!r} has {counted(int(counts[least]), 'image')} that can be read"
-        raise DataError(f"{what}; --train-per-class {train} needs at least {train + 1}, one of them to test")
+        raise DataError(f"{what}; --train-per-class {train} needs at least {train + 1}, one of them for testing")
 
 
 def _network(options: Options, classes: Sequence[str]) -> SppClassifier:

@@ -1,4 +1,4 @@
-"""A network at each test scale: answers, and the figures that are made of them."""
+"""Measures a network at each test scale: answers, and figures computed from them."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,7 +28,7 @@ from sppcls.terminal import track
 
 @dataclass(frozen=True)
 class ScaleRow:
-    """What one test scale gave; accuracies are fractions, ``acc1_low`` to ``acc1_high`` the 95 % Wilson interval."""
+    """Results at one test scale; accuracies are fractions, ``acc1_low`` to ``acc1_high`` the 95 % Wilson interval."""
 
     scale: int
     acc1: float
@@ -43,7 +43,7 @@ class ScaleRow:
 
 @dataclass(frozen=True)
 class ScaleResult:
-    """Rows of all test scales, the answers behind them, and the images a second at each."""
+    """Rows of all test scales, the answers behind them, and the images per second at each."""
 
     rows: tuple[ScaleRow, ...]
     answers: Answers
@@ -72,7 +72,7 @@ class ScaleResult:
 
 
 def rows_of(answers: Answers, trained: Sequence[int]) -> tuple[ScaleRow, ...]:
-    """Return a row for each scale of the answers; unreadable images have no part in it."""
+    """Return a row for each scale of the answers; unreadable images are ignored."""
     rows = []
     for at, scale in enumerate(answers.scales.tolist()):
         seen = answers.predicted[at] != UNREAD
@@ -88,7 +88,7 @@ def rows_of(answers: Answers, trained: Sequence[int]) -> tuple[ScaleRow, ...]:
 def calibration_error(confidence: npt.NDArray[np.floating[Any]], right: npt.NDArray[np.bool_], bins: int = 15) -> float:
     """Return the expected calibration error of confidences [N] in answers that are ``right`` [N] (Guo et al., 2017).
 
-    torchmetrics has the same, and takes eight seconds to import.
+    torchmetrics has the same, but takes eight seconds to import.
 
     >>> round(calibration_error(np.array([0.9, 0.9, 0.6]), np.array([True, False, True])), 3)
     0.4
@@ -115,7 +115,7 @@ def averaged(views: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a source is looked at: the same for every scale, network and view."""
+    """How a source is evaluated: the same for every scale, network and view."""
 
     source: Source
     fit: Fit = "keep"
@@ -127,16 +127,16 @@ class Evaluation:
     bar: bool = False
 
     def batches(self, network: SppClassifier, scale: int, largest: int | None = None) -> tuple[int, Batches]:
-        """Return how many batches there are at ``scale`` and the batches, each image once, nothing drawn.
+        """Return how many batches there are at ``scale`` and the batches, each image once, without randomness.
 
-        Those of several scales have the same images where all are given the ``largest`` of them.
+        Those of several scales have the same images if all are given the ``largest`` of them.
         """
         how: dict[str, Any] = {"batch_size": self.batch_size, "fit": self.fit, "max_aspect": self.max_aspect}
         plan = plan_evaluation(self.source.sizes, scale, largest=largest, **how)
         return len(plan), batches_of(self.dataset(network), plan, self.num_workers)
 
     def dataset(self, network: SppClassifier) -> BatchDataset:
-        """Return what makes tensors, padded with the network's mean colour."""
+        """Return the data set of tensors, padded with the network's mean colour."""
         red, green, blue = (round(value * 255) for value in network.mean)
         return BatchDataset(self.source, fit=self.fit, pad=(red, green, blue), cache=self.cache)
 
@@ -150,7 +150,7 @@ def evaluate_scales(
     prepare: Callable[[SppClassifier, int], SppClassifier] | None = None,
     fuse: bool = False,
 ) -> ScaleResult:
-    """Measure ``network`` in eval mode at each scale; what it says of an image depends on that image alone.
+    """Measure ``network`` in eval mode at each scale; the result for an image depends on that image alone.
 
     What is kept of each image is its answer. The network is left in the mode and on the device it came with.
     ``predict`` goes from uint8 images to log probabilities. ``prepare`` gives the network to use at a scale, as
@@ -199,7 +199,7 @@ def gap_subset(source: Source, images: int) -> Subset:
 
 @contextmanager
 def evaluating(network: SppClassifier, device: torch.device | str) -> Iterator[None]:
-    """Put the network into eval mode on a device, and back as it was."""
+    """Put the network into eval mode on a device, and restore it afterwards."""
     home, mode = next(network.parameters()).device, network.training
     network.to(device).eval()
     try:

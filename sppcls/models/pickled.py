@@ -1,6 +1,6 @@
-"""Files of `torch.save` from anyone: gone through as data before torch reads them, so that nothing runs or grows.
+"""Reads untrusted `torch.save` files: checked as data before torch reads them, so that no code runs.
 
-``weights_only=True`` runs nothing of a file, but makes what a file asks for: memory of any size, from a few bytes.
+``weights_only=True`` runs no code, but allocates what a file asks for: any amount of memory, from a few bytes.
 """
 
 import io
@@ -24,14 +24,14 @@ def load_plain(path: Path) -> Any:
     """Return the tensors, on the CPU, and plain values that `torch.save` wrote.
 
     Raises:
-        UnpicklingError: It holds more than that, or claims more than its size.
-        Exception: It is damaged: whichever class its damage meets first.
+        UnpicklingError: It has more than that, or claims more than its size.
+        Exception: It is damaged; the class depends on the damage.
     """
     with warnings.catch_warnings(action="ignore"), path.open("rb") as file:  # of old formats
         _check(file, path)
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # of which torch says most of all how to read it in spite of that
+        except pickle.UnpicklingError as error:  # torch's message mostly explains how to load it anyway
             raise pickle.UnpicklingError(str(error).rpartition("error: ")[2].strip().splitlines()[0]) from None
 
 
@@ -44,7 +44,7 @@ def _check(file: BinaryIO, path: Path) -> None:
     else:
         file.seek(0)
         if not _is_magic(file, size):
-            raise EOFError("no file of torch.save")
+            raise EOFError("not a file of torch.save")
         _protocol, _system, values = (_DryRun(file, size).load() for _ in range(3))
     _check_plain(values, (4 << 20) + 8 * size)
 
@@ -52,17 +52,17 @@ def _check(file: BinaryIO, path: Path) -> None:
 def _is_magic(file: BinaryIO, size: int) -> bool:
     try:
         return bool(_DryRun(file, size).load() == _MAGIC)
-    except Exception:  # of text or another format an unpickler says nothing that helps
+    except Exception:  # an unpickler's errors on text or other formats do not help
         return False
 
 
 def _check_archive(file: BinaryIO, size: int) -> None:
-    """Refuse what torch does not write: compressed or overlapping members, and ends that readers see differently."""
+    """Reject what torch does not write: compressed or overlapping members, and ends that readers parse differently."""
     file.seek(-98, io.SEEK_END)
     end = file.read()
     start, length, second = (int.from_bytes(end[at : at + 8], "little") for at in (48, 40, 64))
     if (end[:4], end[56:60], end[76:80]) != _END or end[96:] != b"\0\0" or not start + length == second == size - 98:
-        raise EOFError("the archive ends otherwise than torch ends one")
+        raise EOFError("the archive does not end the way torch ends one")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
@@ -72,11 +72,11 @@ def _check_archive(file: BinaryIO, size: int) -> None:
 
 
 def _check_plain(values: Any, limit: int) -> None:
-    # As text, since a list of lists of one list is small in the file and in memory, and endless in a message.
+    # As text: a list that repeats one list is small in the file and in memory, but endless when printed.
     for part in json.JSONEncoder(default=lambda _: None).iterencode(values):
         limit -= len(part) + 4
         if limit < 0:
-            raise pickle.UnpicklingError("it repeats itself without end")
+            raise pickle.UnpicklingError("its values expand far beyond the file's size")
 
 
 class _Storage(NamedTuple):
@@ -97,20 +97,20 @@ def _tensor(storage: _Storage, _offset: int, size: tuple[int, ...], *_: Any) -> 
 
 def _whole(number: Any) -> int:
     if type(number) is not int or not 0 <= number < 1 << 50:
-        raise pickle.UnpicklingError(f"{str(number)[:40]} is no size")
+        raise pickle.UnpicklingError(f"{str(number)[:40]} is not a size")
     return number
 
 
 def _same(tensor: _Tensor, *_: Any) -> _Tensor:
     if not isinstance(tensor, _Tensor):
-        raise pickle.UnpicklingError("a parameter is no tensor")
+        raise pickle.UnpicklingError("a parameter is not a tensor")
     return tensor
 
 
 def _plain(kind: type) -> Callable[..., Any]:
     def make(*given: Any) -> Any:
         if not all(type(value) in (list, tuple, str) for value in given):
-            raise pickle.UnpicklingError(f"a {kind.__name__} is made of something else than plain values")
+            raise pickle.UnpicklingError(f"a {kind.__name__} contains more than plain values")
         return kind(*given)
 
     return make
@@ -130,7 +130,7 @@ _MAKERS: dict[str, Any] = {
 
 
 class _DryRun(pickle._Unpickler):
-    """Makes what a pickle describes of stand-ins, which hold no memory; the C class makes room for any number."""
+    """Builds what a pickle describes from stand-ins without memory; the C class would allocate any amount."""
 
     stack: list[Any]
 
@@ -140,7 +140,7 @@ class _DryRun(pickle._Unpickler):
         self.storages: set[Any] = set()
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in for a name; there are a dozen."""
+        """Return the stand-in for a name; a dozen names are allowed."""
         full = f"{module}.{name}"
         if full in _MAKERS:
             return _MAKERS[full]
@@ -149,13 +149,13 @@ class _DryRun(pickle._Unpickler):
             found = torch.uint8 if name == "UntypedStorage" else getattr(found, "dtype", None)
         if isinstance(found, torch.dtype):
             return found
-        raise pickle.UnpicklingError(f"it asks for {full[:80]}")
+        raise pickle.UnpicklingError(f"it references {full[:80]}")
 
     def persistent_load(self, given: Any) -> _Storage:
         """Return the stand-in for a storage."""
         kind, dtype, key, _, count, *_ = given
         if kind not in ("storage", b"storage") or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError("it refers to something else than numbers")
+            raise pickle.UnpicklingError("it refers to something other than numbers")
         stored = _Storage(_whole(count) * dtype.itemsize, dtype.itemsize)
         self.left -= 0 if (key, stored) in self.storages else stored.size
         self.storages.add((key, stored))
@@ -170,11 +170,11 @@ class _DryRun(pickle._Unpickler):
 
     def _call(self) -> None:
         if not callable(self.stack[-2]):
-            raise pickle.UnpicklingError("it makes a storage of its own")
+            raise pickle.UnpicklingError("it creates its own storage")
         super().load_reduce()  # type: ignore[misc]
 
     def _refuse(self) -> None:
-        raise pickle.UnpicklingError("it makes objects of its own")
+        raise pickle.UnpicklingError("it creates objects of its own")
 
     dispatch: ClassVar[Any] = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _build, pickle.REDUCE[0]: _call}
     for _code in (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST, pickle.BYTEARRAY8, pickle.NEXT_BUFFER):

@@ -1,4 +1,4 @@
-"""Networks of our own to train from nothing: the small one, and those of the paper."""
+"""Networks to train from scratch: this package's small one, and those of the paper."""
 
 from collections.abc import Callable
 from functools import partial
@@ -37,10 +37,10 @@ def tiny(width: float = 1.0, norm: str = "batch") -> nn.Module:
     torch.Size([2, 128, 6, 9])
     """
     if norm not in _NORMS:
-        raise ConfigError(f"tiny: no norm {norm!r}{did_you_mean(norm, _NORMS)}")
+        raise ConfigError(f"tiny: unknown norm {norm!r}{did_you_mean(norm, _NORMS)}")
     if width <= 0:
         raise ConfigError(f"tiny: got width {width}, allowed: above 0 (1 gives 128 channels)")
-    # Multiples of 8 suit the vector units and GroupNorm alike.
+    # Multiples of 8 suit both vector units and GroupNorm.
     first, second, last = (8 * max(1, round(channels * width / 8)) for channels in (16, 48, 128))
     return nn.Sequential(
         _conv(3, first, 2, norm), _conv(first, second, 2, norm), _conv(second, last, 2, norm), _Residual(last, norm)
@@ -63,10 +63,10 @@ def paper_trunk(name: str, width: float = 1.0, norm: str = "lrn") -> nn.Sequenti
     """Build one of the paper's networks without its classifier: [N, 3, H, W] -> [N, C, h, w].
 
     The total stride of ``zf5`` and ``convnet5`` is 16, of ``overfeat5`` and ``overfeat7`` 12. ``width`` is a factor on
-    every layer's channels; ``norm`` is ``lrn`` as in the paper or ``batch``, and anything else a ``ConfigError``.
+    every layer's channels; ``norm`` is ``lrn`` as in the paper or ``batch``; anything else raises ``ConfigError``.
 
-    Source: He et al., "Spatial Pyramid Pooling in Deep Convolutional Networks", table 1. The weights are drawn as by
-    He et al. 2015, without which seven layers do not start to learn.
+    Source: He et al., "Spatial Pyramid Pooling in Deep Convolutional Networks", table 1. The initialisation is that of
+    He et al. 2015; without it seven layers do not start to learn.
 
     >>> paper_trunk("zf5", width=0.1)[0]
     Conv2d(3, 10, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3))

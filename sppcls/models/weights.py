@@ -1,4 +1,4 @@
-"""Weights from a local file into a network, by name, without running any code of the file."""
+"""Loads weights from a local file into a network, by name, without running code from the file."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,12 +19,12 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     """Copy every tensor of ``net`` from a local file, in place.
 
     The file (.safetensors, or a torch pickle of tensors: .pth, .pt, .ckpt, .bin) holds a state dict, bare or under
-    ``state_dict`` or ``model``. Its names may bear a prefix such as ``module.`` or ``_orig_mod.backbone.``: the one
-    that most of the names of ``net`` have there. What ``net`` has no place for, such as a classifier, is left out.
+    ``state_dict`` or ``model``. Its names may have a prefix such as ``module.`` or ``_orig_mod.backbone.``: the one
+    that most names of ``net`` have there. Tensors that ``net`` does not have, such as a classifier, are ignored.
 
     Raises:
-        ConfigError: no such file, not a file of weights, code in it, or not every tensor of ``net`` in its own shape;
-            ``net`` is then as it was.
+        ConfigError: no such file, not a file of weights, code in it, or tensors of ``net`` missing or of another shape;
+            ``net`` is then unchanged.
     """
     path = checked_path(path, "model.weights")
     wanted = net.state_dict()
@@ -39,16 +39,16 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     if missing or wrong:
         problems = [f"{what}: {_few(names)}" for what, names in (("missing", missing), ("shape", wrong)) if names]
         raise ConfigError(
-            f"model.weights={path} does not fit: {len(missing) + len(wrong)} of {len(wanted)} tensors of the trunk; "
+            f"model.weights={path} does not match {len(missing) + len(wrong)} of {len(wanted)} tensors of the trunk: "
             f"{'; '.join(problems)}; use the weights of the same model.backbone and model.width"
         )
     net.load_state_dict(found, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file's state dict by name, on the CPU; raises ``ConfigError`` where it has none."""
+    """Return the tensors of a file's state dict by name, on the CPU; raises ``ConfigError`` if it has none."""
     if not path.is_file():
-        raise ConfigError(f"model.weights={path} is no file; give null, pretrained or a path of {', '.join(_SUFFIXES)}")
+        raise ConfigError(f"model.weights={path} is not a file; allowed: null, pretrained, {', '.join(_SUFFIXES)}")
     if path.suffix not in _SUFFIXES:
         raise ConfigError(f"model.weights={path} ends in {path.suffix!r}; allowed: {', '.join(_SUFFIXES)}")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -57,20 +57,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = state[key]
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
-        raise ConfigError(f"model.weights={path} holds no tensors by name, bare or under 'state_dict' or 'model'")
+        raise ConfigError(f"model.weights={path} has no named tensors at top level or under 'state_dict' or 'model'")
     if fault := fault_of(tensors):
         raise ConfigError(f"model.weights={path}: {fault}; use other weights")
     return tensors
 
 
 def fault_of(tensors: Mapping[str, Any]) -> str | None:
-    """Return what makes tensors no weights, or None: complex numbers, or some that are not finite in float32."""
+    """Return why tensors cannot be weights, or None: complex numbers, or values that are not finite in float32."""
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             if tensor.is_complex():
-                return f"{name[:80]} holds {tensor.dtype}; weights are real numbers"
+                return f"{name[:80]} is {tensor.dtype}; weights must be real numbers"
             if tensor.is_floating_point() and not tensor.float().isfinite().all():
-                return f"{name[:80]} holds numbers that are not finite; the training diverged, or the file is damaged"
+                return f"{name[:80]} has non-finite values; the training diverged or the file is damaged"
     return None
 
 
@@ -80,7 +80,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"model.weights={path} is not a whole safetensors file: {error}") from error
+        raise ConfigError(f"model.weights={path} is not a valid safetensors file: {error}") from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -88,7 +88,7 @@ def _read_pickle(path: Path) -> Any:
         return load_plain(path)
     except UnpicklingError as error:
         raise ConfigError(
-            f"model.weights={path} is no file of plain tensors and may run code, so it is refused ({reason(error)}); "
+            f"model.weights={path} is refused: it is not plain tensors and may run code ({reason(error)}); "
             "save its state_dict() as .safetensors"
         ) from error
     except Exception as error:  # torch.load fails in many ways on a file that is cut short or of another kind
@@ -96,12 +96,12 @@ def _read_pickle(path: Path) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
+    """Return the first line of an error's message, or its class if it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _match(wanted: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the file's tensors as the network does, where they have a name in common."""
+    """Rename the file's tensors to the network's names, for names in common."""
     names = {_plain(name): name for name in wanted}
     plain = {_plain(key): tensor for key, tensor in tensors.items()}
     depth = max((name.count(".") for name in names), default=0) + 1
@@ -116,7 +116,7 @@ def _plain(key: str) -> str:
 
 
 def _tails(key: str, most: int) -> Iterator[str]:
-    """Yield the ends of a dotted key that have at most ``most`` parts, the longest first; a key may have a million."""
+    """Yield the endings of a dotted key with at most ``most`` parts, longest first; a key may have a million parts."""
     parts = key.rsplit(".", most)[-most:]
     return (".".join(parts[at:]) for at in range(len(parts)))
 

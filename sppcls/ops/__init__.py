@@ -1,4 +1,4 @@
-"""Pooling operations on torch tensors; needs torch alone."""
+"""Pooling operations on torch tensors; needs only torch."""
 
 from sppcls.ops.bins import bin_edges, bins, check_levels, sliding_window
 from sppcls.ops.pyramid import SpatialPyramidPool2d, spatial_pyramid_levels2d, spatial_pyramid_pool2d

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 
 
 def check_levels(levels: Iterable[int]) -> tuple[int, ...]:
-    """Return the levels as a tuple; raises ``TypeError`` or ``ValueError`` where they are not positive integers."""
+    """Return the levels as a tuple; raises ``TypeError`` or ``ValueError`` if they are not positive integers."""
     if not isinstance(levels, Iterable):
-        raise TypeError(f"levels: got {levels!r}, a sequence of positive integers is needed, as (6, 3, 2, 1)")
+        raise TypeError(f"levels: got {levels!r}, expected a sequence of positive integers such as (6, 3, 2, 1)")
     checked = tuple(levels)
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in checked):
-        raise TypeError(f"levels: got {checked!r}, each must be a positive integer, as in (6, 3, 2, 1)")
+        raise TypeError(f"levels: got {checked!r}, each must be a positive integer, e.g. (6, 3, 2, 1)")
     if not checked or min(checked) < 1:
-        raise ValueError(f"levels: got {checked!r}, give one or more positive integers, as (6, 3, 2, 1)")
+        raise ValueError(f"levels: got {checked!r}, expected at least one positive integer, e.g. (6, 3, 2, 1)")
     return checked
 
 
@@ -27,7 +27,7 @@ def bins(levels: Iterable[int]) -> int:
 def bin_edges(size: int, n: int) -> list[tuple[int, int]]:
     """Return (start, end) of each of the n adaptive bins of an axis, end exclusive (paper, appendix A).
 
-    Neighbours share an element where n does not divide size, and whole bins repeat where n is larger.
+    Neighbours share an element if n does not divide size, and whole bins repeat if n is larger.
 
     >>> bin_edges(13, 3)
     [(0, 5), (4, 9), (8, 13)]

@@ -18,7 +18,7 @@ def spatial_pyramid_pool2d(x: Tensor, levels: Iterable[int], mode: Mode = "max",
     """Pool a map of any size into n x n bins for each level n, side by side in the order of ``levels``.
 
     Bit for bit ``cat([adaptive_max_pool2d(x, n).flatten(1) for n in levels], 1)`` with mode "max" and rule
-    "adaptive", but faster. Where several elements of a bin are the maximum, one of them gets the gradient.
+    "adaptive", but faster. If several elements of a bin are the maximum, one of them gets the gradient.
 
     Args:
         x: [N, C, H, W] or [C, H, W], floating point, in any memory layout.
@@ -31,8 +31,8 @@ def spatial_pyramid_pool2d(x: Tensor, levels: Iterable[int], mode: Mode = "max",
         [N, C * bins] or [C * bins]; within a level channel by channel, rows of bins first.
 
     Raises:
-        TypeError: x is not floating point, or a level is no int.
-        ValueError: x has another number of dimensions or no element in C, H or W; levels, mode or rule make no
+        TypeError: x is not floating point, or a level is not an int.
+        ValueError: x has another number of dimensions or is empty in C, H or W; levels, mode or rule make no
             sense; the sliding rule does not give n windows.
 
     >>> x = torch.tensor([[[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]])
@@ -56,7 +56,7 @@ def spatial_pyramid_pool2d(x: Tensor, levels: Iterable[int], mode: Mode = "max",
 def spatial_pyramid_levels2d(
     x: Tensor, levels: Iterable[int], mode: Mode = "max", rule: Rule = "adaptive"
 ) -> list[Tensor]:
-    """Return the parts of :func:`spatial_pyramid_pool2d`, one a level: [N, C * n * n] or [C * n * n].
+    """Return the parts of :func:`spatial_pyramid_pool2d`, one per level: [N, C * n * n] or [C * n * n].
 
     They are views of one tensor: do not write to them in place.
 
@@ -69,7 +69,7 @@ def spatial_pyramid_levels2d(
 
 
 class SpatialPyramidPool2d(nn.Module):
-    """Module form of :func:`spatial_pyramid_pool2d`; ``bins`` values come out for each channel.
+    """Module form of :func:`spatial_pyramid_pool2d`; outputs ``bins`` values per channel.
 
     >>> SpatialPyramidPool2d([4, 2, 1])
     SpatialPyramidPool2d(levels=(4, 2, 1), mode='max', rule='adaptive')
@@ -121,7 +121,7 @@ class _MaxPyramid(torch.autograd.Function):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         grads = {0: torch.zeros_like(x, memory_format=layout)}
         for n, part in zip(ctx.levels, _grids(grad, ctx.levels), strict=True):
-            # A level given twice adds up; a clone, because the coarser levels add to it in place.
+            # A level given twice adds up; cloned, because the coarser levels add to it in place.
             grads[n] = grads[n].add_(part) if n in grads else part.clone(memory_format=torch.channels_last)
         for (n, source), index in reversed(list(zip(_plan(ctx.levels).items(), indices, strict=True))):
             _scatter_add(grads[source], index, grads[n])
@@ -129,7 +129,7 @@ class _MaxPyramid(torch.autograd.Function):
 
 
 def _plan(levels: tuple[int, ...]) -> dict[int, int]:
-    """Return each level, finest first, and what it is pooled from: the nearest level that it divides, or 0, the map.
+    """Return each level, finest first, and its source: the nearest level that it divides, or 0 for the map.
 
     Where m divides n, each m x m bin is exactly a union of n x n bins, whatever the size of the map.
     """
@@ -153,12 +153,12 @@ def _scatter_add(target: Tensor, index: Tensor, values: Tensor) -> None:
 
 
 def _adaptive_avg(x: Tensor, n: int, _mode: Mode) -> Tensor:
-    # Not from a finer level: the mean of its means is another value where its bins differ in size.
+    # Not from a finer level: the mean of its means differs if its bins differ in size.
     return F.adaptive_avg_pool2d(x, n)
 
 
 def _masked(x: Tensor, n: int, mode: Mode) -> Tensor:
-    # For exporters: ONNX has no adaptive pooling and freezes the windows of the traced size, without an error; and a
+    # For exporters: ONNX has no adaptive pooling and silently freezes the windows of the traced size; and a
     # slice whose length the size decides is traced as one of length 1 or as a longer one, not as both.
     for axis in (2, 3):
         place = torch.arange(x.shape[axis], device=x.device).view((-1, 1) if axis == 2 else (-1,))
@@ -191,8 +191,8 @@ def _check_names(mode: str, rule: str) -> None:
 def _check_map(x: Tensor) -> None:
     shape = tuple(x.shape)
     if x.ndim not in (3, 4):
-        raise ValueError(f"x: got {x.ndim} dimensions, shape {shape}; [N, C, H, W] or [C, H, W] is needed")
+        raise ValueError(f"x: got {x.ndim} dimensions, shape {shape}; expected [N, C, H, W] or [C, H, W]")
     if 0 in shape[-3:]:
         raise ValueError(f"x: got shape {shape}; C, H and W must be at least 1")
     if not x.is_floating_point():
-        raise TypeError(f"x: got {x.dtype}, shape {shape}; a floating point tensor is needed, as x.float()")
+        raise TypeError(f"x: got {x.dtype}, shape {shape}; expected a floating point tensor, e.g. x.float()")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sppcls.ops.bins import bin_edges, bins, check_levels
 from sppcls.ops.pyramid import Mode, spatial_pyramid_pool2d
 
-_AT_ONCE = 256  # bins: what is gathered for so few stays in the processor's cache
+_AT_ONCE = 256  # bins: few enough to stay in the CPU cache
 Size = tuple[int, int]
 
 
@@ -32,13 +32,13 @@ def region_pyramid_pool2d(
         boxes: N tensors [K_i, 4], x1 y1 x2 y2 in input pixels, of any real dtype; K_i may be 0.
         levels, mode: as for a whole map.
         stride: input pixels from one cell to the next.
-        image_size: (H, W) of the input; then a box may not reach beyond, and the whole image is always the whole map.
+        image_size: (H, W) of the input; boxes must then lie inside it, and the whole image is always the whole map.
 
     Returns:
         [sum K_i, C * bins], images in order.
 
     Raises:
-        TypeError, ValueError: a map, levels or mode that no pyramid takes; boxes of another shape or number; a box that
+        TypeError, ValueError: an invalid map, levels or mode; boxes of the wrong shape or number; a box that
             is empty, negative, not finite or outside the image; a stride below 1.
 
     >>> features, image = torch.arange(12.0).view(1, 1, 3, 4), torch.tensor([[0, 0, 64, 48], [16, 0, 48, 15]])
@@ -48,17 +48,17 @@ def region_pyramid_pool2d(
     """
     levels = check_levels(levels)
     if stride < 1:
-        raise ValueError(f"stride: got {stride}; at least 1 is needed, the input pixels from one cell to the next")
+        raise ValueError(f"stride: got {stride}; expected at least 1, the input pixels from one cell to the next")
     if features.ndim != 4 or len(boxes) != len(features):
-        raise ValueError(f"boxes: got {len(boxes)} tensors for features {list(features.shape)}; one an image is needed")
-    pooled = [spatial_pyramid_pool2d(features[:0], levels, mode)]  # refuses a wrong map or mode
+        raise ValueError(f"boxes: got {len(boxes)} tensors for features {list(features.shape)}; expected one per image")
+    pooled = [spatial_pyramid_pool2d(features[:0], levels, mode)]  # rejects a wrong map or mode
     regions = torch.empty(0, 5, dtype=torch.int64)
     for image, some in enumerate(boxes):
         cells = region_cells(_checked(some, image, image_size), stride, features.shape[2:], image_size)
         regions = torch.cat([regions, F.pad(cells, (1, 0), value=image)])
     if mode == "max" and not (features.requires_grad and torch.is_grad_enabled()):
         return _by_table(features, regions, levels)
-    maps = torch.split(features, 1)  # not features[i]: with three dimensions a map is not known as channels-last
+    maps = torch.split(features, 1)  # not features[i]: a three-dimensional map is not recognised as channels-last
     for i, top, left, bottom, right in regions.tolist():
         pooled.append(spatial_pyramid_pool2d(maps[i][:, :, top:bottom, left:right], levels, mode))
     return torch.cat(pooled)
@@ -67,9 +67,9 @@ def region_pyramid_pool2d(
 def region_cells(
     boxes: Tensor, stride: int, map_size: Sequence[int], image_size: Size | None = None, *, touched: bool = False
 ) -> Tensor:
-    """Return top, left, bottom and right, ends exclusive, of the cells of each box: [K, 4], at least one cell a box.
+    """Return top, left, bottom and right, ends exclusive, of the cells of each box: [K, 4], at least one cell per box.
 
-    They are the cells wholly inside: what is beside a box harms more than its own edge helps. With ``touched`` they are
+    They are the cells wholly inside: the surroundings of a box harm more than its edge helps. With ``touched`` they are
     also those partly inside, for parts of one picture. A box that ends with the image (if its size is not given: in the
     map's last cell) ends with the map.
 
@@ -78,7 +78,7 @@ def region_cells(
             [ 1, 11,  2, 12]])
     """
     size, low, high = torch.tensor(map_size), boxes[:, :2].flip(1), boxes[:, 2:].flip(1)
-    # Floor division is exact, where a quotient that is rounded first may move an edge.
+    # Floor division is exact, while rounding a quotient first could move an edge.
     below, above = -(-low // stride), -(-high // stride)
     start, end = (low // stride, above) if touched else (below, high // stride)
     end = size.where(above >= size if image_size is None else high >= torch.tensor(image_size), end)
@@ -87,7 +87,7 @@ def region_cells(
 
 
 def _by_table(features: Tensor, regions: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Look each bin up among maxima over windows of 2**a x 2**b cells: one to four of them, overlapping, cover it."""
+    """Look each bin up among maxima over windows of 2**a x 2**b cells: one to four overlapping windows cover it."""
     channels, height, width = features.shape[1:]
     out = features.new_empty(len(regions), channels * bins(levels))
     grids = list(_grids(out, regions, levels, (height, width)))
@@ -106,7 +106,7 @@ def _by_table(features: Tensor, regions: Tensor, levels: tuple[int, ...]) -> Ten
 
 
 def _grids(out: Tensor, regions: Tensor, levels: tuple[int, ...], size: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
-    """Yield, a level, the view [K, C, n, n] of ``out`` and the edges of its rows and columns of bins: [K, n, 2]."""
+    """Yield, per level, the view [K, C, n, n] of ``out`` and the edges of its rows and columns of bins: [K, n, 2]."""
     channels, _, top, left, bottom, right = out.shape[1] // bins(levels), *regions[:, :, None, None].unbind(1)
     for n, part in zip(levels, torch.split(out, [channels * n * n for n in levels], 1), strict=True):
         edges = torch.tensor([bin_edges(length, n) for length in range(max(size) + 1)])
@@ -117,7 +117,7 @@ def _grids(out: Tensor, regions: Tensor, levels: tuple[int, ...], size: Sequence
 def _checked(boxes: Tensor, image: int, image_size: Size | None) -> Tensor:
     """Return an image's boxes as float64, in which integers are exact, on the CPU."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes: image {image} has shape {list(boxes.shape)}; [K, 4] is needed, also with K=0")
+        raise ValueError(f"boxes: image {image} has shape {list(boxes.shape)}; expected [K, 4], also with K=0")
     box = boxes.detach().cpu().double()
     sane = (box.isfinite() & (box >= 0)).all(1) & (box[:, 2:] > box[:, :2]).all(1)
     inside = (box[:, 2:].flip(1) <= torch.tensor(image_size or torch.inf)).all(1)

@@ -1,1 +1,1 @@
-"""Run folders to rows, plots and pages; reads files only."""
+"""Turns run folders into tables, plots and pages; only reads files."""

@@ -1,4 +1,4 @@
-"""What `sppcls.measure.dataset` finds in a data set: tables for the terminal and one offline HTML page."""
+"""The findings of `sppcls.measure.dataset`: tables for the terminal and one offline HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ Sheet = tuple[list[str], list[list[str]]]  # columns and rows of a table
 
 
 def write_data_page(facts: DataFacts, path: Path) -> Path:
-    """Write everything that was found as one HTML page."""
+    """Write all findings to one HTML page."""
     scales = [cost.scale for cost in facts.costs]
     sides, aspects = "Shorter side in pixels; the dashed lines are the scales", "Aspect, width / height"
     plots = {
@@ -32,7 +32,7 @@ def _tiles(facts: DataFacts) -> list[tuple[str, str]]:
 
 
 def sheets(facts: DataFacts) -> dict[str, Sheet]:
-    """Return the whole tables by title; every cell can be printed, whatever bytes are in a file's name."""
+    """Return the full tables by title; every cell is printable, whatever bytes are in a file's name."""
     classes = [[plain(n), *("-" if c is None else f"{c:,}" for c in row)] for n, row in facts.classes.items()]
     sizes = [[n, *(f"{v:.2f}" if n == "aspect" else f"{v:,.0f}" for v in row)] for n, row in facts.sizes.items()]
     costs = [
@@ -51,25 +51,25 @@ def sheets(facts: DataFacts) -> dict[str, Sheet]:
         "Sizes": (["pixels", "smallest", "median", "largest"], sizes),
         "An epoch, data.fit=keep": (["scale", "padding", "megapixels", "upscaled", "shapes"], costs),
         "Broken files": (["file", "why"], broken),
-        "Equal files": (["file", "group", "across parts", "across classes"], copies),
+        "Identical files": (["file", "group", "across parts", "across classes"], copies),
     }
 
 
 def remarks(facts: DataFacts) -> list[str]:
-    """Return a line for each thing to know before training."""
-    looked = "every file decoded" if facts.decoded else "headers read; --decode reads every file whole"
-    lines = [f"broken files: {len(facts.broken)} ({looked}); groups of equal files: {len(facts.copies)}"]
+    """Return one line for each thing to know before training."""
+    looked = "every file decoded" if facts.decoded else "only headers read; --decode reads whole files"
+    lines = [f"broken files: {len(facts.broken)} ({looked}); groups of identical files: {len(facts.copies)}"]
     if facts.imbalance is not None:
         lines.append(f"imbalance: the largest class has {facts.imbalance:.1f} times the images of the smallest")
     for number, part in enumerate(facts.parts):
         if lacking := [plain(name) for name, row in facts.classes.items() if not row[number]]:
-            lines.append(f"{part}: no image of {_some(lacking)}; training refuses that")
+            lines.append(f"{part}: no images of {_some(lacking)}; training would fail")
     if facts.loose:
         lines.append(f"ignored, outside the class folders: {_some([_below(facts, file) for file in facts.loose])}")
     if leaks := sum(group.across_parts for group in facts.copies):
-        lines.append(f"groups of equal files across parts: {leaks}; scores on them are inflated")
+        lines.append(f"groups of identical files across parts: {leaks}; scores on them are inflated")
     if clashes := sum(group.across_classes for group in facts.copies):
-        lines.append(f"groups of equal files across classes: {clashes}; at most one of their labels is right")
+        lines.append(f"groups of identical files across classes: {clashes}; at most one label of each is right")
     return lines
 
 

@@ -77,7 +77,7 @@ def amount(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it.
+    """Return a duration in a suitable unit.
 
     >>> duration(68.4), duration(372), duration(9000)
     ('68 s', '6.2 min', '2.5 h')
@@ -88,7 +88,7 @@ def duration(seconds: float) -> str:
 
 
 def middle(name: str, most: int = 32) -> str:
-    """Return a name of ``most`` characters, cut in the middle: its end tells files and jobs apart.
+    """Return a name of at most ``most`` characters, cut in the middle, since ends tell files and jobs apart.
 
     >>> middle("photos/IMG_20240131_120000.jpg", 15)
     'photos/…000.jpg'
@@ -102,7 +102,7 @@ def scale_columns(found: Mapping[str, Any]) -> list[str]:
 
 
 def scale_cells(row: Mapping[str, Any]) -> list[str]:
-    """Return what an evaluation says of one scale under `scale_columns`."""
+    """Return the cells of one scale of an evaluation, under `scale_columns`."""
     between = f"{percent(row.get('acc1_low'))} to {percent(row.get('acc1_high'))}"
     errors = ("-" if row[name] is None else f"{row[name]:.3f}" for name in ("loss", "ece"))
     return [percent(row["acc1"]), between, percent(row["acc5"]), *errors]
@@ -136,7 +136,7 @@ def confusion(answers: Sequence[Answers], classes: Sequence[str], scale: int) ->
 
 
 def data_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Return a row a trained scale, of all variants that are alike: what the fit does to the training images."""
+    """Return one row per training scale and group of equal variants: what the fit does to the training images."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for name, summary in summaries.items():
         for cost in summary.get("data_costs", []):

@@ -22,7 +22,7 @@ FONT = 10.5  # points: 11 pixels on a page of 390
 class Curve:
     """Points (x, y), or with an interval (x, y, low, high), which is drawn where every point has one.
 
-    ``line`` is ``-``, ``--`` or empty for points alone; curves of one ``kind`` share a colour and a marker.
+    ``line`` is ``-``, ``--`` or empty for points only; curves of one ``kind`` share a colour and a marker.
     """
 
     points: Sequence[tuple[float, ...]]
@@ -56,9 +56,9 @@ def _cell(curve: Curve, at: float, share: bool) -> str:
 def line_plot(
     curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[float] = (), log: bool = False, share: bool = True
 ) -> str:
-    """Return an ``<svg>`` of curves; ``marks`` are dotted verticals, ``log`` doubles along x.
+    """Return an ``<svg>`` of curves; ``marks`` are dotted vertical lines, ``log`` is a log2 x axis.
 
-    ``share`` says that y is 0 to 1, which is drawn in percent.
+    ``share`` means that y is 0 to 1 and drawn in percent.
     """
     names = _without_key(curves)
     beside = _fit_beside(names, curves.values())
@@ -109,7 +109,7 @@ def estimate_curve(by_x: Mapping[int, Estimate], kind: int | None = None) -> Cur
 
 
 def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
-    """Return an ``<svg>`` of one difference of shares a name, in points, with its interval, under one another."""
+    """Return an ``<svg>`` of one difference of shares per name, in points, with its interval, stacked vertically."""
     names = [textwrap.fill(name, 22) for name in dots]
     rows = sum(1.2 + name.count("\n") * 0.6 for name in names)
     with _axes(f"{x} (points)", "", 0.8 + 0.27 * rows) as (axes, text):
@@ -125,12 +125,12 @@ def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x:
 
 
 def histogram(counts: Any, edges: Any, marks: Sequence[float] = ()) -> str:
-    """Return an ``<svg>`` of counts of images on an axis that doubles; ``marks`` are named verticals."""
+    """Return an ``<svg>`` of image counts on a log2 axis; ``marks`` are labelled vertical lines."""
     with _axes("", "images", 2.8) as (axes, text):
         axes.bar(edges[:-1], counts, edges[1:] - edges[:-1], align="edge", color=COLOURS[0])
         for number, mark in enumerate(sorted(marks)):
             axes.axvline(mark, color=COLOURS[1], linestyle="--", linewidth=1.6)
-            # In two rows, for names of scales that are near one another.
+            # In two rows, since labels of nearby scales would overlap.
             above = {"xytext": (0, 3 + 12 * (number % 2)), "textcoords": "offset points", "annotation_clip": False}
             axes.annotate(f"{mark:g}", (mark, 1), xycoords=axes.get_xaxis_transform(), color=INK, ha="center", **above)
         axes.set_xscale("log", base=2)
@@ -142,19 +142,19 @@ def histogram(counts: Any, edges: Any, marks: Sequence[float] = ()) -> str:
 
 
 def _without_key(names: Iterable[str]) -> list[str]:
-    """Return names without the ``key=`` that all of them begin with."""
+    """Return names without the ``key=`` prefix they have in common."""
     every = list(names)
     heads = {name.partition("=")[:2] for name in every}
     return [name.partition("=")[2] for name in every] if len(heads) == 1 and "=" in every[0] else every
 
 
 def _fit_beside(names: Sequence[str], curves: Iterable[Curve]) -> bool:
-    """Return whether each curve's name has room at its end."""
+    """Return whether there is space for each curve's name at its end."""
     return 1 < len(names) <= 12 and max(map(len, names)) <= 18 and all(c.line and c.points for c in curves)
 
 
 def _name_ends(axes: Any, lines: Sequence[Any], names: Iterable[str]) -> None:
-    """Write each curve's name right of its last point, a thin line leading to it."""
+    """Write each curve's name to the right of its last point, joined by a thin line."""
     low, high = axes.get_ylim()
     ends = [(float(line.get_xdata()[-1]), float(line.get_ydata()[-1])) for line in lines]
     heights = spread([y for _, y in ends], (high - low) * 0.075, high)
@@ -187,7 +187,7 @@ def _legend(axes: Any, lines: Sequence[Any], names: Iterable[str]) -> None:
     place = {"loc": "outside lower center", "ncols": 2}
     legend = axes.figure.legend(lines, map(_wrapped, names), frameon=False, labelcolor=INK, **place)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a name with "$" is no formula
+        text.set_parse_math(False)  # a name with "$" is not a formula
 
 
 def _wrapped(name: str) -> str:
@@ -195,14 +195,14 @@ def _wrapped(name: str) -> str:
 
 
 def _legend_height(names: Iterable[str]) -> float:
-    """Return the inches that a legend takes beyond the two rows that a plot has room for."""
+    """Return the inches that a legend needs beyond the two rows that fit on a plot."""
     rows = sum(_wrapped(name).count("\n") + 1 for name in names) / 2
     return max(0.0, rows - 2) * 0.2
 
 
 @contextmanager
 def _axes(x: str, y: str, height: float = 3.0) -> Iterator[tuple[Any, io.StringIO]]:
-    """Give axes to draw on, and a text that holds the drawing afterwards."""
+    """Yield axes to draw on, and a buffer that holds the SVG afterwards."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -222,6 +222,6 @@ def _axes(x: str, y: str, height: float = 3.0) -> Iterator[tuple[Any, io.StringI
         whole = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's font draws it
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's font has it
             figure.savefig(whole, format="svg", transparent=True, metadata=nothing)
     text.write(whole.getvalue()[whole.getvalue().index("<svg") :])

@@ -1,4 +1,4 @@
-"""The report of one run: report.html, and beside a finished run's own summary.json summary.csv and summary.md."""
+"""The report of one run: report.html and, for a finished run, summary.csv and summary.md next to its summary.json."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,7 +22,7 @@ _EPOCH = ("epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", 
 
 
 def write_run_page(folder: Path) -> Path:
-    """Write report.html into a run folder from its own files and return its path; works on an unfinished run too."""
+    """Write report.html into a run folder from its own files and return its path; also works for an unfinished run."""
     run = read_run(folder)
     values, answers, mistakes = flat(run.config), run.answers, run.mistakes
     return page.write_page(
@@ -51,15 +51,15 @@ class Plots(dict[str, str]):
 
 
 def plots(folder: str | Path) -> Plots:
-    """Return the plots of a run as SVG by name: ``scales``, ``gap``, ``loss`` and ``learning rate``, those it has.
+    """Return the plots of a run as SVG by name: ``scales``, ``gap``, ``loss`` and ``learning rate``, as available.
 
-    In a notebook the value draws itself. Raises ``ConfigError`` where ``folder`` is not a run.
+    In a notebook the value displays itself. Raises ``ConfigError`` if ``folder`` is not a run.
     """
     return Plots({name: one.svg for name, one in _figures(read_run(Path(folder))).items()})
 
 
 def write_run_tables(folder: Path) -> None:
-    """Write summary.csv, a row a test scale, and summary.md."""
+    """Write summary.csv, one row per test scale, and summary.md."""
     summary = read_run(folder).summary
     if not summary.get("scales"):
         return
@@ -69,7 +69,7 @@ def write_run_tables(folder: Path) -> None:
 
 
 def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the few figures that are read first, each with its name."""
+    """Return the headline figures, each with its name."""
     said = {
         f"top-1 at scale {summary.get('val_scale')}": page.percent(summary.get("acc1")),
         "generalization gap (points)": page.points(summary.get("generalization_gap")),

@@ -15,14 +15,14 @@ from sppcls.measure.answers import Answers, load_answers
 from sppcls.run_folder import CONFIG, GAP, LOG, METRICS, MISTAKES, STATUS, SUMMARY
 
 MANIFEST = "sweep.json"  # of a sweep
-# Of a run's settings, those that say where and how it ran, or which of several alike it is.
+# Settings that only say where and how a run ran, or which of several equal runs it is.
 _BESIDE = ("seed", "run_dir", "sweep_dir", "resume", "plan_only", "sweep.", "logger.")
 _HOW = ("data.num_workers", "data.cache", "metrics.")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; what a run that is not finished lacks is empty."""
+    """The content of a run folder; what an unfinished run lacks is empty."""
 
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -72,44 +72,45 @@ class Run:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return what a sweep.json holds, empty where there is none; raises ``ConfigError`` at a wrong job.
 
-    The folder may be a stranger's: a job's name is that of a folder in it, and what such a folder holds is removed
-    where the job starts anew.
+    The folder may come from a stranger: a job's name is that of a folder in it, and such a folder's files are removed
+    when the job starts over.
     """
     values = read_json(folder / MANIFEST)
     jobs = values.get("jobs", {})
     if values and not isinstance(values.get("jobs"), dict):
-        raise ConfigError(f"{folder / MANIFEST} is no manifest of a sweep: it has no jobs; name another folder")
+        raise ConfigError(f"{folder / MANIFEST} is not a sweep's manifest: it has no jobs; name another folder")
     for name, entry in jobs.items():
         if not is_name(name) or not isinstance(entry, dict):
-            raise ConfigError(f"{folder / MANIFEST}: {name[:60]!r} is no name of a job's folder; remove it")
+            raise ConfigError(f"{folder / MANIFEST}: {name[:60]!r} is not a valid name for a job folder; remove it")
     return values
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run's."""
+    """Return whether a folder is a run folder."""
     return (folder / CONFIG).is_file() and (folder / STATUS).is_file()
 
 
 def read_run(folder: Path) -> Run:
-    """Return a run folder's values; raises ``ConfigError`` where its config cannot be read."""
+    """Return a run folder's values; raises ``ConfigError`` if its config cannot be read."""
     try:
         config = read_config_values(folder / CONFIG)
     except ValueError as error:
         raise ConfigError(f"{folder} is not a run folder: {error}") from None
     if not isinstance(config.get("seed", 0), int) or not isinstance(config.get("sweep") or {}, dict):
-        raise ConfigError(f"{folder} is not a run folder: config.yaml has another seed or sweep than a run's")
+        raise ConfigError(f"{folder} is not a run folder: config.yaml has no valid seed or sweep")
     gaps = [row for row in _rows(folder / GAP) if _is_gap(row)]
     status, mistakes = read_json(folder / STATUS), read_json(folder / MISTAKES)
     return Run(folder, config, status, read_json(folder / SUMMARY), _rows(folder / METRICS), gaps, mistakes)
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Return the runs in a sweep's folder, in its order; raises ``ConfigError`` where there is none.
+    """Return the runs in a sweep's folder, in its order; raises ``ConfigError`` if there are none.
 
     A run whose config is damaged has the state unreadable and no values, so that the others can be reported.
     """
     if not folder.is_dir():
-        raise ConfigError(f"no folder {folder}; name a run or a sweep")
+        fault = "is not a folder" if folder.exists() else "does not exist"
+        raise ConfigError(f"{folder} {fault}; name a run or a sweep")
     order = list(read_manifest(folder).get("jobs", {}))
     paths = sorted(folder.iterdir(), key=lambda p: (order.index(p.name) if p.name in order else len(order), p.name))
     runs = []
@@ -119,14 +120,14 @@ def read_runs(folder: Path) -> list[Run]:
         except ConfigError as error:
             runs.append(Run(path, status={"state": "unreadable", "error": str(error)}))
     if not runs:
-        raise ConfigError(f"{folder} holds no run: neither it nor a folder in it has config.yaml and status.json")
+        raise ConfigError(f"{folder} has no runs: neither it nor a folder in it has config.yaml and status.json")
     if all(run.state == "unreadable" for run in runs):
         raise ConfigError(str(runs[0].status["error"]))
     return runs
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """Return a table's rows, an epoch and scale once: one that was begun again after a kill counts as it ended."""
+    """Return a table's rows, one per epoch and scale: of one restarted after a kill, the last."""
     try:
         table = csv.DictReader(io.StringIO(read_bytes(path, TABLE_LIMIT).decode(), newline=""))
         rows = [row for row in table if None not in row and None not in row.values()]
@@ -157,7 +158,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """Return the keys whose values differ between runs and may change their results, seeds aside."""
+    """Return the keys whose values differ between runs and may change their results, except seeds."""
     configs = [flat(run.config) for run in runs]
     every = sorted({key for config in configs for key in config if not key.startswith((*_BESIDE, *_HOW))})
     return [key for key in every if len({str(config.get(key)) for config in configs}) > 1]
@@ -186,7 +187,7 @@ def chosen_baseline(by_variant: dict[str, list[Run]], given: Sequence[str]) -> s
     """Return the variant to compare with: the one given, else named in the settings, else the first that has finished.
 
     Raises:
-        ConfigError: Two baselines, or one that is no variant here.
+        ConfigError: Two baselines, or one that is not a variant here.
     """
     named = sorted({run.of_sweep("baseline") for runs in by_variant.values() for run in runs} - {""})
     wanted = list(dict.fromkeys(given)) or named
@@ -198,7 +199,7 @@ def chosen_baseline(by_variant: dict[str, list[Run]], given: Sequence[str]) -> s
             f"two baselines, {wanted[0]!r} and {wanted[1]!r}; name one with sweep.baseline= or, in a report, --baseline"
         )
     if [*by_variant] == ["all runs"]:
-        raise ConfigError(f"baseline {wanted[0]!r}: the runs differ in their seed alone; there is nothing to compare")
+        raise ConfigError(f"baseline {wanted[0]!r}: the runs differ only in their seed; there is nothing to compare")
     if wanted[0] not in by_variant:
-        raise ConfigError(f"baseline {wanted[0]!r} is no variant here{did_you_mean(wanted[0], by_variant)}")
+        raise ConfigError(f"baseline {wanted[0]!r} is not a variant here{did_you_mean(wanted[0], by_variant)}")
     return wanted[0]

@@ -13,7 +13,7 @@ from sppcls.measure.statistics import Comparison, Estimate, FloatArray, compare,
 from sppcls.report.runs import Run
 
 # What variants are tested on; the rest of `values_of` is described and not tested. The gap has a difference and no p:
-# answers to single training images are not kept.
+# predictions for single training images are not kept.
 TESTED = ("acc1", "scale_area", "scale_spread", "generalization_gap")
 
 
@@ -31,8 +31,8 @@ class Variant:
 class Study:
     """All variants at one reference scale, and the comparisons with the baseline by variant and measure.
 
-    ``budget`` is the pixels, in millions, that the cheapest run has seen: equal compute is read off there. None where
-    no run says what it saw.
+    ``budget`` is the number of pixels, in millions, seen by the cheapest run: equal compute is read there. None if
+    no run has recorded it.
     """
 
     scale: int
@@ -46,7 +46,7 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     """Compare the finished runs; raises ``ConfigError`` where the baseline has none, or a variant a seed twice."""
     finished = {name: tuple(run for run in runs if run.finished) for name, runs in by_variant.items()}
     if not finished[baseline]:
-        raise ConfigError(f"baseline {baseline!r} has no finished run; run the sweep again or name another --baseline")
+        raise ConfigError(f"baseline {baseline!r} has no finished run; rerun the sweep or name another --baseline")
     _refuse_twins(finished)
     scale = int(finished[baseline][0].summary["val_scale"])
     costs = [run.summary.get("train_megapixels") for runs in finished.values() for run in runs]
@@ -68,12 +68,12 @@ def _refuse_twins(by_variant: Mapping[str, Sequence[Run]]) -> None:
 
 
 def values_of(run: Run, scale: int, budget: float | None) -> dict[str, float]:
-    """Return a run's measures by name, those that it has: accuracies at ``scale``, and what holds over all scales."""
+    """Return the measures that a run has, by name: accuracies at ``scale``, and figures over all scales."""
     summary = run.summary
     gaps = {row["scale"]: row["generalization_gap"] for row in summary.get("gaps", [])}
     found = {"acc1": _acc1(run, scale), "generalization_gap": gaps.get(scale)}
     names = ["train_megapixels", "seconds"]
-    if len(summary["scales"]) > 1:  # a network of one size has no spread
+    if len(summary["scales"]) > 1:  # a fixed-size network has no spread
         names += ["scale_area", "scale_spread", "scale_consistency"]
     found |= {name: summary.get(name) for name in names} | _at_budget(run, scale, budget)
     return {name: float(value) for name, value in found.items() if value is not None}
@@ -87,7 +87,7 @@ def _at_budget(run: Run, scale: int, budget: float | None) -> dict[str, float]:
     """Return the accuracy after ``budget`` megapixels, the pixels read at, and the share of the epochs run by then.
 
     It is linear in pixels between the two measurements of gap.csv around the budget, and the end of the run is the
-    last one; nothing before the first. All epochs have equally many steps, so the share is that of the rate's schedule.
+    last one; nothing before the first. All epochs have equally many steps, so the share is also the rate schedule's.
     """
     total = run.summary.get("train_megapixels")
     if budget is None or total is None:
@@ -140,7 +140,7 @@ def _adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[s
 def _by_image(runs: Sequence[Run], base: Sequence[Run], scale: int) -> dict[str, FloatArray]:
     """Return by measure what each image adds to the differences of the common seeds, [seeds, images].
 
-    Nothing where one of these runs has no answers, or answers to other images.
+    Empty if one of these runs has no answers, or answers to other images.
     """
     theirs = {run.seed: run.answers for run in base}
     both = [(run.answers, theirs[run.seed]) for run in sorted(runs, key=lambda run: run.seed) if run.seed in theirs]
@@ -155,7 +155,7 @@ def _by_image(runs: Sequence[Run], base: Sequence[Run], scale: int) -> dict[str,
 def contributions(answers: Answers, scale: int) -> dict[str, FloatArray]:
     """Return by measure what each image adds to it, [N]: the mean over the images is the measure.
 
-    For the spread that is the image's answer at the run's best scale less that at its worst one.
+    For the spread this is the image's result at the run's best scale minus that at its worst.
     """
     right, scales = answers.right.astype(np.float64), answers.scales.tolist()
     shares, accuracies = [log_scale_area(scales, unit) for unit in np.eye(len(scales)).tolist()], right.mean(axis=1)

@@ -29,22 +29,22 @@ MEASURES = {
 
 
 def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[RichTable | str]:
-    """Write the report of the runs in ``folder`` and return what a terminal shows; reads run folders only.
+    """Write the report of the runs in ``folder`` and return the terminal output; only reads run folders.
 
     Raises:
-        ConfigError: No run, two baselines, or a baseline that is no variant.
+        ConfigError: No run, two baselines, or a baseline that is not a variant.
     """
     runs, manifest = read_runs(folder), read_manifest(folder)
     by_variant = variants(runs)
     baseline = chosen_baseline(by_variant, baselines or [str(name) for name in [manifest.get("baseline")] if name])
     missing = [name for name in manifest.get("jobs") or {} if not is_run(folder / name)]
-    # What depends on a run's settings alone, so that a sweep in two parts has the same file.
+    # Only what depends on a run's settings, so that a sweep in two parts gives the same file.
     by_seed = [(name, run) for name, some in by_variant.items() for run in sorted(some, key=lambda run: run.seed)]
     write_csv(folder / "summary.csv", [_csv_row(name, run) for name, run in by_seed])
     troubles, instead = problems(runs, missing), f"no run of the baseline {baseline!r} has finished yet"
     ready = [name for name, some in by_variant.items() if any(run.finished for run in some)]
     if not ready:
-        return [*troubles, f"{instead}, nor of any other variant: no report"]
+        return [*troubles, f"{instead}, nor of any other variant; no report written"]
     found = study(by_variant, baseline if baseline in ready else ready[0])
     states = dict(sorted(Counter(run.state for run in runs).items()))
     write_json(folder / "summary.json", {"states": states, "missing": missing} | as_values(found))
@@ -57,7 +57,7 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Rich
 
 
 def problems(runs: Iterable[Run], missing: Sequence[str]) -> list[str]:
-    """Return a line for each run that has not finished, and the last lines of those that failed."""
+    """Return one line per unfinished run, and the last log lines of failed ones."""
     lines = [f"{len(missing)} {'job has' if len(missing) == 1 else 'jobs have'} not started"] if missing else []
     for run in runs:
         if not run.finished:
@@ -71,25 +71,25 @@ def problems(runs: Iterable[Run], missing: Sequence[str]) -> list[str]:
 
 
 def notes(found: Study) -> list[str]:
-    """Return what a reader has to know to read the tables."""
+    """Return notes on how to read the tables."""
     lines = [
-        "Differences: interval (95 %) and p are over seeds and validation images, both as random draws; the training "
-        "images are taken as given. Holm's p is over all p of the table. A difference stands where it is at most 0.05.",
+        "Differences: the interval (95 %) and p treat seeds and validation images as random samples; the training "
+        "images are fixed. Holm's p corrects for all p of the table; a difference is significant if that is <= 0.05.",
         "The gap has no interval and no p: answers to single training images are not kept.",
     ]
     if found.budget is not None:
         lines.append(
             f"Equal compute: read at {page.amount(found.budget)} megapixels (MP) seen, the cheapest run's total, "
-            "between the two measurements around it. A longer run has done only part of the rate's schedule by then."
+            "between the measurements around it. By then a longer run has only done part of its rate schedule."
         )
     apart = [name for name, measures in found.comparisons.items() if not measures]
-    lines += [f"{name}: no seed and measure in common with {found.baseline}, so it is not compared" for name in apart]
+    lines += [f"{name}: no seed and measure in common with {found.baseline}, so not compared" for name in apart]
     tests = [one for measures in found.comparisons.values() for one in measures.items()]
     few = {one.note for _, one in tests if one.note}
     if any(one.p is None and not one.note and measure != "generalization_gap" for measure, one in tests):
-        few.add("none over images where not every seed has answers to the same images (answers.npz)")
+        few.add("not over images unless every seed has predictions for the same images (answers.npz)")
     if any(one.n < 3 for variant in found.variants.values() for one in variant.estimates.values()):
-        lines.append("Below 3 seeds there is no interval.")
+        lines.append("With fewer than 3 seeds there is no interval.")
     return lines + [f"p: {note}" for note in sorted(few)]
 
 
@@ -121,11 +121,11 @@ def _comparisons(found: Study) -> page.Table:
             cells = [str(one.n), page.points(one.difference), between, *map(page.p_value, (one.p, one.p_holm)), stands]
             rows.append([name, MEASURES[measure].format(scale=found.scale), *cells])
     columns = ["variant", "measure", "seeds", "difference", "interval", "p", "p (Holm)", "stands"]
-    return page.Table(f"Against {found.baseline}, paired by seed, in percentage points", columns, rows)
+    return page.Table(f"Compared with {found.baseline}, paired by seed, in percentage points", columns, rows)
 
 
 def _rich(one: page.Table) -> RichTable:
-    """Return a terminal's table, on a narrow one without the columns that the page has too."""
+    """Return a table for the terminal; on a narrow one without columns that are also on the page."""
     kept = [i for i, name in enumerate(one.columns) if width() >= 125 or name not in _WIDE]
     return table(one.title, [one.columns[i] for i in kept], [[row[i] for i in kept] for row in one.rows])
 
@@ -136,7 +136,7 @@ def _csv_row(variant: str, run: Run) -> dict[str, Any]:
         over_scales = ("scale_area", "scale_spread", "scale_consistency")
         kept = ("acc1", "generalization_gap", *over_scales, "val_scale", "epochs", "train_megapixels", "parameters")
         row |= {key: run.summary.get(key) for key in kept}
-        if len(run.summary["scales"]) < 2:  # a network of one size has no spread
+        if len(run.summary["scales"]) < 2:  # a fixed-size network has no spread
             row |= dict.fromkeys(over_scales)
         row |= {f"acc1@{one['scale']}": one["acc1"] for one in run.summary["scales"]}
     return row
@@ -171,7 +171,7 @@ def _write_page(folder: Path, found: Study, runs: Sequence[Run], **values: Any) 
 
 
 def _link(run: Run) -> str:
-    """Return a run's name, which leads to its page where it has one."""
+    """Return a run's name, linked to its page if it has one."""
     from markupsafe import Markup
 
     name = run.folder.name

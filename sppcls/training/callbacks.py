@@ -23,12 +23,12 @@ COLUMNS = (
     "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_scale", "val_loss", "val_acc1",
     "val_acc5", "val_class_acc", "val_ece", "images", "megapixels", "seconds", "images_per_s",
 )  # fmt: skip
-# A save is not begun before this many times as long as the last one took, so that saving costs at most 3 %.
+# A save waits for this many times the duration of the last one, so that saving costs at most 3 % of the time.
 _SPARE = 32
 
 
 class Curves(Callback):
-    """Writes a row an epoch to metrics.csv and a line an epoch to the log.
+    """Writes one row per epoch to metrics.csv and one line per epoch to the log.
 
     ``scale`` is the last batch's. The rows and the seconds are in the checkpoint too: an epoch that was interrupted has
     one row for both its parts, and ``run_seconds`` counts all parts of a run, this one from ``started`` (monotonic).
@@ -105,7 +105,7 @@ class Curves(Callback):
 
 
 def fresh_metrics(trainer: pl.Trainer) -> dict[str, float]:
-    """Return the metrics of this epoch; Lightning's also hold the validation of an earlier one."""
+    """Return the metrics of this epoch; Lightning's also include the validation of an earlier one."""
     validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {name: value for name, value in metrics.items() if validated or not name.startswith("val_")}
@@ -141,24 +141,24 @@ class SaveLastAndBest(Checkpoint):
         self._saved_at, self._took = time.monotonic(), 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take signals from Lightning, which would end the run without saving, and hold them until a batch is done."""
+        """Take over signals from Lightning, which would exit without saving, and defer them to the end of a batch."""
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._saved_at = time.monotonic()
         self.signals.defer()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let signals end the program at once again, also one that has just come."""
+        """Let signals end the program immediately again, including one just received."""
         self.signals.defer(False)
         if self.signals.received is not None:
             self.signals.end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Let signals end the program at once again."""
+        """Let signals end the program immediately again."""
         self.signals.defer(False)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Save inside an epoch, where it is time or a signal has come; its last batch is saved with the epoch."""
+        """Save within an epoch, if due or if a signal was received; its last batch is saved with the epoch."""
         if not trainer.is_last_batch and _any_rank(trainer, self._is_time(trainer.global_step)):
             self._save(trainer, LAST)
 
@@ -180,7 +180,7 @@ class SaveLastAndBest(Checkpoint):
         """Save, and end the run where a signal has come to any rank."""
         for name in names:
             if trainer.is_global_zero and not self.folder.is_dir():
-                raise SppclsError(f"{self.folder} is gone: the run folder was removed while it trained")
+                raise SppclsError(f"{self.folder} is gone: the run folder was removed during training")
             started = time.monotonic()
             trainer.save_checkpoint(self.folder / name)
             self._saved_at = time.monotonic()
@@ -198,14 +198,14 @@ class SaveLastAndBest(Checkpoint):
 
 
 def _any_rank(trainer: pl.Trainer, wish: bool) -> bool:
-    """Return whether any rank wishes it: they save and end together or not at all."""
+    """Return whether any rank wants it: all ranks save and exit together or not at all."""
     return trainer.strategy.reduce_boolean_decision(wish, all=False) if trainer.world_size > 1 else wish
 
 
 class LargestShapeFirst(Callback):
-    """Trains the largest batch once before epoch 1, so that what does not fit in memory fails then.
+    """Trains the largest batch once before epoch 1, so that running out of memory fails early.
 
-    Weights, batch-norm statistics and random numbers are left as they were.
+    Weights, batch-norm statistics and random generators are unchanged.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -29,19 +29,19 @@ T = TypeVar("T")
 
 
 class MultiScaleDataModule(pl.LightningDataModule):
-    """Batches of one (H, W) each, at a scale that the schedule sets, without crop or warp.
+    """Batches of one (H, W) each, at a scale set by the schedule, without crop or warp.
 
     Args:
         train: Training images: a ``Source``; a map-style data set of (image, label), such as ``ImageFolder``, without a
             transform (`sppcls.data.datasets.from_datasets`); or the path of a folder of class folders, which is split
             where there is no ``val``.
-        val: Validation images, as ``train``.
-        schedule: The scales, or a ``Schedule``; a plain tuple alternates (a single scale: stays).
-        val_scale: Scale to validate at; the largest that is trained where None.
-        fit: ``keep`` (no crop, no warp), ``crop`` or ``warp``.
-        cache: Keep the pixels of each scale between epochs, in shared memory (``ram``) or a mapped file (``disk``).
-        gap_scales: Other scales that the validation images are measured at while it trains: kept as well.
-        mean: What padding is filled with, RGB in 0..1: the network's mean, so that it is 0 after normalisation.
+        val: Validation images, like ``train``.
+        schedule: The scales, or a ``Schedule``; a plain tuple alternates between its scales.
+        val_scale: Validation scale; by default the largest training scale.
+        fit: ``keep`` (neither crop nor warp), ``crop`` or ``warp``.
+        cache: Cache the pixels of each scale between epochs, in shared memory (``ram``) or a mapped file (``disk``).
+        gap_scales: Other scales at which validation images are measured during training; cached as well.
+        mean: The padding colour, RGB in 0..1: the network's mean, so that it is 0 after normalisation.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class MultiScaleDataModule(pl.LightningDataModule):
         self.batch_size, self.fit, self.max_aspect, self.seed = batch_size, fit, max_aspect, seed
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
-        self.skipped: dict[str, str] = {}  # files that no loader could read, and why
+        self.skipped: dict[str, str] = {}  # files that could not be read, and why
         self.loaders: dict[str, PlannedLoader] = {}
-        self.cache_line = ""  # what the caches take, once they are open
+        self.cache_line = ""  # the size of the caches, once they are open
         self._num_workers, self._on_error, self._cache, self._gap_scales = num_workers, on_error, cache, gap_scales
 
     @cached_property
     def identity(self) -> Identity:
-        """Which images these are."""
+        """The identity of the images."""
         return Identity.of(self.train, self.val)
 
     def setup(self, stage: str) -> None:
-        """Compare the ranks' images; raises ``DataError`` on every rank where they differ."""
+        """Compare the ranks' images; raises ``DataError`` on every rank if they differ."""
         if self._world == 1:  # to know the images takes a hash of each
             return
         ranks = gathered((self.identity.digest, self.identity.counts), self._world)
@@ -100,7 +100,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     @cached_property
     def planner(self) -> Planner:
-        """What plans the epochs."""
+        """The planner of the epochs."""
         return Planner(self.train.sizes, self.schedule, self.batch_size, self.fit, self.max_aspect, self.seed)
 
     def plan(self, epoch: int) -> TrainingPlan:
@@ -117,13 +117,13 @@ class MultiScaleDataModule(pl.LightningDataModule):
             return []
         how = {"batch_size": self.batch_size, "max_aspect": self.max_aspect}
         batches = plan_evaluation(self.val.sizes, self.val_scale, fit=self.fit, **how)  # type: ignore[arg-type]
-        # A rank without a batch would leave the others waiting. One that repeats another's answers changes nothing.
+        # A rank without a batch would leave the others waiting. Repeating another rank's answers changes nothing.
         shared = (batches * self._world)[: self._world] if len(batches) < self._world else batches
         plan = EpochPlan(shared, self._world)
         return self._loader("val", self.val, lambda _epoch: plan, None)
 
     def trial_batches(self, count: int) -> Batches:
-        """Yield ``count`` training batches, of as many epochs as have them, apart from those of the training."""
+        """Yield ``count`` training batches, over as many epochs as needed, without affecting the training's own."""
         batches = itertools.chain.from_iterable(self.plan(epoch) for epoch in itertools.count())
         dataset = self._dataset("train", self.train, self.augment)
         return batches_of(dataset, itertools.islice(batches, count), self._num_workers)
@@ -155,17 +155,17 @@ class MultiScaleDataModule(pl.LightningDataModule):
         return self.loaders[split]
 
     def teardown(self, stage: str) -> None:
-        """End the loaders' workers; another training or validation starts new ones."""
+        """Stop the loaders' workers; another training or validation starts new ones."""
         for loader in self.loaders.values():
             loader.close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """End the loaders' workers."""
+        """Stop the loaders' workers."""
         self.teardown("exception")
 
     @cached_property
     def caches(self) -> dict[str, PixelCache]:
-        """The caches, by split, opened the first time; raises ``ConfigError`` where there is no room for them."""
+        """The caches, by split, opened on first use; raises ``ConfigError`` if there is not enough space."""
         if self._cache == "none":
             return {}
         caches = {"train": PixelCache(self.train, self._train_tensors(), self.fit)}
@@ -176,7 +176,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         return caches
 
     def _train_tensors(self) -> dict[int, Shapes]:
-        """Return the tensors of the training images at each scale, and those where wide and tall images meet."""
+        """Return the tensors of the training images at each scale, and those that mix wide and tall images."""
         tensors = own_tensors(self.train.sizes, self.schedule.choices, self.fit, self.max_aspect)
         for height, width, scale in self.plan(0).tensors.tolist():
             if min(height, width) > scale:  # always the same aspects, as the cut does not depend on the epoch
@@ -208,7 +208,7 @@ def gathered(value: T, world: int) -> list[T]:
 
 
 def replan(checkpoint: dict[str, Any], data: MultiScaleDataModule) -> str | None:
-    """Make a Lightning checkpoint count in steps of the ranks and images of now; returns what to say of it, if any.
+    """Convert a Lightning checkpoint to the current ranks and images; returns a message, or None if nothing changed.
 
     With other images or another number of ranks an epoch under way starts again. The learning rate goes on at the same
     share of the training.

@@ -1,4 +1,4 @@
-"""Training itself: a validated spec in, checkpoints and summary.json out, in one process or in each of several."""
+"""The training itself: from a validated spec to checkpoints and summary.json, in one process or in each of several."""
 
 import time
 from contextlib import closing
@@ -35,7 +35,7 @@ from sppcls.training.trainer import Callback, build_trainer
 
 
 def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Resumed | None = None) -> None:
-    """Train as ``spec`` says and measure the network; rank 0 writes into ``folder``."""
+    """Train according to ``spec`` and measure the network; rank 0 writes into ``folder``."""
     started = time.monotonic()
     pl.seed_everything(spec.seed, workers=True, verbose=False)
     network = build_classifier(spec.model, splits.train.classes, spec.schedule.scales, pretrained=spec.resume is None)
@@ -44,9 +44,9 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
         network.to(memory_format=torch.channels_last)
     data = build_data(spec, splits, network.mean)
     trainer = build_trainer(spec, folder, signals, started, resumed)
-    data.trainer = trainer  # before Lightning does, for the plan of as many ranks as there are
+    data.trainer = trainer  # before Lightning does, so that the plan knows the number of ranks
     show(_device_line(trainer.strategy.root_device), plan_table(spec, data.planner, trainer.world_size))
-    if data.caches:  # their room is taken here, before the first epoch
+    if data.caches:  # they are allocated here, before the first epoch
         show(data.cache_line)
     module = _module(spec, network, data, trainer.strategy.root_device)
     if trainer.is_global_zero:
@@ -54,13 +54,13 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     _run(trainer, module, data, resumed.file if resumed else checkpoint_path(spec.resume) if spec.resume else None)
     found = gathered(dict(splits.skipped) | data.skipped, trainer.world_size)
     skipped = {path: why for of_rank in found for path, why in of_rank.items()}
-    if torch.distributed.is_initialized():  # its threads may not outlive the interpreter
+    if torch.distributed.is_initialized():  # its threads must not outlive the interpreter
         torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return
     if skipped:
         write_text(folder / SKIPPED, "".join(f"{shown(path)}\t{why}\n" for path, why in skipped.items()))
-        log.warning("unreadable, left out, listed in skipped.txt: %s", counted(len(skipped), "file"))
+        log.warning("skipped as unreadable, listed in skipped.txt: %s", counted(len(skipped), "file"))
     measured = _measured(spec, network, data, folder, trainer.strategy.root_device)
     write_json(folder / SUMMARY, measured | _facts(spec, network, data, trainer))
 
@@ -125,7 +125,7 @@ def _measured(
     examples = {"worst": surest(*chosen, right=False), "right": surest(*chosen, right=True)}
     write_json(folder / MISTAKES, {"scale": own, "classes": network.classes} | examples)
     val = {row.scale: row.acc1 for row in result.rows}
-    # Over the scales that were asked for: variants of a sweep may be validated at different ones.
+    # Over the requested scales: variants of a sweep may be validated at different ones.
     summary = cast(Summary, result.over(wanted or val.keys()).summary())
     summary |= {"acc1": val[own], "generalization_gap": None, "scales": [asdict(row) for row in result.rows]}
     if spec.metrics.gap_images:
@@ -181,7 +181,7 @@ def _check_scales(spec: Spec, network: SppClassifier) -> None:
     cells = -(-largest // network.trunk.stride)
     if spec.model.pool == "spp" and bins > cells:
         log.warning(
-            "model.levels: %d bins a side of a map that has %d cells at scale %d, so bins repeat; use %d at most",
+            "model.levels: %d bins per side, but the map has %d cells at scale %d, so bins repeat; use at most %d",
             bins, cells, largest, cells,
         )  # fmt: skip
     if far := far_scales(spec.test_scales, spec.schedule.scales):

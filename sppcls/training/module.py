@@ -29,10 +29,10 @@ class LitSppClassifier(pl.LightningModule):
 
     Args:
         network: The classifier; its mean and std normalise the batches, on the device.
-        mixup: Alpha of mixup; 0 is none. ``cutmix`` likewise.
-        loss_weights: [K] weights of the classes in the loss, 1 in the mean over the training images.
+        mixup: Alpha of mixup; 0 turns it off. ``cutmix`` likewise.
+        loss_weights: [K] weights of the classes in the loss, with mean 1 over the training images.
         compile: Compile the network for training.
-        spec: What the run was asked for, kept in each checkpoint.
+        spec: The settings of the run, stored in each checkpoint.
         **optim: Values of ``sppcls.spec.OptimSpec``: ``lr=1e-3, weight_decay=0.05, label_smoothing=0.1`` ...
     """
 
@@ -77,14 +77,14 @@ class LitSppClassifier(pl.LightningModule):
         self.started = True
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's metrics anew."""
+        """Reset the epoch's metrics."""
         self.train_loss.reset()
         self.train_accuracy.reset()
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor | None:
-        """Return the loss of one batch; images that could not be read have no part in it.
+        """Return the loss of one batch; unreadable images are ignored.
 
-        Of a ``PlannedLoader`` every image of an epoch has the same weight; of other loaders it is the batch's mean.
+        With a ``PlannedLoader`` every image of an epoch has the same weight; with other loaders it is the batch's mean.
         """
         images, targets = _readable(batch)
         logits, losses = self.loss(images, targets) if len(targets) else self._no_part(batch["images"])
@@ -95,7 +95,7 @@ class LitSppClassifier(pl.LightningModule):
         if last:  # logging at every step takes a tenth of a small network's time
             self._log_epoch()
         if not len(targets) and self.trainer.world_size == 1:
-            return None  # without a step
+            return None  # skips the step
         weight: float = batch.get("weight", 1 / max(len(targets), 1))
         loss = weight * losses.sum()
         if last or batch_idx % 50 == 0:  # to look at a value waits for the device
@@ -110,7 +110,7 @@ class LitSppClassifier(pl.LightningModule):
         self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=1)
 
     def _no_part(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits and losses of no image, with gradients of zero, as other ranks wait for them; no statistics."""
+        """Return empty logits and losses with zero gradients, as other ranks wait for them; updates no statistics."""
         self.network.eval()
         try:
             logits = self.forward(images[:1])[:0]
@@ -119,13 +119,13 @@ class LitSppClassifier(pl.LightningModule):
         return logits, logits.sum(1)
 
     def loss(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits [N, K] and losses [N] of uint8 images and class targets, mixed where mixup or cutmix is on."""
+        """Return logits [N, K] and losses [N] of uint8 images and class targets, mixed if mixup or cutmix is on."""
         images, wanted = self._mix(self.network.normalize(images), targets)
         logits = self._forward[0](images)
         return logits, image_losses(logits, wanted, self.loss_weights, self.optim.label_smoothing)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin without answers, and on every rank with the first one's statistics: those that a checkpoint has."""
+        """Start without answers, and on every rank with rank 0's statistics, which are the ones in a checkpoint."""
         loader: Any = self.trainer.val_dataloaders
         self._answers = Answers.empty([0], loader.dataset.source.targets)
         self._gathered = False
@@ -144,20 +144,20 @@ class LitSppClassifier(pl.LightningModule):
         self._answers.keep(0, batch["indices"][kept].cpu(), log_probabilities, targets.cpu())
 
     def validated(self) -> Answers:
-        """Return the answers of this validation, all ranks' together; every rank has to ask."""
+        """Return the answers of this validation, gathered from all ranks; every rank has to call it."""
         if not self._gathered:
             self._answers = Answers.joined(gathered(self._answers, self.trainer.world_size))
         self._gathered = True
         return self._answers
 
     def _refuse_divergence(self, loss: torch.Tensor) -> None:
-        """Raise ``SppclsError`` where a loss is not finite: nothing that follows would mean anything."""
+        """Raise ``SppclsError`` if a loss is not finite: all later results would be meaningless."""
         if not bool(torch.isfinite(loss)):
             epoch = self.trainer.current_epoch + 1
             raise SppclsError(f"training diverged in epoch {epoch}: the loss is not finite; lower optim.lr")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics: the figures that `sppcls evaluate` finds of the same weights, to the last bit."""
+        """Log the validation metrics: bit-identical to those of `sppcls evaluate` for the same weights."""
         answers = self.validated()
         if not (answers.predicted != UNREAD).any():
             raise DataError(f"none of {counted(len(answers.targets), 'validation image')} could be read")
@@ -169,7 +169,7 @@ class LitSppClassifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step rate."""
         epochs, optimizer = self.trainer.max_epochs or 1, build_optimizer(self.network, self.optim)
-        # Asking the trainer sets up its loaders before it restores their state, which a resumed run then misses.
+        # Asking the trainer would set up its loaders before their state is restored, and a resumed run would lose it.
         steps = self._data.plan(0).steps if self._data else 0
         updates = -(-steps // self.trainer.accumulate_grad_batches) * epochs or int(
             self.trainer.estimated_stepping_batches
@@ -178,7 +178,7 @@ class LitSppClassifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        """Clip the gradient's norm to ``clip_norm``; 0 leaves it alone."""
+        """Clip the gradient's norm to ``clip_norm``; 0 does nothing."""
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm or None, gradient_clip_algorithm="norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -200,7 +200,7 @@ class LitSppClassifier(pl.LightningModule):
         if not ranks:
             return
         if differ := class_difference(self.network.classes, tuple(checkpoint[KEY]["signature"]["classes"])):
-            raise DataError(f"the classes are not those of the checkpoint ({differ}); its outputs would be mislabelled")
+            raise DataError(f"the classes differ from the checkpoint's ({differ}); its outputs would be mislabelled")
         if self._data:
             line = replan(checkpoint, self._data)
             for rank in ranks:

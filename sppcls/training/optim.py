@@ -19,7 +19,7 @@ from sppcls.settings import OPTIMIZERS, OptimSpec
 
 
 def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, Any]]:
-    """Return groups: trunk and head apart, and no weight decay on norms and biases."""
+    """Return parameter groups: trunk and head separate, and no weight decay on norms and biases."""
     trunk = {id(p) for p in network.trunk.parameters()}
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = []
@@ -31,9 +31,9 @@ def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, 
 
 
 def build_optimizer(network: SppClassifier, spec: OptimSpec) -> torch.optim.Optimizer:
-    """Return SGD (nesterov where there is momentum), AdamW, or what another package has under the name.
+    """Return SGD (nesterov if there is momentum), AdamW, or an optimiser registered by another package.
 
-    Such an optimiser is a callable ``(groups, spec) -> Optimizer`` in the entry point group ``sppcls.optimizers``.
+    A registered optimiser is a callable ``(groups, spec) -> Optimizer`` in the entry point group ``sppcls.optimizers``.
     """
     groups = parameter_groups(network, spec)
     if spec.name == "sgd":
@@ -72,7 +72,7 @@ def build_scheduler(
 
 
 def image_losses(logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-    """Return the loss [N] of each image: its cross entropy times the weight of its class.
+    """Return the loss [N] of each image: its cross-entropy times the weight of its class.
 
     A mixture of classes, as mixup makes it, has the mixture of its classes' losses, each with its own weight.
 
@@ -103,7 +103,7 @@ def mixer(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor
 
 
 def balanced_weights(source: Source) -> Tensor:
-    """Return weights [K] that give every class with images the same share of the loss; 1 in the mean over images."""
+    """Return weights [K] that give every class with images the same share of the loss; their mean over images is 1."""
     counts = np.bincount(source.targets, minlength=len(source.classes))
     return torch.tensor(len(source.targets) / (np.count_nonzero(counts) * counts.clip(1)), dtype=torch.float32)
 
@@ -111,7 +111,7 @@ def balanced_weights(source: Source) -> Tensor:
 def ramped_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     """Return (average, current, t) -> average after update t, with decay ``min(decay, (1 + t) / (10 + t))``.
 
-    A constant decay near 1 would keep much of the first, untrained weights for as long as a short run lasts.
+    A constant decay near 1 would keep much of the initial, untrained weights throughout a short run.
 
     >>> average = ramped_average(0.9)
     >>> [round(float(average(torch.ones(1), torch.zeros(1), t)), 3) for t in (1, 10, 79, 80, 1000)]
@@ -119,7 +119,7 @@ def ramped_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
     """
 
     def average(before: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-        done = torch.as_tensor(updates)  # stays on its device: to ask for its value would wait for the device
+        done = torch.as_tensor(updates)  # stays on its device: reading its value would wait for the device
         kept = ((1 + done) / (10 + done)).clamp(max=decay)
         return before * kept + current * (1 - kept)
 
@@ -136,19 +136,19 @@ _DIVERGED = 2.0  # times the first loss
 def find_rate(
     network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch], device: torch.device | str = "cpu"
 ) -> float:
-    """Return half of the largest rate that a network bears: the smoothed loss there is within 3 % of the lowest.
+    """Return half of the largest learning rate at which the smoothed loss is within 3 % of the lowest.
 
     The rates are those of ``STEPS`` steps, a batch each, from ``LOWEST`` to ``HIGHEST``, or to where the loss is twice
     the first one. The loss is that of whole images, each with the same weight: without mixup, cutmix and class weights.
-    The network and the random numbers stay as they are (a range test: Smith 2017, arXiv:1506.01186).
+    The network and the random generators are unchanged (a range test: Smith 2017, arXiv:1506.01186).
 
     Raises:
-        ConfigError: The loss grows from the first steps on, or there is no image to read.
+        ConfigError: The loss grows from the first steps on, or no image can be read.
     """
     with torch.random.fork_rng():
         tried = _ramp(copy.deepcopy(network).to(device).train(), spec, batches, device)[_FIRST:]
     if not tried:
-        raise ConfigError("optim.lr=auto: the loss grew at the lowest rates already; name a number")
+        raise ConfigError("optim.lr=auto: the loss already grew at the lowest learning rates; set a number")
     near = _NEAR * min(loss for _, loss in tried)
     return float(f"{max(rate for rate, loss in tried if loss <= near) / 2:.2g}")
 

@@ -1,4 +1,4 @@
-"""Overfitting while it happens: a fixed part of the training set measured as the validation set is, at every scale."""
+"""The gap during training: part of the training set is measured like the validation set, at every scale."""
 
 import time
 from pathlib import Path
@@ -15,9 +15,9 @@ from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
 
 COLUMNS = ("epoch", "scale", "train_acc1", "val_acc1", "gap", "train_loss", "val_loss", "seconds")
-# Pixels measured for each pixel trained: with decoding and in small batches a measured one takes up to as long.
+# Pixels measured per pixel trained: with decoding and small batches, measuring one takes up to as long as training.
 _SHARE = 0.1
-_FEW = 50  # rather than on fewer images, the gap is measured less often
+_FEW = 50  # below this, the gap is measured less often instead
 
 
 class GapCurves(Callback):
@@ -43,7 +43,7 @@ class GapCurves(Callback):
         return sum(float(row["seconds"]) for row in self._rows)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Settle when to measure and on how many images; the clock has no part in it, so runs can be repeated."""
+        """Decide when to measure and on how many images, independent of the clock, so that runs are reproducible."""
         step = trainer.check_val_every_n_epoch or 1
         validations = list(range(step, (trainer.max_epochs or 0) + 1, step))
         if self.every is not None:
@@ -62,13 +62,13 @@ class GapCurves(Callback):
         self._epochs = {e for at, e in enumerate(validations) if (at + 1) * points // count > at * points // count}
         if trainer.is_global_zero:
             of = f"after {points} of {count} validations"
-            log.info("gap curves: %d images, %s (metrics.gap_every sets it)", self.images, of)
+            log.info("gap curves: measured on %d images %s (set by metrics.gap_every)", self.images, of)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure and write, where it is time."""
+        """Measure and write, if due."""
         if trainer.current_epoch + 1 not in self._epochs or not isinstance(pl_module, LitSppClassifier):
             return
-        answers = pl_module.validated()  # on every rank: they are gathered from them all
+        answers = pl_module.validated()  # on every rank: answers are gathered from all of them
         if trainer.is_global_zero:
             known = {row.scale: (row.acc1, row.loss) for row in rows_of(answers, self.scales)}
             self._rows += [self._row(trainer, pl_module, scale, known.get(scale)) for scale in self.scales]
@@ -110,9 +110,9 @@ def how_to_measure(spec: Spec) -> dict[str, Any]:
 
 
 def affordable(trained: float, image: float, validations: int, most: int) -> tuple[int, int]:
-    """Return on how many images and after how many validations the gap is measured for a tenth of the training.
+    """Return on how many images and after how many validations measuring the gap costs a tenth of the training.
 
-    Fewer images come first, down to 50, then fewer validations; one, on what images can be afforded, is left always.
+    Images are reduced first, down to 50, then validations; one validation always remains, on what is affordable.
     ``trained`` is the pixels that the training sees, ``image`` those measured for each image at all scales, ``most``
     the images to measure on, at most.
 

@@ -19,7 +19,7 @@ from sppcls.run_folder import STATUS, read_config
 from sppcls.settings import OPTIMIZERS
 from sppcls.spec import Spec, parse
 
-# Nothing here changes what a step computes, but for how long, on what and by how many.
+# None of these changes what a step computes, only for how long, on what and by how many processes.
 _MAY_CHANGE = (
     *(f"trainer.{name}" for name in ("max_epochs", "accelerator", "devices", "num_nodes", "strategy")),
     *("trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes"),
@@ -29,10 +29,10 @@ _OF_NO_RUN = ("logger.", "sweep.", "sweep_dir", "run_dir", "resume", "plan_only"
 
 
 def joined_rank() -> int | None:
-    """Return this process's rank in a job that torchrun or srun has started, or None alone."""
+    """Return this process's rank in a job started by torchrun or srun, or None if it runs alone."""
     if "GROUP_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         return int(os.environ["RANK"])
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun's, which a batch script without it has not
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun, not in a plain batch script
         return int(os.environ["SLURM_PROCID"])
     return None
 
@@ -47,16 +47,14 @@ def threads_of_each(ranks: int) -> int:
 
 
 def local_ranks(spec: Spec) -> int:
-    """Return how many processes to start here: one a device, or 1 where they are started by others."""
+    """Return how many processes to start here: one per device, or 1 if something else starts them."""
     values = spec.trainer
     if re.search("spawn|fork|notebook", values.strategy):
-        raise ConfigError(f"trainer.strategy={values.strategy} starts processes of its own; use ddp")
+        raise ConfigError(f"trainer.strategy={values.strategy} starts its own processes; use ddp")
     if joined_rank() is not None:
         return 1
     if values.num_nodes > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={values.num_nodes}: torchrun or srun has to start a process a device on each node"
-        )
+        raise ConfigError(f"trainer.num_nodes={values.num_nodes}: start one process per device with torchrun or srun")
     devices = str(values.devices)
     if devices in ("auto", "-1") and values.accelerator != "cpu":
         import torch
@@ -64,14 +62,14 @@ def local_ranks(spec: Spec) -> int:
         return torch.cuda.device_count() or 1
     if "," in devices:
         return len(list(filter(None, devices.split(","))))
-    return int(devices) if devices.isdigit() else 1  # what is no number Lightning refuses
+    return int(devices) if devices.isdigit() else 1  # Lightning rejects what is not a number
 
 
 def precheck(spec: Spec) -> Splits:
-    """Return the data of a run; the first fault of a spec that does not take a network to see ends it here.
+    """Return the data of a run; raises at the first fault that can be found without building the network.
 
     Raises:
-        ConfigError: An extra is not installed, a file of weights is not there, or there is no such device.
+        ConfigError: An extra is not installed, or a weights file or device does not exist.
         DataError: The images are missing or cannot be read.
     """
     if (logger := spec.logger.name) != "none" and not find_spec(logger):
@@ -83,7 +81,7 @@ def precheck(spec: Spec) -> Splits:
     if spec.optim.name not in OPTIMIZERS:
         plugin("optimizers", spec.optim.name, "optim.name", OPTIMIZERS)
     if spec.optim.lr == "auto" and (joined_rank() is not None or local_ranks(spec) > 1):
-        raise ConfigError("optim.lr=auto tries rates in one process; run it with trainer.devices=1 and name the rate")
+        raise ConfigError("optim.lr=auto needs one process; find the rate with trainer.devices=1, then set optim.lr")
     weights = spec.model.weights
     if weights not in (None, "pretrained") and not Path(weights).is_file() and not spec.resume:
         raise ConfigError(f"model.weights={weights}: no such file; name a .safetensors or .pth file, or pretrained")
@@ -99,11 +97,11 @@ def precheck(spec: Spec) -> Splits:
 
 
 def resumed_spec(run: str, given: Mapping[str, Any]) -> Spec:
-    """Return the spec of the run in a folder, with values given for dotted keys or whole groups in place of its own."""
+    """Return the spec of the run in a folder, with given values of dotted keys or whole groups replacing its own."""
     values = read_config(run).model_dump(mode="json") | {"resume_data": "same"}
     asked = given.get("run_dir")
     if asked and Path(asked).absolute() != Path(run).absolute():
-        raise ConfigError(f"run_dir={asked} may not change on resume: the run is in {run}")
+        raise ConfigError(f"run_dir={asked} cannot change on resume: the run is in {run}")
     set_keys(values, given)
     return parse(values | {"resume": run, "run_dir": run})
 
@@ -132,15 +130,15 @@ def resume_point(spec: Spec) -> Resumed:
     """Return where a run resumes and what has changed since.
 
     Raises:
-        ConfigError: A value that decides the result is another than the checkpoint was trained by.
-        DataError: The images are others, and ``resume_data`` is not ``changed``; or the classes are.
-        SppclsError: The checkpoint is damaged or no run's.
+        ConfigError: A setting that affects the result differs from the checkpoint's.
+        DataError: The images differ and ``resume_data`` is not ``changed``, or the classes differ.
+        SppclsError: The checkpoint is damaged or not from a run.
     """
     from sppcls.model_files import KEY, checkpoint_path, read_checkpoint
 
     if (Path(spec.run_dir) / STATUS).exists() and not has_checkpoint(Path(spec.run_dir)):
-        again = f"repeat the command that began it, with run_dir={spec.run_dir} in place of resume"
-        raise ConfigError(f"resume={spec.resume}: the run has saved nothing yet; {again}")
+        again = f"rerun the command that started it, with run_dir={spec.run_dir} instead of resume"
+        raise ConfigError(f"resume={spec.resume}: the run has no checkpoint yet; {again}")
     file = checkpoint_path(str(spec.resume))
     checkpoint = read_checkpoint(file)
     try:
@@ -148,17 +146,17 @@ def resume_point(spec: Spec) -> Resumed:
         epoch, before = checkpoint["epoch"] + 1, parse(checkpoint[KEY]["spec"])
         classes = tuple(checkpoint[KEY]["signature"]["classes"])
     except (KeyError, TypeError, ConfigError):
-        raise SppclsError(f"{file} does not say where its run stood; resume a run folder of train.py") from None
+        raise SppclsError(f"{file} does not record the training position; resume a run folder of train.py") from None
     changes = _changed_values(spec, before, file.name)
     if epoch > spec.trainer.max_epochs + 1:
         stands = f"{file} is of epoch {epoch}"
-        raise ConfigError(f"trainer.max_epochs={spec.trainer.max_epochs}: {stands}; name at least that many")
+        raise ConfigError(f"trainer.max_epochs={spec.trainer.max_epochs}: {stands}; set at least that many")
     splits = precheck(spec)
     if differ := class_difference(splits.train.classes, classes):
-        raise DataError(f"the classes are not those of {file} ({differ}): its outputs would be mislabelled; start anew")
+        raise DataError(f"the classes differ from those of {file} ({differ}): mislabelled outputs; start a new run")
     threads, threads_now = checkpoint.get("threads"), threads_of_each(local_ranks(spec))
     if threads not in (None, threads_now):
-        changes.append(f"threads {threads} -> {threads_now} (sums are rounded differently, so the bits will differ)")
+        changes.append(f"threads {threads} -> {threads_now} (rounding differs, so not bit-identical)")
     if images := _changed_images(spec, splits, checkpoint.get("data"), file):
         changes.append(f"images ({images})")
     damaged = f"{LAST} is damaged; " if file.name == PREVIOUS else ""
@@ -173,7 +171,7 @@ def _changed_values(spec: Spec, before: Spec, name: str) -> list[str]:
     for key in changed:
         if key not in _MAY_CHANGE:
             got = f"it is {old.get(key)} in {name}, {new[key]} now"
-            raise ConfigError(f"{key} may not change on resume ({got}); allowed: {', '.join(_MAY_CHANGE)}, logger")
+            raise ConfigError(f"{key} cannot change on resume ({got}); allowed: {', '.join(_MAY_CHANGE)}, logger")
     return [f"{key} {old[key]} -> {new[key]}" for key in changed]
 
 
@@ -181,11 +179,11 @@ def _changed_images(spec: Spec, splits: Splits, before: str | None, file: Path) 
     """Return how the images differ from those that a checkpoint was trained on, or nothing."""
     now = Identity.of(splits.train, splits.val)
     if before is None:
-        return "the checkpoint does not say which it was trained on"
+        return "the checkpoint does not record its images"
     if before == now.digest:
         return ""
     kept = Identity.read(file.parent.parent, now.classes)
-    difference = now.difference(kept) if kept and kept.digest == before else "it is not known which"
+    difference = now.difference(kept) if kept and kept.digest == before else "it is not known how"
     if spec.resume_data != "changed":
         raise DataError(f"the images are not those of {file}: {difference}; resume_data=changed resumes all the same")
     return difference

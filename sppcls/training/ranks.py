@@ -1,4 +1,4 @@
-"""Several processes for one run: started here and watched, or joined where torchrun or srun has started them.
+"""Several processes for one run: started and watched here, or started by torchrun or srun and joined.
 
 torch's own launcher cannot stand in: it passes no open file to a rank, which keeps the run folder locked where the
 leader is killed, and it takes seconds to import in a leader that needs no torch.
@@ -30,22 +30,22 @@ _RESULTS = "SPPCLS_RANK_RESULTS"  # a folder, where a rank leaves RANK.done or t
 
 
 def train(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Resumed | None = None) -> None:
-    """Train in this process, alone or as one rank, of which rank 0 writes into the folder."""
+    """Train in this process, alone or as one of several ranks; only rank 0 writes into the folder."""
     if spec.data.num_workers and joined_rank() is not None:
-        serve_workers()  # first, so that it imports what workers need while this process imports more
+        serve_workers()  # first: it imports what workers need while this process imports more
     from sppcls.training.fit import fit
 
     fit(spec, folder, signals, splits, resumed)
 
 
 def follow(spec: Spec, signals: Signals) -> None:
-    """Train as a rank that another process leads: nothing is written and nothing printed."""
+    """Train as a rank led by another process; writes and prints nothing."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         train(spec, Path(spec.run_dir), signals, precheck(spec))
 
 
 def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
-    """Start ``count`` ranks of the run in ``folder`` and wait; signals go to them all, and one that fails ends them.
+    """Start ``count`` ranks of the run in ``folder`` and wait; signals go to all of them, and if one fails, all end.
 
     Raises:
         SppclsError: A rank has failed.
@@ -61,7 +61,7 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
             signals.defer(False)
             for rank in ranks:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(rank.pid, signal.SIGKILL)  # with the server of its workers, which may still import
+                    os.killpg(rank.pid, signal.SIGKILL)  # with the server of its workers, which may still be importing
                 rank.wait()
         ended = signals.received or next((code - 128 for code in codes if code and code in STATUSES), None)
         if ended:
@@ -70,7 +70,7 @@ def run_ranks(folder: RunFolder, count: int, signals: Signals) -> None:
             raise _failure(codes, results)
         for number, code in enumerate(codes):
             if code:
-                log.warning("rank %d %s after its work was done; the run is complete", number, _exit_of(code))
+                log.warning("rank %d %s after finishing its work; the run is complete", number, _exit_of(code))
 
 
 def _environments(count: int, results: str) -> list[dict[str, str]]:
@@ -86,20 +86,20 @@ def _environments(count: int, results: str) -> list[dict[str, str]]:
 
 
 def _start(folder: RunFolder, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C reaches a rank once, from here. The lock goes along, so that nobody takes up the run
-    # while a rank still lives whose leader was killed.
-    # Not -m: its loader's workers would import this file once more, as theirs.
+    # A session of its own: Ctrl-C reaches a rank once, from here. It inherits the lock, so that nobody resumes the run
+    # while a rank is still alive after its leader was killed.
+    # Not -m: loader workers would import this file again as __main__.
     command = [sys.executable, "-c", "from sppcls.training.ranks import main; main()", str(folder.path)]
     held = [folder.held.fileno()] if rank == 0 else []
     return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=held)
 
 
 def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, results: Path) -> list[int | None]:
-    """Return the exit statuses once all have ended or one has failed; None of those that still run then."""
+    """Return the exit statuses once all have ended or one has failed; None for those still running."""
     passed_on = None
 
     def running() -> bool:
-        return None in [rank.poll() for rank in ranks]  # asks each: one that ends while the first waits for it counts
+        return None in [rank.poll() for rank in ranks]  # polls every rank, so that each one's end is noticed
 
     def failed() -> bool:
         return any(rank.returncode and not _is_done(results, number) for number, rank in enumerate(ranks))
@@ -108,24 +108,24 @@ def _ended(ranks: list[subprocess.Popen[bytes]], signals: Signals, results: Path
         if signals.received != passed_on:
             passed_on = signals.received
             for rank in ranks:
-                rank.terminate()  # whatever came: SIGINT makes a rank that still imports print a traceback
+                rank.terminate()  # whatever the signal: SIGINT makes a rank that is still importing print a traceback
         time.sleep(0.05)
     together = any(rank.returncode in STATUSES for rank in ranks)
-    deadline = time.monotonic() + (30 if together else 1)  # a moment for those that end for the same reason
+    deadline = time.monotonic() + (30 if together else 1)  # some time for those that fail for the same reason
     while running() and time.monotonic() < deadline:
         time.sleep(0.05)
     return [rank.returncode for rank in ranks]
 
 
 def _failure(codes: list[int | None], results: Path) -> SppclsError:
-    """Return the error that came first: of a rank that was killed, else of one that knows why, else the earliest."""
+    """Return the root error: of a killed rank, else of one that reported an error, else the earliest."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0 and not _is_done(results, rank):
-            return SppclsError(f"rank {rank} {_exit_of(code)}; where memory ran out, lower data.batch_size")
+            return SppclsError(f"rank {rank} {_exit_of(code)}; if memory ran out, lower data.batch_size")
     files = sorted(results.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
     errors = [read_json(file) for file in files]
     if not errors:
-        return SppclsError(f"the ranks exited with {codes} and no message; see train.log")
+        return SppclsError(f"the ranks exited with {codes} without an error message; see train.log")
     first = min(errors, key=lambda error: not error["known"])
     failure = SppclsError(f"rank {first['rank']}: {first['line']}")
     failure.exit_status = first["status"]
@@ -152,7 +152,7 @@ def _end_with_leader() -> None:
 
 
 def main() -> None:
-    """Be one rank of the run in the folder that the command line names."""
+    """Run one rank of the run whose folder is on the command line."""
     folder, rank, results = Path(sys.argv[1]), int(os.environ["RANK"]), Path(os.environ[_RESULTS])
     spec = read_config(folder)
     _end_with_leader()
@@ -163,7 +163,7 @@ def main() -> None:
         (results / f"{rank}.done").touch()
     except Interrupted as ended:
         status = ended.status
-        if not ended.held:  # the others may wait for this rank where no signal reaches them, and have nothing to save
+        if not ended.held:  # others may be blocked waiting for this rank, with nothing to save
             signal.signal(status - 128, signal.SIG_DFL)
             os.kill(os.getpid(), status - 128)
     except Exception as error:

@@ -33,14 +33,14 @@ def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | No
     """Train as ``train.py`` does and return the run folder, which `load_model` and ``sppcls evaluate`` take.
 
     Args:
-        settings: Values by key, as ``{"data.root": "photos", "schedule.scales": [96, 128]}``; ``train.py --help`` lists
-            the keys. With ``data.root`` and no ``data.name`` it is a folder, or a table (CSV, Parquet).
+        settings: Values by key: ``{"data.root": "photos", "schedule.scales": [96, 128]}``; ``train.py --help`` lists
+            the keys. ``data.root`` without ``data.name`` is a folder, or a table (CSV, Parquet).
         run_dir: The run folder; by default a new one under runs/, named after the time.
 
     Raises:
         ConfigError: A key or a value is wrong.
-        SppclsError: The run has failed; it was told on standard error, and train.log in the run folder has the details.
-        KeyboardInterrupt: Ctrl-C has ended it, after a save.
+        SppclsError: The run failed; the error is on standard error, and the details are in its train.log.
+        KeyboardInterrupt: Ctrl-C was pressed; a checkpoint was saved.
     """
     given = deepcopy(dict(settings or {}))
     if "data.root" in given:
@@ -49,10 +49,10 @@ def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | No
     for key in set(given) & set(_CHOICE):
         if not isinstance(given[key], Mapping):
             example = f"{key}.{_CHOICE[key]}={given[key]!r}"
-            raise ConfigError(f"{key}={given[key]!r}: {key} is a group of values; write {example}")
+            raise ConfigError(f"{key}={given[key]!r}: {key} is a group of settings; write {example}")
     values: dict[str, Any] = {}
     set_keys(values, dict(sorted(given.items(), key=lambda item: "." in item[0])))  # groups before values in them
-    parse(values)  # before a folder is made
+    parse(values)  # before a folder is created
     spec = parse(values | {"run_dir": str(run_dir or fresh_folder())})
     status = run(spec)
     if status > 128:
@@ -64,7 +64,7 @@ def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | No
 
 
 def run(spec: Spec, *, anew: bool = False) -> int:
-    """Train, save and measure as ``spec`` says; returns the exit status, errors having been told in one line.
+    """Train, save and measure according to ``spec``; reports errors in one line and returns the exit status.
 
     ``anew`` removes what a failed attempt has left in the run folder.
     """
@@ -89,7 +89,7 @@ def run(spec: Spec, *, anew: bool = False) -> int:
         if folder is None:
             raise
         return _interrupted(spec, folder, closed.status)
-    except SystemExit:  # a launcher's own handler, which takes the job up again
+    except SystemExit:  # a launcher's own handler, which requeues the job
         _interrupted(spec, folder, 0)
         raise
     except Exception as error:
@@ -119,8 +119,8 @@ def _train(spec: Spec, folder: RunFolder, signals: Signals, resumed: Resumed | N
     try:
         write_run_tables(folder.path)
         write_run_page(folder.path)
-    except Exception as error:  # a page is no reason to call a trained network a failure
-        log.warning("no report (%s: %s); `sppcls report %s` tries again", type(error).__name__, error, folder.path)
+    except Exception as error:  # a failed report must not fail a finished training
+        log.warning("report failed (%s: %s); retry with `sppcls report %s`", type(error).__name__, error, folder.path)
     summary = read_summary(folder.path)
     show(result_table(summary), *closing_lines(summary, str(folder.path)))
 
@@ -138,7 +138,7 @@ def _failed(error: Exception, folder: RunFolder | None) -> int:
     line = printable(one_line(error))
     if folder:
         details = line if isinstance(error, SppclsError) else "".join(traceback.format_exception(error))
-        with suppress(OSError):  # the disk may be full, or the folder gone: the line below is told all the same
+        with suppress(OSError):  # the disk may be full or the folder gone: the line below is still printed
             folder.write_status("failed", error=line)
             with (folder.path / LOG).open("a") as file:
                 file.writelines(f"{printable(line)}\n" for line in details.splitlines())
@@ -149,11 +149,11 @@ def _failed(error: Exception, folder: RunFolder | None) -> int:
 
 
 def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
-    """Return the scale schedule as a table, a row for each stretch of epochs of one scale (24 rows at most)."""
+    """Return the scale schedule as a table, one row per stretch of epochs at one scale (at most 24 rows)."""
     first_plan = planner.plan(0, world)
     title = f"{spec.schedule.kind} schedule, data.fit={spec.data.fit}, {len(planner.sizes)} training images"
     if first_plan.world > 1:
-        title += f", {first_plan.world} ranks, {first_plan.repeats} images twice an epoch"
+        title += f", {first_plan.world} ranks, {first_plan.repeats} images repeated per epoch"
 
     def scales_of(epoch: int) -> str:
         drawn = sorted(set(planner.schedule.scales_of(epoch, first_plan.steps)))
@@ -172,7 +172,7 @@ def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
 
 
 def data_lines(data: Splits, most: int = 10) -> list[str]:
-    """Return what a run reads: the class names, the first ``most`` of them, and the images of both parts."""
+    """Return lines on a run's data: the first ``most`` class names, and the number of images of both parts."""
     classes = data.train.classes
     more = f" and {len(classes) - most} more" if len(classes) > most else ""
     parts = {"training": data.train, "validation": data.val}
@@ -201,5 +201,5 @@ def closing_lines(summary: Summary, folder: str) -> list[str]:
         spread, consistency = summary["scale_spread"], summary["scale_consistency"]
         lines.append(f"scale spread {spread * 100:.1f} points, scale consistency {consistency:.1%}")
     if summary["gap_seconds"] >= 1:
-        lines.append(f"gap curves: {summary['gap_seconds']:.0f} of {summary['seconds']:.0f} s (metrics.gap_every)")
+        lines.append(f"gap curves took {summary['gap_seconds']:.0f} of {summary['seconds']:.0f} s (metrics.gap_every)")
     return [*lines, f"{summary['seconds']:.0f} s, {summary['parameters']:,} parameters", f"run folder: {folder}"]

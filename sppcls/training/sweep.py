@@ -1,4 +1,4 @@
-"""A sweep: jobs known by a hash of their values, a folder each, whatever launches them and however often."""
+"""A sweep: jobs identified by a hash of their values, one folder each, for any launcher and any number of reruns."""
 
 import hashlib
 import re
@@ -23,21 +23,21 @@ from sppcls.terminal import only_logged, show, table
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its overrides, its values, and the hash that it is known by."""
+    """One run of a sweep: its overrides, its values, and the hash that identifies it."""
 
     overrides: tuple[str, ...]
     spec: Spec
 
     @classmethod
     def of(cls, overrides: Sequence[str], spec: Spec) -> "Job":
-        """Return the job of a spec, without overrides that belong to the sweep alone."""
+        """Return the job of a spec, without overrides that only apply to the sweep."""
         own = ("sweep_dir=", "sweep.dry_run=", "sweep.baseline=", "experiment=", "hydra")
         return cls(tuple(o for o in overrides if not o.lstrip("+").startswith(own)), spec)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs of a sweep and its folder, which holds sweep.json and a run folder a job."""
+    """The jobs of a sweep and its folder, with sweep.json and one run folder per job."""
 
     folder: Path
     each: tuple[Job, ...]
@@ -48,11 +48,9 @@ class Sweep:
         if any(job.spec.resume or job.spec.plan_only for job in jobs):
             raise ConfigError("resume= and plan_only= are for one run; rerun a sweep's command to resume it")
         if any(o.startswith("run_dir=") for job in jobs for o in job.overrides):
-            raise ConfigError(
-                "run_dir= is for one run; sweep_dir= names the folder of a sweep, with a run folder a job"
-            )
+            raise ConfigError("run_dir= is for a single run; use sweep_dir= for the folder of a sweep")
         if len({(job.spec.sweep_dir, job.spec.sweep.dry_run) for job in jobs}) > 1:
-            raise ConfigError("sweep_dir= and sweep.dry_run= have one value in a sweep, got several")
+            raise ConfigError("sweep_dir= and sweep.dry_run= take a single value, got several")
         by_digest = {job.spec.digest: job for job in jobs}
         whole = hashlib.sha256("".join(sorted(by_digest)).encode()).hexdigest()[:8]
         folder = Path(jobs[0].spec.sweep_dir or f"sweeps/{title}-{whole}")
@@ -67,7 +65,7 @@ class Sweep:
         return {known.get(job.spec.digest) or _name(job, common): job for job in self.each}
 
     def start(self) -> None:
-        """Write sweep.json: this command's jobs, beside those that the folder has from earlier ones."""
+        """Write sweep.json: this command's jobs, in addition to those from earlier commands."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         with locked(self.folder / LOCK):  # another sweep may be adding its jobs
@@ -76,13 +74,13 @@ class Sweep:
             values = {"command": command, "baseline": self.each[0].spec.sweep.baseline or before.get("baseline")}
             write_json(self.folder / MANIFEST, values | {"jobs": before.get("jobs", {}) | own})
         done = self._states().count("finished")
-        show(f"sweep in {self.folder}, jobs: {len(jobs)}" + (f", {done} of them done already" if done else ""))
+        show(f"sweep in {self.folder}, jobs: {len(jobs)}" + (f", {done} already done" if done else ""))
 
     def _states(self) -> list[str]:
         return [state_of(self.folder / name) for name in self.jobs]
 
     def dry_run(self) -> int:
-        """Print the jobs, which are done, and an estimate from those that are."""
+        """Print the jobs, which of them are done, and an estimate of the time left."""
         names = list(self.jobs)
         seconds = [_seconds(self.folder / name) for name in names]
         took = ["-" if one is None else f"{one:.0f}" for one in seconds]
@@ -92,10 +90,10 @@ class Sweep:
         return 0
 
     def finish(self) -> int:
-        """Report on the folder and return 1 where a job of this sweep has not finished, else 0."""
+        """Report on the folder; return 1 if a job of this sweep has not finished, else 0."""
         from sppcls.report.sweep_page import write_sweep_report
 
-        # What another process still runs, for another command or a launcher that was lost.
+        # Jobs that another process still runs, for another command or a lost launcher.
         while "running" in (states := self._states()):
             time.sleep(1)
         show(*write_sweep_report(self.folder))
@@ -103,10 +101,10 @@ class Sweep:
 
 
 def run_job(spec: Spec) -> int:
-    """Run one job of a sweep in its own folder, which sweep.json names; never raises but for an interrupt.
+    """Run one job of a sweep in its own folder, named by sweep.json; only an interrupt raises.
 
     A job that is finished or in another process's hands is left alone, an interrupted one resumes, a failed one
-    starts anew.
+    starts over.
     """
     from sppcls.training.run import run
 
@@ -129,12 +127,12 @@ def _resumable(run: Path) -> bool:
     try:
         return state_of(run) == "interrupted" and last_whole(run / INSIDE) is not None
     except SppclsError as error:
-        show(f"starts anew: {error}")
+        show(f"starting over: {error}")
         return False
 
 
 def _job_line(path: Path, left: str) -> str:
-    """Return a job's name, state, top-1 and seconds, and what is left of the sweep, in one line."""
+    """Return a job's name, state, top-1 and seconds, and what remains of the sweep, in one line."""
     summary = read_summary(path)
     parts = [f"{path.name}: {state_of(path)}"]
     if (acc1 := summary.get("acc1")) is not None:
@@ -163,7 +161,7 @@ def _time_left(folder: Path, names: Sequence[str]) -> str:
 
 
 def _check_baseline(folder: Path, jobs: Iterable[Job]) -> None:
-    """Refuse a baseline that will be no variant of the folder before anything is trained."""
+    """Reject a baseline that will not be a variant of the sweep, before anything is trained."""
     there = [read_run(path) for path in folder.glob("*") if is_run(path)]
     planned = [Run(Path(), job.spec.model_dump(mode="json")) for job in jobs]
     given = [job.spec.sweep.baseline for job in jobs if job.spec.sweep.baseline]
@@ -172,7 +170,7 @@ def _check_baseline(folder: Path, jobs: Iterable[Job]) -> None:
 
 def _name(job: Job, common: set[str]) -> str:
     own = [override for override in job.overrides if override not in common]
-    # No "=" in a folder's name: it could not be named in an override.
+    # No "=" in a folder's name: an override could not contain it.
     slug = re.sub(r"[^\w.-]+", "-", "_".join(o.removeprefix("sweep.").lstrip("+") for o in own))[:80].strip("-")
     slug = re.sub(r"-*_-*", "_", slug)
     return f"{slug}-{job.spec.digest}" if slug else job.spec.digest

@@ -30,7 +30,7 @@ _COMMON: dict[str, Any] = {"use_distributed_sampler": False, "enable_model_summa
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Saves whole or not at all, with a digest; loads tensors and plain values only.
+    """Saves atomically, with a digest; loads only tensors and plain values.
 
     Checkpoints that are ``loaded`` already, by file, are handed out once.
     """
@@ -39,19 +39,19 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._loaded = {} if loaded is None else loaded
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the checkpoint so that ``path`` holds the old or the new one, whole, whatever happens."""
+        """Write the checkpoint atomically: ``path`` has the old or the new one, whatever happens."""
         target = Path(path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             save_whole(target, lambda file: torch.save(checkpoint, file))
         except (OSError, RuntimeError) as error:
-            # torch tells a full disk as a RuntimeError of its own, with the OSError behind it or without.
+            # torch reports a full disk as its own RuntimeError, with or without the OSError as its cause.
             reason = next((e.strerror for e in (error, error.__context__) if isinstance(e, OSError)), None) or error
-            left = "the checkpoint before it is whole" if target.exists() else "nothing is saved yet"
+            left = "the previous checkpoint is intact" if target.exists() else "no checkpoint is saved yet"
             raise SppclsError(f"{target} cannot be written: {reason}; {left}") from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Load a checkpoint with ``weights_only=True``, whatever is asked."""
+        """Load a checkpoint with ``weights_only=True``, whatever the argument."""
         return self._loaded.pop(Path(path), None) or read_checkpoint(path)
 
 
@@ -62,7 +62,7 @@ def build_trainer(
     started: float | None = None,
     resumed: Resumed | None = None,
 ) -> pl.Trainer:
-    """Return a trainer that writes into ``folder``, shows a bar on a terminal, and ends with a save at a signal."""
+    """Return a trainer that writes into ``folder``, shows a bar on a terminal, and saves and exits on a signal."""
     values, bar = spec.trainer, sys.stderr.isatty()
     callbacks = _callbacks(spec, folder, signals, started) + ([TQDMProgressBar(leave=False)] if bar else [])
     quiet_lightning()
@@ -101,23 +101,23 @@ def _callbacks(spec: Spec, folder: Path, signals: Signals | None, started: float
     callbacks += [plugin("callbacks", name, "trainer.callbacks")(spec) for name in values.callbacks]
     if values.patience:
         callbacks.append(EarlyStopping("val_acc1", 0, values.patience, mode="max", check_on_train_epoch_end=False))
-    # Last, so that what measures at a validation's end still meets the averaged weights.
+    # Last, so that callbacks that measure at the end of a validation still see the averaged weights.
     return callbacks + ([WeightAveraging(avg_fn=ramped_average(spec.optim.ema))] if spec.optim.ema else [])
 
 
 def _devices(spec: Spec) -> dict[str, Any]:
-    """Return devices a node and nodes: torchrun's where it has started the ranks, else as asked."""
+    """Return devices per node and nodes: torchrun's if it has started the ranks, else as set."""
     if "GROUP_RANK" not in os.environ:
         return {"devices": spec.trainer.devices, "num_nodes": spec.trainer.num_nodes}
     local, world = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    # One named device after another is the started ranks' to take.
+    # Started ranks take the named devices in order.
     asked = spec.trainer.devices
     named = isinstance(asked, str) and len([part for part in asked.split(",") if part]) == local
     return {"devices": asked if named else local, "num_nodes": world // local}
 
 
 def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback, **more: Any) -> pl.Trainer:
-    """Return a trainer that trains and does nothing else, for timings."""
+    """Return a trainer that only trains, for timings."""
     quiet_lightning()
     return pl.Trainer(
         max_epochs=epochs,
@@ -141,7 +141,7 @@ def _logger(spec: LoggerSpec, folder: Path) -> Any:
             return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
         if spec.name == "wandb":
             return loggers.WandbLogger(project=spec.project, save_dir=folder, name=folder.name)
-        # A server where the environment names one, else a file of this run: MLflow has given up plain folders.
+        # A server if the environment names one, else a file of this run: MLflow no longer supports plain folders.
         server = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
         return loggers.MLFlowLogger(experiment_name=spec.project, run_name=folder.name, tracking_uri=server)
     except ImportError:
@@ -149,10 +149,10 @@ def _logger(spec: LoggerSpec, folder: Path) -> Any:
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's advice off the terminal: the plan and the run folder settle what it is about."""
+    """Keep Lightning's advice off the terminal: the plan and the run folder already handle what it is about."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*training_step. returned .None.*")  # a batch without a readable image
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.15
-    # Advice on workers, logging intervals and checkpoint folders, which the plan and the run folder settle on purpose.
+    # Advice on workers, logging intervals and checkpoint folders, which the plan and the run folder already handle.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
