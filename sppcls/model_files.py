@@ -15,8 +15,7 @@ from sppcls.checkpoints import BEST, is_whole, last_whole
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.files import checked_path
 from sppcls.models.classifier import SppClassifier
-from sppcls.models.pickled import load_plain
-from sppcls.models.weights import fault_of
+from sppcls.models.weights import fault_of, load_plain
 from sppcls.signature import Signature, read_signature
 from sppcls.spec import Spec, parse, parse_model
 from sppcls.terminal import printable
@@ -180,10 +179,10 @@ def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
 def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model:
     if not isinstance(described, dict):
         raise SppclsError(f"{file} is not a model of this package: it has no {KEY!r} entry")
-    if described.get("schema") not in (1, SCHEMA):
+    if described.get("schema") != SCHEMA:
         got = described.get("schema")
-        raise SppclsError(f"{file} has schema {got}, this version reads 1 and {SCHEMA}; use the version that wrote it")
-    known = read_signature(described.get("signature"), str(file)) if described["schema"] > 1 else None
+        raise SppclsError(f"{file} has schema {got}, this version reads {SCHEMA}; use the version that wrote it")
+    known = read_signature(described.get("signature"), str(file))
     try:
         spec = parse(described["spec"]) if described.get("spec") else None
         with _no_larger_than(file.stat().st_size, len(weights)):
@@ -193,8 +192,6 @@ def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model
         raise SppclsError(f"{file}: {_line(error)}") from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SppclsError(f"{file}: the weights do not match the description: {_line(error)}") from None
-    if known is None:
-        known = signature_of(network, *((spec.data.fit, spec.data.max_aspect) if spec else ()))
     network.mean, network.std, network.fit, network.max_aspect = known.mean, known.std, known.fit, known.max_aspect
     metrics = described.get("metrics")
     numbers = {str(k): v for k, v in metrics.items() if isinstance(v, float)} if isinstance(metrics, dict) else {}
@@ -225,7 +222,7 @@ def _no_larger_than(elements: int, tensors: int) -> Iterator[None]:
         handle.remove()
 
 
-def _network(described: Mapping[str, Any], known: Signature | None, spec: Spec | None) -> SppClassifier:
+def _network(described: Mapping[str, Any], known: Signature, spec: Spec | None) -> SppClassifier:
     from sppcls.build import build_classifier
 
     if spec is not None:
@@ -234,7 +231,4 @@ def _network(described: Mapping[str, Any], known: Signature | None, spec: Spec |
         model = parse_model(described["model"])
     else:
         raise SppclsError("its trunk was not built by name; build the SppClassifier yourself and load its state_dict")
-    if known is not None:
-        return build_classifier(model, known.classes, known.scales, pretrained=False, input_size=known.input_size)
-    # Schema 1, from before exports: everything is in the spec.
-    return build_classifier(model, described["classes"], spec.schedule.scales if spec else (), pretrained=False)
+    return build_classifier(model, known.classes, known.scales, pretrained=False, input_size=known.input_size)

@@ -310,7 +310,7 @@ def test_answers_that_are_no_numbers_are_one_line(tmp_path, save_model, image, c
     torch.save(values, tmp_path / "b.ckpt")
     status, out, said = verb(capsys, "predict", tmp_path / "b.ckpt", image, "--json")
     assert (status, out, said.count("\n")) == (1, "", 1)
-    assert "outputs are non-finite" in said
+    assert "outputs are not finite" in said
 
 
 def test_json_has_no_numbers_that_are_none(tmp_path):
