@@ -28,7 +28,7 @@ _PREFIX = "network."
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: the network in eval mode, how to use it, and what is known about its training.
+    """A loaded model: the network in eval mode, and what is known about its training.
 
     Attributes:
         spec: The settings of `train.py`; None for networks that were trained in another way.
@@ -38,7 +38,6 @@ class Model:
     """
 
     network: SppClassifier
-    signature: Signature
     spec: Spec | None
     metrics: dict[str, float]
     file: Path
@@ -50,33 +49,23 @@ class Model:
         return f"{self.file}, {epoch}all {len(self.network.state_dict())} tensors loaded"
 
 
-def signature_of(network: SppClassifier, fit: str | None = None, max_aspect: float | None = None) -> Signature:
-    """Return the signature of a network; ``fit`` and ``max_aspect`` default to the network's own."""
-    return Signature(
-        classes=network.classes,
-        scales=network.scales,
-        pool=network.pool,
-        fit=fit or network.fit,
-        max_aspect=max_aspect or network.max_aspect,
-        mean=network.mean,
-        std=network.std,
-        smallest=network.smallest,
-        stride=network.trunk.stride,
-        input_size=network.input_size,
-    )
-
-
 def describe(
-    network: SppClassifier, signature: Signature, spec: Spec | None = None, metrics: Mapping[str, float] | None = None
+    network: SppClassifier,
+    spec: Spec | None = None,
+    metrics: Mapping[str, float] | None = None,
+    signature: Signature | None = None,
 ) -> dict[str, Any]:
-    """Return the plain values that a checkpoint or an export stores with its tensors."""
+    """Return the plain values that a checkpoint or an export stores with its tensors.
+
+    ``signature`` is that of an export, which may differ from the network's.
+    """
     from importlib.metadata import version
 
     return {
         "schema": SCHEMA,
         "version": version("sppcls"),
         "model": network.recipe,
-        "signature": signature.as_values(),
+        "signature": (signature or network.signature).as_values(),
         "spec": spec.model_dump(mode="json") if spec else None,
         "metrics": dict(metrics or {}),
     }
@@ -195,7 +184,7 @@ def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model
     network.mean, network.std, network.fit, network.max_aspect = known.mean, known.std, known.fit, known.max_aspect
     metrics = described.get("metrics")
     numbers = {str(k): v for k, v in metrics.items() if isinstance(v, float)} if isinstance(metrics, dict) else {}
-    return Model(network.eval(), known, spec, numbers, file)
+    return Model(network.eval(), spec, numbers, file)
 
 
 def _line(error: Exception) -> str:

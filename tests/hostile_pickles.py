@@ -97,7 +97,10 @@ DEMANDS = {  # of memory and time, which weights_only=True does not bound; and w
     "stride 0": (state(MANY), "larger than its 4 bytes"),
     "storage": (state(stored(HUGE)), "is not a checkpoint"),
     "legacy constructor": (called("torch.FloatTensor", number(8 << 30)), "references torch.FloatTensor"),
-    "storage constructor": (called("torch.storage.UntypedStorage", number(8 << 30)), "references torch.storage.UntypedStorage"),
+    "storage constructor": (
+        called("torch.storage.UntypedStorage", number(8 << 30)),
+        "references torch.storage",
+    ),
     "many storages": (state(b"]", *(stored(64, key=str(n)) + b"a" for n in range(400))), "is not a checkpoint"),
     "laughs": (nested(40), "expand far beyond the file's size"),
     "deep": (state(b"]" * 100_000, b"a" * 99_999), "is not a checkpoint"),

@@ -54,7 +54,7 @@ def export(
     folder = beside if out is None else checked_path(out, "--out")
     _check_free(folder, force)
     loaded = load(model, checkpoint)
-    signature = replace(loaded.signature, half=half)
+    signature = replace(loaded.network.signature, half=half)
     if signature.pixels > PIXELS:
         raise ConfigError(f"{model}: one image has {signature.pixels:,} pixels, at most {PIXELS:,} can be verified")
     graph = replace(signature, input=input, probabilities=probabilities)
@@ -120,7 +120,7 @@ def _beside(folder: Path) -> Path:
 
 def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[str, Any]:
     _write(path, name, loaded, signature)
-    found = prove(path.name, loaded.network, open_model(path, trust=True))
+    found = prove(path.name, loaded.network, open_model(path, trust=True), signature.half)
     found |= {"file": path.name, "bytes": path.stat().st_size}
     worst = found["largest_difference"]
     if not worst <= found["tolerance"]:
@@ -135,7 +135,7 @@ def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[
 
 def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
     network = copy.deepcopy(loaded.network).half() if signature.half else loaded.network
-    description = describe(network, signature, metrics=loaded.metrics)
+    description = describe(network, None, loaded.metrics, signature)
     if name == "safetensors":
         from safetensors.torch import save
 
@@ -150,7 +150,7 @@ def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
 def _config(loaded: Model, signature: Signature) -> dict[str, Any]:
     """Return config.json in the Hub's layout: the description, and the names that the Hub looks for."""
     labels = dict(enumerate(signature.classes))
-    described = describe(loaded.network, signature, loaded.spec)
+    described = describe(loaded.network, loaded.spec, None, signature)
     if described["spec"]:
         described["spec"]["data"]["root"] = None  # a path of this machine
     return {

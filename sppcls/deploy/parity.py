@@ -45,11 +45,11 @@ def parity_sizes(signature: Signature) -> list[tuple[int, int, int]]:
     return [(1 if n % 2 == 0 else 3, *size) for n, size in enumerate(sizes) if size != traced_size(signature)]
 
 
-def prove(name: str, network: SppClassifier, candidate: Runtime) -> dict[str, Any]:
+def prove(name: str, network: SppClassifier, candidate: Runtime, half: bool = False) -> dict[str, Any]:
     """Run a file and its network on the same images of every size, and on boxes if a graph takes them.
 
-    Where ``candidate`` gives probabilities, they are compared with the softmax of the network's logits. Raises
-    ``SppclsError`` at a size that the file does not run at.
+    ``half`` says that its weights were rounded to float16. Where ``candidate`` gives probabilities, they are compared
+    with the softmax of the network's logits. Raises ``SppclsError`` at a size that the file does not run at.
     """
     signature, rows = candidate.signature, []
     for batch, height, width in parity_sizes(signature):
@@ -71,7 +71,7 @@ def prove(name: str, network: SppClassifier, candidate: Runtime) -> dict[str, An
     return {
         "largest_difference": float(np.max([row["difference"] for row in rows])),
         "top1_agreement": sum(row["agreement"] * row["batch"] for row in rows) / sum(row["batch"] for row in rows),
-        "tolerance": HALF_TOLERANCE if signature.half else TOLERANCE,
+        "tolerance": HALF_TOLERANCE if half else TOLERANCE,
         "sizes": rows,
     }
 
@@ -112,7 +112,7 @@ def model_card(loaded: Model, model: Path, proofs: dict[str, Any]) -> str:
     summary, status = _read(run / "summary.json"), _read(run / "status.json")
     made = shlex.join(Path(word).name if "/" in word else word for word in sys.argv)  # no path of this machine
     commands = "\n".join(printable(str(line)).replace("```", "") for line in (status.get("command"), made) if line)
-    signature, recipe = loaded.signature, loaded.network.recipe or {}
+    signature, recipe = loaded.network.signature, loaded.network.recipe or {}
     shape = f"{recipe.get('backbone')}, pool {signature.pool}, levels {', '.join(map(str, loaded.network.levels))}"
     scales = ", ".join(map(str, signature.scales)) or "unknown"
     names = markdown_text(", ".join(signature.classes[:20])) + (", ..." if len(signature.classes) > 20 else "")

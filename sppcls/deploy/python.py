@@ -11,7 +11,6 @@ from sppcls.data.decode import image_array
 from sppcls.deploy.predict import Readable, answer, checked_scales, expand, predict
 from sppcls.deploy.runtime import of_network
 from sppcls.errors import DataError
-from sppcls.model_files import signature_of
 from sppcls.models.classifier import SppClassifier
 
 
@@ -19,11 +18,11 @@ def labels(network: SppClassifier, images: Any, scale: int | None, count: int) -
     """Return what `SppClassifier.predict` does."""
     several = isinstance(images, list | tuple)
     wanted = [one for image in (images if several else [images]) for one in _readable(image)]
-    signature = signature_of(network)
+    signature = network.signature
     scales, training = checked_scales(signature, None if scale is None else (scale,)), network.training
     rows = []
     try:
-        for image, said in predict(of_network(network.eval(), signature), wanted, scales):
+        for image, said in predict(of_network(network.eval()), wanted, scales):
             if isinstance(said, DataError):
                 raise said
             rows.append(answer(image, said, signature.classes, count))

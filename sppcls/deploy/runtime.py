@@ -156,10 +156,10 @@ def _of_file(path: str | Path, device: str, checkpoint: str | None) -> Runtime:
 
     loaded = load(path, checkpoint)
     network = loaded.network.to(pick_device(device))
-    return replace(of_network(network, loaded.signature), source=str(loaded))
+    return replace(of_network(network), source=str(loaded))
 
 
-def of_network(network: "SppClassifier", signature: Signature) -> Runtime:
+def of_network(network: "SppClassifier") -> Runtime:
     """Return a network in eval mode, on its current device, as a model that can be run."""
     import torch
 
@@ -176,7 +176,7 @@ def of_network(network: "SppClassifier", signature: Signature) -> Runtime:
             said: Floats = network.classify_regions(pixels, [torch.from_numpy(boxes)]).float().cpu().numpy()
             return said
 
-    return Runtime(signature, run, _fit_by_torch, regions)
+    return Runtime(network.signature, run, _fit_by_torch, regions)
 
 
 def _fit_by_torch(image: Images, size: tuple[int, int], fit: str, pad: Any, *, native: tuple[int, int]) -> Images:

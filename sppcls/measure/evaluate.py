@@ -69,7 +69,8 @@ def evaluate(model: str, options: Options) -> Evaluated:
         DataError: Images that cannot be read, or of classes that the network does not have.
     """
     opened = _open(model, options)
-    network, spec = opened.network, opened.spec or _spec_of(opened.signature)
+    network = opened.network
+    spec = opened.spec or _spec_of(network.signature)
     device = next(network.parameters()).device if isinstance(network, GraphNetwork) else pick_device(options.device)
     fit, multi = options.fit or spec.data.fit, options.views == "multi"
     scales = _scales(network, spec, options, fit)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sppcls.errors import did_you_mean
 from sppcls.models.backbones import Trunk, build_trunk
 from sppcls.ops import region_pyramid_pool2d, spatial_pyramid_levels2d
+from sppcls.signature import Signature
 
 
 class LevelsHead(nn.Module):
@@ -70,7 +71,7 @@ class SppClassifier(nn.Module):
     Attributes:
         levels: the grid sizes in use: (1,) for ``gap``, (6,) for ``fixed``.
         mean, std, smallest: of the trunk: the normalisation of images, in units of 0..1, and their smallest side.
-        fit, max_aspect: how images are fitted to a scale in `predict`: as in training, if it was loaded.
+        fit, max_aspect: how images are fitted to a scale: as in training, if it was trained or loaded.
         frozen: whether `freeze_trunk` was called.
 
     Raises:
@@ -112,6 +113,22 @@ class SppClassifier(nn.Module):
         lengths = [self.trunk.channels * n * n for n in self.levels]
         self.head = _HEADS[head](lengths, len(self.classes), hidden, dropout)
         self._recipe = {"head": head, "hidden": tuple(hidden), "dropout": dropout}
+
+    @property
+    def signature(self) -> Signature:
+        """How images are prepared for this network, and what it returns."""
+        return Signature(
+            classes=self.classes,
+            scales=self.scales,
+            pool=self.pool,
+            fit=self.fit,
+            max_aspect=self.max_aspect,
+            mean=self.mean,
+            std=self.std,
+            smallest=self.smallest,
+            stride=self.trunk.stride,
+            input_size=self.input_size,
+        )
 
     @property
     def recipe(self) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from sppcls.data.source import class_difference
 from sppcls.errors import DataError, SppclsError, counted
 from sppcls.measure.answers import UNREAD, Answers
 from sppcls.measure.scales import full_view, rows_of
-from sppcls.model_files import KEY, describe, signature_of
+from sppcls.model_files import KEY, describe
 from sppcls.models.classifier import SppClassifier
 from sppcls.settings import OptimSpec
 from sppcls.spec import Spec
@@ -73,8 +73,10 @@ class LitSppClassifier(pl.LightningModule):
         return self._forward[0](self.network.normalize(images))
 
     def on_train_start(self) -> None:
-        """Note that all state is restored."""
+        """Note that all state is restored, and on the network how its images are fitted."""
         self.started = True
+        if data := self._data:
+            self.network.fit, self.network.max_aspect = data.fit, data.max_aspect
 
     def on_train_epoch_start(self) -> None:
         """Reset the epoch's metrics."""
@@ -184,9 +186,8 @@ class LitSppClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the network, and of each rank the random numbers and the metrics of the epoch so far."""
         data = self._data
-        how = (data.fit, data.max_aspect) if data else ()
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        checkpoint[KEY] = describe(self.network, signature_of(self.network, *how), self._spec, metrics)
+        checkpoint[KEY] = describe(self.network, self._spec, metrics)
         state = {"rng": random_state(), "metrics": [self.train_loss.metric_state, self.train_accuracy.metric_state]}
         state |= {"skipped": dict(data.skipped) if data else {}}
         checkpoint["ranks"] = gathered(state, self.trainer.world_size)
