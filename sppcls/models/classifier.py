@@ -206,7 +206,7 @@ class SppClassifier(nn.Module):
             TypeError: Images that are none of the above.
         """
         # Imported here for convenience: models otherwise know nothing about files and do not import Pillow.
-        return import_module("sppcls.deploy.python").labels(self, images, scale, top)
+        return import_module("sppcls.deploy.predict").labels(self, images, scale, top)
 
     def freeze_trunk(self) -> None:
         """Train only the head: no gradients for the trunk, and its batch norm stays in eval mode after `train`."""
