@@ -121,7 +121,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def _refuse_faults(weights: Mapping[str, Any], file: Path) -> None:
+def _refuse_faults(weights: Mapping[str, object], file: Path) -> None:
     if fault := fault_of({str(name): tensor for name, tensor in weights.items()}):
         raise SppclsError(f"{file}: {printable(fault)}; use another checkpoint")
 
@@ -153,7 +153,7 @@ def load(path: str | Path, which: str | None = None) -> Model:
     return replace(_rebuilt(described, weights, file), epoch=epoch + 1 if isinstance(epoch, int) else None)
 
 
-def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
+def _read_safetensors(file: Path) -> tuple[object, dict[str, Tensor]]:
     import safetensors
     from safetensors.torch import load_file
 
@@ -165,7 +165,7 @@ def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
         raise SppclsError(f"{file} is not a safetensors file or is damaged; export it again") from None
 
 
-def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model:
+def _rebuilt(described: object, weights: Mapping[str, Tensor], file: Path) -> Model:
     if not isinstance(described, dict):
         raise SppclsError(f"{file} is not a model of this package: it has no {KEY!r} entry")
     if described.get("schema") != SCHEMA:
@@ -199,7 +199,7 @@ def _no_larger_than(elements: int, tensors: int) -> Iterator[None]:
     """
     left = [elements + (150 << 20), tensors + 1000]
 
-    def count(_module: nn.Module, _name: str, parameter: Any) -> None:
+    def count(_module: nn.Module, _name: str, parameter: object) -> None:
         left[:] = left[0] - (parameter.numel() if isinstance(parameter, Tensor) else 0), left[1] - 1
         if min(left) < 0:
             raise ValueError("the network described is larger than the file")

@@ -85,12 +85,12 @@ class Signature:
         normal: npt.NDArray[np.float32] = (images.astype(np.float32) - mean) / std
         return normal
 
-    def as_values(self) -> dict[str, Any]:
+    def as_values(self) -> dict[str, object]:
         """Return plain values, for `read_signature`."""
         return asdict(self)
 
 
-def read_signature(values: Any, where: str) -> Signature:
+def read_signature(values: object, where: str) -> Signature:
     """Return the signature in a file's plain values; raises ``SppclsError`` naming the fault and ``where`` it is."""
     if not isinstance(values, Mapping):
         raise SppclsError(f"{where}: its signature is {type(values).__name__}, not a mapping")
@@ -133,13 +133,13 @@ def _checked(value: Any, *kinds: type) -> Any:
     return value
 
 
-def _one_of(value: Any, allowed: tuple[str, ...]) -> str:
+def _one_of(value: object, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{str(value)[:40]!r} is not one of {', '.join(allowed)}")
     return str(value)
 
 
-def _pixels(value: Any) -> int:
+def _pixels(value: object) -> int:
     if type(value) is not int or not 1 <= value <= 8192:
         raise ValueError(f"{str(value)[:40]!r} is not a number of pixels")
     return value

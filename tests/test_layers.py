@@ -35,7 +35,7 @@ MAY_IMPORT = {
         "run_folder",
     },
     "report": {"measure", "data", "build", "run_folder"},
-    "deploy": {"model_files", "build", "signature", "models", "data"},
+    "deploy": {"model_files", "run_folder", "build", "signature", "models", "data"},
     "bench": {"ops", "models", "data", "build", "spec", "settings", "training", "measure", "checkpoints"},
     "help": {"spec", "settings"},
     "app": {"spec", "settings", "training", "checkpoints", "help", "run_folder"},

@@ -155,10 +155,10 @@ def top(probabilities: Floats, classes: Sequence[str], count: int) -> list[dict[
     return [{"label": classes[place], "probability": float(probabilities[place])} for place in order]
 
 
-def labels(network: "SppClassifier", images: Any, scale: int | None, count: int) -> Any:
+def labels(network: "SppClassifier", images: object, scale: int | None, count: int) -> Any:
     """Return what `SppClassifier.predict` does."""
-    several = isinstance(images, list | tuple)
-    wanted = [one for image in (images if several else [images]) for one in _readable(image)]
+    several: Sequence[object] | None = images if isinstance(images, list | tuple) else None
+    wanted = [one for image in ([images] if several is None else several) for one in _readable(image)]
     signature = network.signature
     scales, training = checked_scales(signature, None if scale is None else (scale,)), network.training
     rows = []
@@ -169,11 +169,11 @@ def labels(network: "SppClassifier", images: Any, scale: int | None, count: int)
             rows.append(answer(image, said, signature.classes, count))
     finally:
         network.train(training)
-    one = not several and (not isinstance(images, str | os.PathLike) or wanted == [Path(images)])
+    one = several is None and (not isinstance(images, str | os.PathLike) or wanted == [Path(images)])
     return rows[0] if one else rows
 
 
-def _readable(image: Any) -> list[Readable]:
+def _readable(image: object) -> list[Readable]:
     if isinstance(image, str | os.PathLike):
         found = expand([os.fspath(image)])
         if not found:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +106,7 @@ def _of_onnx(file: Path) -> Runtime:
     session, described = open_onnx(file)
     signature = read_signature(described.get("signature"), str(file))
 
-    def regions(images: Images, boxes: Boxes, image: Any = None) -> Floats:
+    def regions(images: Images, boxes: Boxes, image: npt.NDArray[np.int64] | None = None) -> Floats:
         image = np.zeros(len(boxes), np.int64) if image is None else image
         inputs = {"images": signature.prepared(images), "boxes": boxes.astype(np.float32), "image": image}
         said: Floats = session.run(None, inputs)[0]
@@ -179,7 +179,9 @@ def of_network(network: "SppClassifier") -> Runtime:
     return Runtime(network.signature, run, _fit_by_torch, regions)
 
 
-def _fit_by_torch(image: Images, size: tuple[int, int], fit: str, pad: Any, *, native: tuple[int, int]) -> Images:
+def _fit_by_torch(
+    image: Images, size: tuple[int, int], fit: str, pad: tuple[int, int, int], *, native: tuple[int, int]
+) -> Images:
     # The same pixels as fit_array's, several times faster if torch is available.
     import torch
 

@@ -131,7 +131,7 @@ class SppClassifier(nn.Module):
         )
 
     @property
-    def recipe(self) -> dict[str, Any] | None:
+    def recipe(self) -> dict[str, object] | None:
         """Names and numbers that this network can be rebuilt from; None if its trunk was not built by name."""
         if self.trunk.recipe is None:
             return None
@@ -187,7 +187,7 @@ class SppClassifier(nn.Module):
         features: Tensor = self.trunk(images)
         return features
 
-    def predict(self, images: Any, scale: int | None = None, top: int = 5) -> Any:
+    def predict(self, images: object, scale: int | None = None, top: int = 5) -> Any:
         """Return the most likely classes of images, preprocessed and formatted as in ``sppcls predict --json``.
 
         Args:

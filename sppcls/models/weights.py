@@ -75,7 +75,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def fault_of(tensors: Mapping[str, Any]) -> str | None:
+def fault_of(tensors: Mapping[str, object]) -> str | None:
     """Return why tensors cannot be weights, or None: complex numbers, or values that are not finite in float32."""
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
@@ -86,7 +86,7 @@ def fault_of(tensors: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _read_safetensors(path: Path) -> Any:
+def _read_safetensors(path: Path) -> object:
     import safetensors.torch
 
     try:
@@ -95,7 +95,7 @@ def _read_safetensors(path: Path) -> Any:
         raise ConfigError(f"model.weights={path} is not a valid safetensors file: {error}") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path) -> object:
     try:
         return load_plain(path)
     except pickle.UnpicklingError as error:
@@ -200,14 +200,14 @@ def _check_calls(file: IO[bytes]) -> None:
         recent = (*recent[1:], name)
 
 
-def _check_claims(values: Any, size: int) -> None:
+def _check_claims(values: object, size: int) -> None:
     """Reject tensors larger than the file, and values that are endless as text.
 
     A list that repeats one list is small in the file and in memory, but endless when printed.
     """
     stored: dict[int, int] = {}
 
-    def check(value: Any) -> None:
+    def check(value: object) -> None:
         if isinstance(value, Tensor):
             storage = value.untyped_storage()
             stored[storage.data_ptr()] = storage.nbytes()
