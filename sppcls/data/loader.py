@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sppcls.data.plan import Batch, EpochPlan
 from sppcls.errors import DataError
-from sppcls.process import signals_held
+from sppcls.process import STATUSES, signals_held
 
 if TYPE_CHECKING:  # the server of workers begins before torch is imported
     from torch.utils.data import DataLoader
@@ -141,11 +141,7 @@ class PlannedLoader:
             self.epoch, self.position = self.epoch + 1, 0
 
 
-_OF_THE_LEADER = {
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name) and hasattr(signal, "sigtimedwait")
-}
+_OF_THE_LEADER = {status - 128 for status in STATUSES} if hasattr(signal, "sigtimedwait") else set[int]()
 _THREADS = "OPENBLAS_NUM_THREADS"
 
 _served = False

@@ -14,7 +14,7 @@ from sppcls.build import build_augment, build_classifier, build_schedule
 from sppcls.data.catalog import Splits
 from sppcls.data.decode import shown
 from sppcls.data.source import Source
-from sppcls.errors import ConfigError, SppclsError, counted
+from sppcls.errors import SppclsError, counted
 from sppcls.files import write_json, write_text
 from sppcls.measure.answers import surest
 from sppcls.measure.dataset import scale_costs
@@ -24,7 +24,7 @@ from sppcls.models.backbones import Triple
 from sppcls.models.classifier import SppClassifier
 from sppcls.process import Signals
 from sppcls.run_folder import MISTAKES, SKIPPED, SUMMARY, GapRow, Summary
-from sppcls.signature import far_scales
+from sppcls.signature import far_scales, refuse_small
 from sppcls.spec import Spec
 from sppcls.terminal import log, show, track
 from sppcls.training.callbacks import Curves
@@ -177,11 +177,7 @@ def _check_scales(spec: Spec, network: SppClassifier) -> None:
     """Refuse scales that are too small; warn of levels with more bins than cells, and of test scales far off."""
     asked = {"schedule.scales": spec.schedule.scales, "metrics.test_scales": spec.metrics.test_scales}
     for key, scales in (asked | {"metrics.val_scale": (spec.val_scale,)}).items():
-        if small := [scale for scale in scales or () if scale < network.smallest]:
-            raise ConfigError(
-                f"{key}: {small[0]} is too small for model.backbone={spec.model.backbone}; "
-                f"the smallest scale is {network.smallest}"
-            )
+        refuse_small(f"{key}:", scales or (), network.smallest, f"model.backbone={spec.model.backbone}")
     largest, bins = max(spec.schedule.scales), max(spec.model.levels)
     cells = -(-largest // network.trunk.stride)
     if spec.model.pool == "spp" and bins > cells:
