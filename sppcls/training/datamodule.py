@@ -72,7 +72,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
             schedule = Schedule("alternate" if len(schedule) > 1 else "single", schedule, seed=seed)
         self.schedule = schedule
         self.val_scale = val_scale or schedule.choices[-1]
-        self.batch_size, self.fit, self.max_aspect, self.seed = batch_size, fit, max_aspect, seed
+        self.batch_size, self.fit, self.max_aspect = batch_size, fit, max_aspect
+        self.planner = Planner(self.train.sizes, schedule, batch_size, fit, max_aspect, seed)
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.skipped: dict[str, str] = {}  # files that could not be read, and why
@@ -99,11 +100,6 @@ class MultiScaleDataModule(pl.LightningDataModule):
     def classes(self) -> tuple[str, ...]:
         """The class names."""
         return self.train.classes
-
-    @cached_property
-    def planner(self) -> Planner:
-        """The planner of the epochs."""
-        return Planner(self.train.sizes, self.schedule, self.batch_size, self.fit, self.max_aspect, self.seed)
 
     def plan(self, epoch: int) -> TrainingPlan:
         """Return the plan of a training epoch, as every rank and worker sees it."""
