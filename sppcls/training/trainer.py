@@ -51,9 +51,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             left = "the previous checkpoint is intact" if target.exists() else "no checkpoint is saved yet"
             raise SppclsError(f"{target} cannot be written: {reason}; {left}") from None
 
-    def load_checkpoint(
-        self, path: str | Path, map_location: object = None, weights_only: bool | None = True
-    ) -> Content:
+    def load_checkpoint(self, path: str | Path, *args: object, **kwargs: object) -> Content:
         """Load a checkpoint with ``weights_only=True``, whatever the argument."""
         return self._loaded.pop(Path(path), None) or read_checkpoint(path)
 
