@@ -1,13 +1,13 @@
 """What a program needs to use a model: classes, sizes, preprocessing; plain values, stored in every model file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.errors import SppclsError
+from sppcls.errors import ConfigError, SppclsError
 
 Triple = tuple[float, float, float]
 INPUTS = ("normalized", "uint8", "float")
@@ -24,6 +24,12 @@ def far_scales(asked: Sequence[int], trained: Sequence[int]) -> str:
     if small := [scale for scale in asked if trained and scale * 4 < min(trained)]:
         return f"scale {small[0]} is less than a quarter of the smallest trained, {min(trained)}: expect low accuracy"
     return ""
+
+
+def refuse_small(what: str, scales: Iterable[int], smallest: int, network: str) -> None:
+    """Raise ``ConfigError`` if a scale is below the smallest that a network can take."""
+    if small := [scale for scale in scales if scale < smallest]:
+        raise ConfigError(f"{what} {small[0]} is too small for {network}; the smallest scale is {smallest}")
 
 
 @dataclass(frozen=True)

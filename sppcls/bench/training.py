@@ -97,8 +97,7 @@ def saves(backbones: tuple[str, ...] = ("tiny", "resnet18"), blocks: int = 12) -
         data = MultiScaleDataModule(images, schedule=(64,), batch_size=8, cache="ram")
         with TemporaryDirectory(dir=".") as folder:  # where runs are: a temporary folder may be in memory
             timed = _Saves(Path(folder) / LAST)
-            plugins = [DurableCheckpointIO()]
-            trainer = plain_trainer(2 * blocks + 2, pick_device("auto"), timed, plugins=plugins)
+            trainer = plain_trainer(2 * blocks + 2, pick_device("auto"), timed, plugins=DurableCheckpointIO())
             trainer.fit(LitSppClassifier(network), datamodule=data)
             size = timed.path.stat().st_size / 1e6
         plain, saving = timed.seconds[2::2], timed.seconds[3::2]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ class PixelCache:
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | ({"_buffer": None} if self._path else {})  # a mapped file would be pickled as a copy
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__ |= state
         if self._path:
             self._buffer = _mapped(self._path, self.size)

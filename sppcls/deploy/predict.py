@@ -19,7 +19,7 @@ from sppcls.data.geometry import PIXELS, Pixels, Size, images_at
 from sppcls.data.plan import Batch, plan_evaluation
 from sppcls.deploy.runtime import Floats, Images, Runtime, of_network
 from sppcls.errors import ConfigError, DataError
-from sppcls.signature import Signature
+from sppcls.signature import Signature, refuse_small
 
 if TYPE_CHECKING:
     from sppcls.models.classifier import SppClassifier
@@ -67,9 +67,7 @@ def checked_scales(signature: Signature, asked: Sequence[int] | None) -> tuple[i
             size = "{}x{}".format(*signature.input_size)
             raise ConfigError(f"--scale {scales[0]}: a model with pool=fixed takes only {size}; leave --scale out")
         return signature.input_size[:1]
-    for scale in scales:
-        if scale < signature.smallest:
-            raise ConfigError(f"--scale {scale} is too small for this model; the smallest is {signature.smallest}")
+    refuse_small("--scale", scales, signature.smallest, "this model")
     return scales
 
 

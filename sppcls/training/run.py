@@ -7,7 +7,7 @@ from contextlib import suppress
 from copy import deepcopy
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sppcls.build import build_planner
 from sppcls.checkpoints import has_checkpoint
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _CHOICE = {"data": "name", "model": "backbone", "optim": "name", "schedule": "kind", "logger": "name"}
 
 
-def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | None = None) -> Path:
+def train(settings: Mapping[str, object] | None = None, *, run_dir: str | Path | None = None) -> Path:
     """Train as ``train.py`` does and return the run folder, which `load_model` and ``sppcls evaluate`` take.
 
     Args:
@@ -50,7 +50,7 @@ def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | No
         if not isinstance(given[key], Mapping):
             example = f"{key}.{_CHOICE[key]}={given[key]!r}"
             raise ConfigError(f"{key}={given[key]!r}: {key} is a group of settings; write {example}")
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     set_keys(values, dict(sorted(given.items(), key=lambda item: "." in item[0])))  # groups before values in them
     parse(values)  # before a folder is created
     spec = parse(values | {"run_dir": str(run_dir or fresh_folder())})
