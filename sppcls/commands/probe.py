@@ -1,7 +1,7 @@
 """``sppcls probe``: a linear SVM on features of a frozen network, the paper's protocol."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ def run(given: Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     found = probe(replace(filled(Options, given), device=pick_device(given.device)), folder)
     write_json(folder / "probe.json", found)
-    show(probe_table(found), *_lines(found), f"written: {folder}/probe.json")
+    left_out = [f"skipped, unreadable: {shown(name)}" for name in found["left_out"]]
+    seconds = f"features {found['seconds_features']} s, SVM {found['seconds_svm']} s"
+    show(_table(found), *left_out, f"{found['images']} images; {seconds}", f"written: {folder}/probe.json")
     return 0
 
 
-def probe_table(found: dict[str, Any]) -> Table:
+def _table(found: Mapping[str, Any]) -> Table:
     """Return one row per variant: accuracy over images and over classes, and the difference from the first row."""
     options, sizes = found["options"], f"{found['train_images']} + {found['test_images']} images"
     title = f"{options['backbone']}, {found['classes']} classes, {options['splits']} splits of {sizes}"
@@ -48,12 +50,6 @@ def probe_table(found: dict[str, Any]) -> Table:
 
 def _spread(mean: float, deviation: float | None) -> str:
     return f"{mean * 100:.2f}" + (f" ± {deviation * 100:.2f}" if deviation is not None else "")
-
-
-def _lines(found: dict[str, Any]) -> list[str]:
-    seconds = f"features {found['seconds_features']} s, SVM {found['seconds_svm']} s"
-    left_out = [f"skipped, unreadable: {shown(name)}" for name in found["left_out"]]
-    return [*left_out, f"{found['images']} images; {seconds}"]
 
 
 def _several(one: Callable[[str], object]) -> Callable[[str], object]:
