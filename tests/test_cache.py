@@ -22,7 +22,7 @@ from sppcls.data.cache import PixelCache, cache_dir, open_caches, open_reserved
 from sppcls.data.cut import own_tensors
 from sppcls.data.files import FileSource, scan
 from sppcls.data.geometry import fitted_size, fitted_sizes
-from sppcls.data.images import Augment, BatchDataset
+from sppcls.data.images import Augment, BatchDataset, fit_image
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
@@ -124,7 +124,7 @@ def test_a_part_of_a_cache_is_the_same_pixels(source):
     whole = cache_of(source, (48,)).open()
     indices = np.array([7, 2, 11])
     for index in indices:
-        whole.put(int(index), source.read(int(index), 48), 48)
+        whole.put(int(index), source.read(int(index), 48), 48, fit_image)
     part = whole.part(indices)
     for place, index in enumerate(indices):
         box = next(b.size for b in plan_evaluation(source.sizes, 48, batch_size=1) if b.indices == (index,))

@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "report",
         "run_folder",
     },
-    "report": {"measure", "data", "build", "run_folder"},
+    "report": {"measure", "data", "build", "run_folder", "spec"},
     "deploy": {"model_files", "run_folder", "build", "signature", "models", "data"},
     "bench": {"ops", "models", "data", "build", "spec", "settings", "training", "measure", "checkpoints"},
     "help": {"spec", "settings"},

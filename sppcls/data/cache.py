@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -104,10 +104,8 @@ class PixelCache:
         h, w = self._sizes[index].tolist()
         return slot if self.fit == "crop" or slot.shape[1:] == content_size((h, w), size, self.fit) else None
 
-    def put(self, index: int, image: "torch.Tensor", short: int) -> None:
+    def put(self, index: int, image: "torch.Tensor", short: int, fit_image: "Callable[..., torch.Tensor]") -> None:
         """Cache image ``index``, read with ``min_short=short``, at every scale where reading gives the same pixels."""
-        from sppcls.data.images import fit_image
-
         h, w = self._sizes[index].tolist()
         n = reduction(min(h, w), short)
         unreduced = n > 1 and image.shape[1:] == (h, w)  # its format is never reduced

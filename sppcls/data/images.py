@@ -225,6 +225,6 @@ class BatchDataset(Dataset[ImageBatch]):
         if not same_aspect(got, (height, width)):
             return image, got  # the file has changed since the scan: it has no place in the cache, but its own aspect
         if self.cache:
-            self.cache.put(index, image, min(size))
+            self.cache.put(index, image, min(size), fit_image)
             kept = self.cache.get(index, size)
         return image if kept is None else kept, (height, width)

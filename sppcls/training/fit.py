@@ -23,6 +23,7 @@ from sppcls.model_files import checkpoint_path
 from sppcls.models.backbones import Triple
 from sppcls.models.classifier import SppClassifier
 from sppcls.process import Signals
+from sppcls.report.run_lines import plan_table
 from sppcls.run_folder import MISTAKES, SKIPPED, SUMMARY, GapRow, Summary
 from sppcls.signature import far_scales, refuse_small
 from sppcls.spec import Spec
@@ -33,7 +34,6 @@ from sppcls.training.module import LitSppClassifier
 from sppcls.training.optim import LOWEST, STEPS, balanced_weights, find_rate
 from sppcls.training.overfitting import GapCurves, measuring
 from sppcls.training.preflight import Resumed
-from sppcls.training.run import plan_table
 from sppcls.training.trainer import Callback, build_trainer
 
 
