@@ -7,16 +7,21 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
-from sppcls.help import check_flags, unknown_option
+from sppcls.help import check_flags, train_help, unknown_option
 from sppcls.process import Interrupted, Signals, leave, own_process
 from sppcls.run_folder import fresh_folder
 from sppcls.spec import Spec, keys, parse, unknown_key
 from sppcls.terminal import OutputClosedError, say, show
 from sppcls.training.preflight import joined_rank
 from sppcls.training.sweep import Job, Sweep, run_job
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig, ListConfig
+
+Values = dict[str, Any]  # of a job by group, as Hydra composes them: unchecked
 
 
 def conf_folder() -> Path:
@@ -50,8 +55,6 @@ def main() -> None:
 def _run() -> int:
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
-        from sppcls.help import train_help
-
         show(*train_help(conf_folder()))
         return 0
     check_flags(arguments)
@@ -79,11 +82,11 @@ def _run() -> int:
     return sweep.finish()
 
 
-def _launched() -> Callable[[Any], int]:
+def _launched() -> Callable[["DictConfig"], int]:
     """Return what Hydra's launcher calls with a job's values, in this process or on another machine."""
     command, folder = list(sys.argv), Path.cwd()
 
-    def launched(config: Any) -> int:
+    def launched(config: "DictConfig") -> int:
         # A launcher's worker has its own: restore the user's command, and this folder for relative paths.
         sys.argv = command
         os.chdir(folder)
@@ -92,9 +95,12 @@ def _launched() -> Callable[[Any], int]:
     return launched
 
 
+_ONLY_PRINT = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--resolve"}
+
+
 class _Composed(NamedTuple):
     overrides: list[str]
-    values: dict[str, Any]
+    values: Values
     experiment: str | None
 
 
@@ -107,7 +113,7 @@ def _composed() -> tuple[list[_Composed], bool]:
     modes: set[str] = set()
     wrong: list[str] = []
 
-    def record(config: Any) -> None:
+    def record(config: "DictConfig") -> None:
         hydra = HydraConfig.get()
         modes.add(hydra.mode.name if hydra.mode else "")
         experiment = hydra.runtime.choices.get("experiment")
@@ -120,18 +126,13 @@ def _composed() -> tuple[list[_Composed], bool]:
         _hydra(record, "hydra/launcher=basic", f"hydra.sweep.dir='{scratch}'")
     if wrong:
         raise ConfigError(wrong[0])
-    asked = {"-m", "--multirun"} & set(sys.argv[1:])
-    if asked and not jobs and not _asked_for_text():
+    flags = {argument.split("=")[0] for argument in sys.argv[1:]}
+    if flags & {"-m", "--multirun"} and not jobs and not flags & _ONLY_PRINT:
         raise ConfigError("the sweep has no jobs: an override has no values; give at least one, e.g. seed=0,1,2")
     return jobs, "MULTIRUN" in modes
 
 
-def _asked_for_text() -> bool:
-    flags = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--resolve")
-    return any(argument.split("=")[0] in flags for argument in sys.argv[1:])
-
-
-def _hydra(job: Callable[[Any], Any], *overrides: str) -> None:
+def _hydra(job: Callable[["DictConfig"], object], *overrides: str) -> None:
     """Let Hydra compose and launch ``job`` for the command line and extra overrides; report its errors in one line."""
     # Lets Hydra's errors through to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -185,7 +186,7 @@ def _one_line(error: Exception) -> str:
     return unknown_key(unknown[1]) if unknown else text
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _plain(config: "DictConfig | ListConfig") -> Values:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
@@ -205,7 +206,7 @@ def _single(job: _Composed) -> int:
     return run(spec)
 
 
-def _parsed(values: dict[str, Any]) -> Spec:
+def _parsed(values: Values) -> Spec:
     """Return the spec of a job, with the values of its variant applied."""
     from omegaconf import OmegaConf
 
@@ -219,11 +220,11 @@ def _parsed(values: dict[str, Any]) -> Spec:
         raise ConfigError(f"sweep.variant={name} is unknown{did_you_mean(name, variants)}")
     # All variants are measured at the scales of the common settings.
     measured = {"test_scales": list(spec.test_scales), "gap_scales": list(spec.gap_scales), "val_scale": spec.val_scale}
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(values, {"metrics": measured}, variants[name]))
+    merged = _plain(OmegaConf.merge(values, {"metrics": measured}, variants[name]))
     return parse(merged | {"sweep": merged["sweep"] | {"variants": {}}})
 
 
-def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
+def _resumed(values: Values, overrides: list[str]) -> Spec:
     """Return the spec of the run to resume, with the overrides applied."""
     from sppcls.checkpoints import has_checkpoint
     from sppcls.training.preflight import resumed_spec
@@ -242,7 +243,7 @@ def _resumed(values: dict[str, Any], overrides: list[str]) -> Spec:
     return resumed_spec(str(run), given)
 
 
-def _at(values: Any, key: str) -> Any:
+def _at(values: Values, key: str) -> object:
     for part in key.split("."):
         values = values[part]
     return values

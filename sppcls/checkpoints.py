@@ -6,11 +6,16 @@ import zipfile
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sppcls.errors import SppclsError
 from sppcls.files import read_bytes, replacing, write_text
 from sppcls.terminal import log
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Content = dict[str, Any]  # of a checkpoint: tensors and plain values, by the names that Lightning gives them
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
@@ -29,7 +34,7 @@ class _Hashed:
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.digest = file, hashlib.sha256()
 
-    def write(self, data: Any) -> int:
+    def write(self, data: "ReadableBuffer") -> int:
         self.digest.update(data)
         return self._file.write(data)
 

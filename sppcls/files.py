@@ -112,7 +112,7 @@ def to_json(values: object, indent: int | None = None) -> str:
     return json.dumps(_finite(values), indent=indent, allow_nan=False)
 
 
-def _finite(values: Any) -> Any:
+def _finite(values: object) -> object:
     if isinstance(values, Mapping):
         return {key: _finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple):

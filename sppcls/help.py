@@ -49,6 +49,7 @@ def _near(word: str, words: Iterable[str]) -> bool:
 
 
 _KEY, _DEFAULT = 34, 12
+Schema = dict[str, Any]  # JSON schema
 _USAGE = """Train an image classifier at several scales, without crop or warp.
 
   train.py [group=option] [key=value] ...
@@ -74,7 +75,7 @@ def _groups(conf: Path) -> "Iterator[Text]":
         yield from _wrapped(folder.name, 12, "", options)
 
 
-def _of(key: str, value: dict[str, Any], groups: dict[str, Any]) -> "Iterator[Text]":
+def _of(key: str, value: Schema, groups: Schema) -> "Iterator[Text]":
     """Yield the help lines of one setting, or of all settings of a group."""
     if named := value.get("$ref", "").rpartition("/")[2]:
         for name, inner in groups[named]["properties"].items():
@@ -105,7 +106,7 @@ def _wrapped(name: str, wide: int, default: str, text: str) -> "Iterator[Text]":
     yield from (Text(" " * indent + line) for line in more)
 
 
-def _allowed(value: dict[str, Any]) -> str:
+def _allowed(value: Schema) -> str:
     """Return the values that a setting takes, from its JSON schema.
 
     >>> _allowed({"enum": ["a", "b"]}), _allowed({"type": "integer", "minimum": 1, "exclusiveMaximum": 2147483648})

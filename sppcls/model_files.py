@@ -15,8 +15,7 @@ from sppcls.checkpoints import BEST, is_whole, last_whole
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.files import checked_path
 from sppcls.models.classifier import SppClassifier
-from sppcls.models.pickled import load_plain
-from sppcls.models.weights import fault_of
+from sppcls.models.weights import fault_of, load_plain
 from sppcls.signature import Signature, read_signature
 from sppcls.spec import Spec, parse, parse_model
 from sppcls.terminal import printable
@@ -29,7 +28,7 @@ _PREFIX = "network."
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: the network in eval mode, how to use it, and what is known about its training.
+    """A loaded model: the network in eval mode, and what is known about its training.
 
     Attributes:
         spec: The settings of `train.py`; None for networks that were trained in another way.
@@ -39,7 +38,6 @@ class Model:
     """
 
     network: SppClassifier
-    signature: Signature
     spec: Spec | None
     metrics: dict[str, float]
     file: Path
@@ -51,33 +49,23 @@ class Model:
         return f"{self.file}, {epoch}all {len(self.network.state_dict())} tensors loaded"
 
 
-def signature_of(network: SppClassifier, fit: str | None = None, max_aspect: float | None = None) -> Signature:
-    """Return the signature of a network; ``fit`` and ``max_aspect`` default to the network's own."""
-    return Signature(
-        classes=network.classes,
-        scales=network.scales,
-        pool=network.pool,
-        fit=fit or network.fit,
-        max_aspect=max_aspect or network.max_aspect,
-        mean=network.mean,
-        std=network.std,
-        smallest=network.smallest,
-        stride=network.trunk.stride,
-        input_size=network.input_size,
-    )
-
-
 def describe(
-    network: SppClassifier, signature: Signature, spec: Spec | None = None, metrics: Mapping[str, float] | None = None
+    network: SppClassifier,
+    spec: Spec | None = None,
+    metrics: Mapping[str, float] | None = None,
+    signature: Signature | None = None,
 ) -> dict[str, Any]:
-    """Return the plain values that a checkpoint or an export stores with its tensors."""
+    """Return the plain values that a checkpoint or an export stores with its tensors.
+
+    ``signature`` is that of an export, which may differ from the network's.
+    """
     from importlib.metadata import version
 
     return {
         "schema": SCHEMA,
         "version": version("sppcls"),
         "model": network.recipe,
-        "signature": signature.as_values(),
+        "signature": (signature or network.signature).as_values(),
         "spec": spec.model_dump(mode="json") if spec else None,
         "metrics": dict(metrics or {}),
     }
@@ -133,7 +121,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def _refuse_faults(weights: Mapping[str, Any], file: Path) -> None:
+def _refuse_faults(weights: Mapping[str, object], file: Path) -> None:
     if fault := fault_of({str(name): tensor for name, tensor in weights.items()}):
         raise SppclsError(f"{file}: {printable(fault)}; use another checkpoint")
 
@@ -165,7 +153,7 @@ def load(path: str | Path, which: str | None = None) -> Model:
     return replace(_rebuilt(described, weights, file), epoch=epoch + 1 if isinstance(epoch, int) else None)
 
 
-def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
+def _read_safetensors(file: Path) -> tuple[object, dict[str, Tensor]]:
     import safetensors
     from safetensors.torch import load_file
 
@@ -177,13 +165,13 @@ def _read_safetensors(file: Path) -> tuple[Any, dict[str, Tensor]]:
         raise SppclsError(f"{file} is not a safetensors file or is damaged; export it again") from None
 
 
-def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model:
+def _rebuilt(described: object, weights: Mapping[str, Tensor], file: Path) -> Model:
     if not isinstance(described, dict):
         raise SppclsError(f"{file} is not a model of this package: it has no {KEY!r} entry")
-    if described.get("schema") not in (1, SCHEMA):
+    if described.get("schema") != SCHEMA:
         got = described.get("schema")
-        raise SppclsError(f"{file} has schema {got}, this version reads 1 and {SCHEMA}; use the version that wrote it")
-    known = read_signature(described.get("signature"), str(file)) if described["schema"] > 1 else None
+        raise SppclsError(f"{file} has schema {got}, this version reads {SCHEMA}; use the version that wrote it")
+    known = read_signature(described.get("signature"), str(file))
     try:
         spec = parse(described["spec"]) if described.get("spec") else None
         with _no_larger_than(file.stat().st_size, len(weights)):
@@ -193,12 +181,10 @@ def _rebuilt(described: Any, weights: Mapping[str, Tensor], file: Path) -> Model
         raise SppclsError(f"{file}: {_line(error)}") from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SppclsError(f"{file}: the weights do not match the description: {_line(error)}") from None
-    if known is None:
-        known = signature_of(network, *((spec.data.fit, spec.data.max_aspect) if spec else ()))
     network.mean, network.std, network.fit, network.max_aspect = known.mean, known.std, known.fit, known.max_aspect
     metrics = described.get("metrics")
     numbers = {str(k): v for k, v in metrics.items() if isinstance(v, float)} if isinstance(metrics, dict) else {}
-    return Model(network.eval(), known, spec, numbers, file)
+    return Model(network.eval(), spec, numbers, file)
 
 
 def _line(error: Exception) -> str:
@@ -213,7 +199,7 @@ def _no_larger_than(elements: int, tensors: int) -> Iterator[None]:
     """
     left = [elements + (150 << 20), tensors + 1000]
 
-    def count(_module: nn.Module, _name: str, parameter: Any) -> None:
+    def count(_module: nn.Module, _name: str, parameter: object) -> None:
         left[:] = left[0] - (parameter.numel() if isinstance(parameter, Tensor) else 0), left[1] - 1
         if min(left) < 0:
             raise ValueError("the network described is larger than the file")
@@ -225,7 +211,7 @@ def _no_larger_than(elements: int, tensors: int) -> Iterator[None]:
         handle.remove()
 
 
-def _network(described: Mapping[str, Any], known: Signature | None, spec: Spec | None) -> SppClassifier:
+def _network(described: Mapping[str, Any], known: Signature, spec: Spec | None) -> SppClassifier:
     from sppcls.build import build_classifier
 
     if spec is not None:
@@ -234,7 +220,4 @@ def _network(described: Mapping[str, Any], known: Signature | None, spec: Spec |
         model = parse_model(described["model"])
     else:
         raise SppclsError("its trunk was not built by name; build the SppClassifier yourself and load its state_dict")
-    if known is not None:
-        return build_classifier(model, known.classes, known.scales, pretrained=False, input_size=known.input_size)
-    # Schema 1, from before exports: everything is in the spec.
-    return build_classifier(model, described["classes"], spec.schedule.scales if spec else (), pretrained=False)
+    return build_classifier(model, known.classes, known.scales, pretrained=False, input_size=known.input_size)

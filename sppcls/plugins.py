@@ -6,13 +6,15 @@ from typing import Any
 
 from sppcls.errors import ConfigError, did_you_mean
 
+Plugin = Callable[..., Any]  # what it takes and returns depends on its kind
 
-def plugins(kind: str) -> dict[str, Callable[[], Callable[..., Any]]]:
+
+def plugins(kind: str) -> dict[str, Callable[[], Plugin]]:
     """Return a loader for each name in the entry point group ``sppcls.KIND``."""
     return {point.name: point.load for point in entry_points(group=f"sppcls.{kind}")}
 
 
-def plugin(kind: str, name: str, key: str, own: Iterable[str] = ()) -> Callable[..., Any]:
+def plugin(kind: str, name: str, key: str, own: Iterable[str] = ()) -> Plugin:
     """Return what an installed package registers as ``name``; ``own`` are the built-in names.
 
     Raises ``ConfigError`` naming the setting ``key`` if there is none.

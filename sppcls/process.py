@@ -5,11 +5,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 
 def own_process() -> None:
@@ -36,6 +36,7 @@ def leave(status: int, alone: bool = True) -> NoReturn:
 
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_Handler = Callable[[int, FrameType | None], object] | int | None
 _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 STATUSES = frozenset(128 + number for number in _NUMBERS)
 
@@ -81,8 +82,8 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._deferred = False
-        self._before: dict[int, Any] = {}
-        self._hook: Any = None
+        self._before: dict[int, _Handler] = {}
+        self._hook: Callable[[sys.UnraisableHookArgs], object] | None = None
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
@@ -112,11 +113,11 @@ class Signals:
         """Raise ``Interrupted`` for the signal received here or by another rank."""
         raise Interrupted(self.received or signal.SIGTERM, held=True)
 
-    def _swallowed(self, unraisable: Any) -> None:
+    def _swallowed(self, unraisable: "sys.UnraisableHookArgs") -> None:
         """Resend a signal that arrived in a destructor, which swallows exceptions."""
         if isinstance(unraisable.exc_value, Interrupted):
             threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.status - 128)).start()
-        else:
+        elif self._hook:
             self._hook(unraisable)
 
     def _on(self, signum: int, frame: FrameType | None) -> None:

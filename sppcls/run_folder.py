@@ -80,7 +80,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, *, resume: bool = False, anew: bool = False) -> None:
         self.path = Path(path)
-        self._environment: dict[str, Any] = {}
+        self._environment: dict[str, object] = {}
         self._started = time.time()
         if not (resume or anew):
             self._refuse_content()
@@ -216,7 +216,7 @@ def state_of(run: Path) -> str:
     return "interrupted" if killed or (state == "finished" and not read_summary(run)) else state
 
 
-def _environment() -> dict[str, Any]:
+def _environment() -> dict[str, object]:
     """Return the command, the versions and the hardware, as the report shows them."""
     import torch
 

@@ -1,6 +1,6 @@
 """The settings of a run by group, each with its range, default and meaning."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -148,7 +148,7 @@ class ScheduleSpec(Values):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_scale_is_single(cls, values: Any) -> Any:
+    def _one_scale_is_single(cls, values: object) -> object:
         given = values if isinstance(values, dict) and isinstance(values.get("scales"), list | tuple) else {}
         alone = len(given.get("scales", ())) == 1 and given.get("kind", "alternate") == "alternate"
         return given | {"kind": "single"} if alone else values

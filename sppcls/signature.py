@@ -1,13 +1,13 @@
 """What a program needs to use a model: classes, sizes, preprocessing; plain values, stored in every model file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.errors import SppclsError
+from sppcls.errors import ConfigError, SppclsError
 
 Triple = tuple[float, float, float]
 INPUTS = ("normalized", "uint8", "float")
@@ -24,6 +24,12 @@ def far_scales(asked: Sequence[int], trained: Sequence[int]) -> str:
     if small := [scale for scale in asked if trained and scale * 4 < min(trained)]:
         return f"scale {small[0]} is less than a quarter of the smallest trained, {min(trained)}: expect low accuracy"
     return ""
+
+
+def refuse_small(what: str, scales: Iterable[int], smallest: int, network: str) -> None:
+    """Raise ``ConfigError`` if a scale is below the smallest that a network can take."""
+    if small := [scale for scale in scales if scale < smallest]:
+        raise ConfigError(f"{what} {small[0]} is too small for {network}; the smallest scale is {smallest}")
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,12 @@ class Signature:
         normal: npt.NDArray[np.float32] = (images.astype(np.float32) - mean) / std
         return normal
 
-    def as_values(self) -> dict[str, Any]:
+    def as_values(self) -> dict[str, object]:
         """Return plain values, for `read_signature`."""
         return asdict(self)
 
 
-def read_signature(values: Any, where: str) -> Signature:
+def read_signature(values: object, where: str) -> Signature:
     """Return the signature in a file's plain values; raises ``SppclsError`` naming the fault and ``where`` it is."""
     if not isinstance(values, Mapping):
         raise SppclsError(f"{where}: its signature is {type(values).__name__}, not a mapping")
@@ -133,13 +139,13 @@ def _checked(value: Any, *kinds: type) -> Any:
     return value
 
 
-def _one_of(value: Any, allowed: tuple[str, ...]) -> str:
+def _one_of(value: object, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{str(value)[:40]!r} is not one of {', '.join(allowed)}")
     return str(value)
 
 
-def _pixels(value: Any) -> int:
+def _pixels(value: object) -> int:
     if type(value) is not int or not 1 <= value <= 8192:
         raise ValueError(f"{str(value)[:40]!r} is not a number of pixels")
     return value

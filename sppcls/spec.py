@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -49,7 +49,7 @@ class SweepSpec(Values):
 
     variant: str | None = None
     """The named set of values that a job uses."""
-    variants: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - pydantic copies it
+    variants: dict[str, dict[str, object]] = {}  # noqa: RUF012 - pydantic copies it
     """Named sets of values."""
     baseline: str | None = None
     """The variant that others are compared with."""
@@ -155,7 +155,7 @@ def unknown_key(key: str) -> str:
     return f"unknown key {key}{f'; did you mean {meant!r}?' if meant else did_you_mean(key, keys())}"
 
 
-def parse_model(values: Any) -> ModelSpec:
+def parse_model(values: object) -> ModelSpec:
     """Return validated model settings; raises ``ConfigError`` naming the first wrong key."""
     try:
         return ModelSpec.model_validate(values)
@@ -163,7 +163,7 @@ def parse_model(values: Any) -> ModelSpec:
         raise ConfigError(_first_line(error, "model.")) from None
 
 
-def parse(values: Mapping[str, Any]) -> Spec:
+def parse(values: Mapping[str, object]) -> Spec:
     """Return the validated spec; raises ``ConfigError`` naming the first wrong key.
 
     >>> parse({"schedule": {"kind": "single", "scales": [64]}}).schedule.scales

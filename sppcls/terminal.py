@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -152,7 +152,7 @@ def markdown_text(text: str) -> str:
     return printable(text).replace("<", "\\<").replace("](", "]\\(")
 
 
-def ece_column(found: Mapping[str, Any]) -> str:
+def ece_column(found: Mapping[str, object]) -> str:
     """Return the column name of the calibration error; it names label smoothing, which alone makes the error large.
 
     >>> ece_column({"label_smoothing": 0.1}), ece_column({})

@@ -59,7 +59,7 @@ def numbers(corpus):
         make = corpus.described(signature=known | {key: value})
         corpus.add(f"signature, {key}", "predict", make, says, corpus.image, names="")
     dots = {"a" + ".b" * 1_000_000: torch.zeros(1)}
-    corpus.add("a million dots", "weights", lambda p, _: torch.save(dots, p), "does not fit", file="a.pth")
+    corpus.add("a million dots", "weights", lambda p, _: torch.save(dots, p), "does not match", file="a.pth")
 
 
 def names(corpus):

@@ -83,25 +83,30 @@ def called(name, *opcodes):
 
 def nested(times):
     """Return the opcodes of a list of ten times a list of ten times ..."""
-    return state(b"]q\x000", *(b"](" + b"h\x00" * 10 + b"eq\x000" for _ in range(times)), b"h\x00")
+    return state(b"](]q\x00", *(b"](" + b"h\x00" * 10 + b"eq\x00" for _ in range(times)), b"e")  # torch has no POP
 
 
 MANY = stored(1, (1 << 30,), (0,))
 REFUSED = "is refused|is not a checkpoint"
 DEMANDS = {  # of memory and time, which weights_only=True does not bound; and what the line says
-    "bytearray": (called("builtins.bytearray", number(16 << 30)), "asks for builtins.bytearray"),
-    "encoded": (state(b"c_codecs\nencode\n(" * 40, b"Vx\nVlatin1\ntR", b"Vhex\ntR" * 39), "asks for _codecs.encode"),
-    "set of views": (called("builtins.set", MANY), "larger than its 4 bytes"),
+    "bytearray": (called("builtins.bytearray", number(16 << 30)), "references builtins.bytearray"),
+    "encoded": (state(b"c_codecs\nencode\n(" * 40, b"Vx\nVlatin1\ntR", b"Vhex\ntR" * 39), "references _codecs.encode"),
+    "set of views": (called("builtins.set", MANY), "references builtins.set"),
+    "dictionary of views": (called("collections.OrderedDict", MANY), "other arguments than torch"),
+    "attributes of views": (state(b"ccollections\nOrderedDict\n)R", MANY, b"b"), "sets more than the attributes"),
     "stride 0": (state(MANY), "larger than its 4 bytes"),
-    "storage": (state(stored(HUGE)), "claim more bytes"),
-    "legacy constructor": (called("torch.FloatTensor", number(8 << 30)), "asks for torch.FloatTensor"),
-    "storage constructor": (called("torch.storage.UntypedStorage", number(8 << 30)), "creates its own storage"),
-    "many storages": (state(b"]", *(stored(64, key=str(n)) + b"a" for n in range(400))), "claim more bytes"),
+    "storage": (state(stored(HUGE)), "is not a checkpoint"),
+    "legacy constructor": (called("torch.FloatTensor", number(8 << 30)), "references torch.FloatTensor"),
+    "storage constructor": (
+        called("torch.storage.UntypedStorage", number(8 << 30)),
+        "references torch.storage",
+    ),
+    "many storages": (state(b"]", *(stored(64, key=str(n)) + b"a" for n in range(400))), "is not a checkpoint"),
     "laughs": (nested(40), "expand far beyond the file's size"),
     "deep": (state(b"]" * 100_000, b"a" * 99_999), "is not a checkpoint"),
     "memo": (state(b"N", end=b"r\xff\xff\xff\x7f"), "not a model of this package"),
     "long string": (b"\x80\x02X\xff\xff\xff\x7f.", "is damaged|is not a checkpoint"),
     "set_": (state(stored(), number(HUGE), b"\x85b"), "sets more than the attributes"),
-    "persistent": (b"\x80\x02Pos.system\n.", "refers to something other"),
+    "persistent": (b"\x80\x02Pos.system\n.", "is refused"),
     "cycle": (state(b"]q\x00h\x00a"), "is damaged|is not a checkpoint"),
 }

@@ -22,7 +22,7 @@ from sppcls.data.cache import PixelCache, cache_dir, open_caches, open_reserved
 from sppcls.data.cut import own_tensors
 from sppcls.data.files import FileSource, scan
 from sppcls.data.geometry import fitted_size, fitted_sizes
-from sppcls.data.images import Augment, BatchDataset
+from sppcls.data.images import Augment, BatchDataset, fit_image
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
@@ -124,7 +124,7 @@ def test_a_part_of_a_cache_is_the_same_pixels(source):
     whole = cache_of(source, (48,)).open()
     indices = np.array([7, 2, 11])
     for index in indices:
-        whole.put(int(index), source.read(int(index), 48), 48)
+        whole.put(int(index), source.read(int(index), 48), 48, fit_image)
     part = whole.part(indices)
     for place, index in enumerate(indices):
         box = next(b.size for b in plan_evaluation(source.sizes, 48, batch_size=1) if b.indices == (index,))
@@ -293,14 +293,14 @@ def test_a_small_disk_ends_a_run_by_one_line(tmp_path):
 def folder(tmp_path, monkeypatch):
     """Return a cache folder with files of each kind, unused for 10 days, and things that are not ours."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in ("0" * 20 + ".pixels", f"sizes/{'1' * 16}.bin", f"features/{'2' * 20}-keep-224-3.npy"):
+    for name in ("0" * 20 + ".pixels", f"sizes/{'1' * 16}.bin", f"sizes/{'2' * 16}.bin"):
         put(cache_dir() / name)
     for name in (
         "mine.pixels",
         "0.pixels",
         "sizes/a.json",
-        "features/f.npy",
-        "features/more/" + "2" * 20 + "-a-1-1.npy",
+        "sizes/more/" + "2" * 16 + ".bin",
+        "features/" + "2" * 20 + "-a-1-1.npy",
     ):
         put(cache_dir() / name)
     (cache_dir() / ("f" * 20 + ".pixels")).symlink_to(put(tmp_path / "photograph.jpg"))
@@ -335,7 +335,7 @@ def test_old_caches_are_listed_and_removed_and_nothing_else(folder, capsys):
     assert "removed 3 files, 1 MB" in called(capsys, "--clear")
     left = {path.name for path in folder.rglob("*") if path.is_file()}
     ours = {"a" * 20 + ".pixels"}
-    others = {"mine.pixels", "0.pixels", "a.json", "f.npy", "2" * 20 + "-a-1-1.npy", "f" * 20 + ".pixels"}
+    others = {"mine.pixels", "0.pixels", "a.json", "2" * 16 + ".bin", "2" * 20 + "-a-1-1.npy", "f" * 20 + ".pixels"}
     assert left == ours | others
     assert "1 in use, kept" in called(capsys, "--clear")
     held.get(0, (32, 32))

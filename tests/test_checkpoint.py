@@ -12,11 +12,10 @@ from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_m
 from sppcls.build import build_classifier
 from sppcls.data.shapes import ShapesSource
 from sppcls.errors import ConfigError, SppclsError
-from sppcls.model_files import KEY, describe, load, signature_of
+from sppcls.model_files import KEY, describe, load
 from sppcls.models.backbones import build_trunk
 from sppcls.settings import ModelSpec
 from sppcls.signature import read_signature
-from sppcls.spec import Spec
 
 CLASSES = ("cat", "dog", "emu")
 
@@ -27,7 +26,7 @@ def classifier(**settings):
 
 
 def write(path, network, prefix="network.", **changes):
-    described = describe(network, signature_of(network), metrics={"val_acc1": 0.5})
+    described = describe(network, metrics={"val_acc1": 0.5})
     state = {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"state_dict": state, KEY: described | changes}, path)
     return path
@@ -48,7 +47,7 @@ def test_a_network_is_rebuilt_from_names_and_numbers(tmp_path, settings):
     network = classifier(**settings)
     found = load(write(tmp_path / "a.ckpt", network, prefix="network._orig_mod."))
     assert (found.network.classes, found.network.scales) == (CLASSES, (48, 32))
-    assert (found.signature.smallest, found.signature.stride) == (network.smallest, network.trunk.stride)
+    assert found.network.signature == network.signature
     assert (found.metrics, found.spec) == ({"val_acc1": 0.5}, None)
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(found.network(images), network(images))
@@ -78,22 +77,11 @@ def test_a_library_users_checkpoint_loads_too(tmp_path):
     trainer.fit(LitSppClassifier(network), datamodule=data)
     trainer.save_checkpoint(tmp_path / "mine.ckpt")
     found = load(tmp_path / "mine.ckpt")
-    assert (found.signature.fit, found.signature.max_aspect, found.signature.scale) == ("keep", 2.0, 32)
+    used = found.network.signature
+    assert (used.fit, used.max_aspect, used.scale) == ("keep", 2.0, 32)
     assert 0 <= found.metrics["val_acc1"] <= 1
     images = torch.randn(2, 3, 30, 40)
     assert torch.equal(found.network(images), network.eval()(images))
-
-
-def test_a_checkpoint_of_the_first_schema_loads(tmp_path):
-    network = classifier(levels=(2, 1))
-    spec = Spec(model=ModelSpec(levels=(2, 1))).model_dump(mode="json")
-    old = {"schema": 1, "version": "0.1.0", "classes": list(CLASSES), "spec": spec}
-    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    torch.save({"state_dict": state, KEY: old}, tmp_path / "old.ckpt")
-    found = load(tmp_path / "old.ckpt")
-    assert (found.signature.scales, found.signature.fit) == ((64, 48), "keep")
-    images = torch.randn(1, 3, 40, 56)
-    assert torch.equal(found.network(images), network(images))
 
 
 def test_a_trunk_of_ones_own_is_told_how_to_load(tmp_path):
@@ -103,7 +91,8 @@ def test_a_trunk_of_ones_own_is_told_how_to_load(tmp_path):
 
 
 WRONG = [
-    ({"schema": 99}, "schema 99, this version reads 1 and 2"),
+    ({"schema": 99}, "schema 99, this version reads 2"),
+    ({"schema": 1}, "schema 1, this version reads 2"),
     ({"schema": None}, "schema None"),
     ({"model": {"backbone": "tiny", "levels": [3]}}, "do not match the description"),
     ({"model": {"backbone": "tiny", "levels": [65]}}, "model.levels"),
@@ -146,7 +135,7 @@ def test_a_description_that_is_wrong_is_one_line(tmp_path, changes, said):
 )
 def test_a_signature_that_is_wrong_is_one_line(tmp_path, key, value):
     network = classifier()
-    signature = signature_of(network).as_values() | {key: value}
+    signature = network.signature.as_values() | {key: value}
     with pytest.raises(SppclsError, match=r"a\.ckpt") as error:
         load(write(tmp_path / "a.ckpt", network, signature=signature))
     assert "\n" not in str(error.value)
@@ -154,7 +143,7 @@ def test_a_signature_that_is_wrong_is_one_line(tmp_path, key, value):
 
 def test_a_signature_prepares_images_as_the_network_does():
     network = classifier(backbone="efficientnet_lite0")
-    signature = signature_of(network)
+    signature = network.signature
     assert read_signature(json.loads(json.dumps(signature.as_values())), "it") == signature
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 33), dtype=np.uint8)
     assert np.array_equal(signature.prepared(images), network.normalize(torch.from_numpy(images)).numpy())

@@ -25,8 +25,8 @@ from sppcls.data.images import decode
 from sppcls.data.source import Identity
 from sppcls.data.source import Subset as OurSubset
 from sppcls.errors import ConfigError, DataError
+from sppcls.report.run_lines import plan_table
 from sppcls.spec import parse
-from sppcls.training.run import plan_table
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,8 @@
 import math
 import os
 import shutil
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sppcls.commands.data import data_tables, run
+from sppcls.commands import data
+from sppcls.commands.data import data_tables
 from sppcls.data.cut import bucket_size, cut_images
 from sppcls.data.geometry import fitted_size
 from sppcls.data.plan import plan_epoch
@@ -20,6 +23,10 @@ from sppcls.errors import ConfigError, DataError
 from sppcls.measure import dataset
 from sppcls.measure.dataset import examine, scale_costs
 from sppcls.report.data_page import plain, remarks, sheets, write_data_page
+
+
+def run(directory: Path, scales: Sequence[int], decode: bool = False, out: Path | None = None) -> int:
+    return data.run(Namespace(directory=str(directory), scales=scales, decode=decode, out=out and str(out)))
 
 
 def put(path: Path, h: int = 40, w: int = 50, seed: int | None = None) -> Path:
@@ -300,7 +307,7 @@ def test_names_of_any_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         pytest.skip("this file system takes UTF-8 alone")
     (root / "c").mkdir()
     (root / "c" / os.fsdecode(b"\xfe\n\x1b.jpg")).touch()
-    assert run(str(root), [16], out=str(root / "page.html")) == 3
+    assert run(root, [16], out=root / "page.html") == 3
     said = capsys.readouterr().out
     page = (root / "page.html").read_text()
     assert "c/\N{REPLACEMENT CHARACTER}\\n\\x1b.jpg" in said
@@ -319,14 +326,14 @@ def test_plain_names_are_one_printable_line(name: str) -> None:
 
 def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put_classes(tmp_path / "set", {"ant": 1, "bee": 3})
-    assert run(str(tmp_path / "set"), [16, 48], decode=True, out=str(tmp_path / "page.html")) == 0
+    assert run(tmp_path / "set", [16, 48], decode=True, out=tmp_path / "page.html") == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     for text in ("all (4)", "bee", "upscaled", "100.0%", "broken files: 0 (every file decoded)", "3.0 times"):
         assert text in captured.out
     assert f"page: {tmp_path / 'page.html'}\n" in captured.out
     assert (tmp_path / "page.html").is_file()
-    assert run(str(tmp_path / "set"), []) == 0
+    assert run(tmp_path / "set", []) == 0
     assert "page:" not in capsys.readouterr().out
 
 
@@ -339,7 +346,7 @@ def test_a_broken_file_is_exit_status_3_after_all_was_said(
     if content is not None:
         bad.write_bytes(content)
     page = tmp_path / "page.html"
-    assert run(str(tmp_path / "set"), [16], decode=decode, out=str(page)) == 3
+    assert run(tmp_path / "set", [16], decode=decode, out=page) == 3
     assert "ant/bad.jpg" in capsys.readouterr().out
     assert "ant/bad.jpg" in page.read_text()
 
@@ -347,7 +354,7 @@ def test_a_broken_file_is_exit_status_3_after_all_was_said(
 def test_a_page_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
     for out in (tmp_path, tmp_path / "missing" / "page.html"):
         with pytest.raises(ConfigError, match=r"--out .*give FILE\.html in an existing folder"):
-            run(str(tmp_path / "nowhere"), [16], out=str(out))
+            run(tmp_path / "nowhere", [16], out=out)
 
 
 def test_every_cell_is_text(tmp_path: Path) -> None:

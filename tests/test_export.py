@@ -17,7 +17,6 @@ from sppcls import commands, load_model
 from sppcls.build import build_classifier
 from sppcls.deploy import graph, parity
 from sppcls.deploy.runtime import open_model, softmax
-from sppcls.model_files import signature_of
 from sppcls.ops import pyramid
 from sppcls.settings import ModelSpec
 from tests.readme import blocks
@@ -70,7 +69,7 @@ def test_class_names_and_preprocessing_travel_in_each_file(exported, model):
     network = load_model(model)
     for name in ("", "model.safetensors", "model.onnx", "model.pt2"):
         signature = open_model(exported / name, trust=True).signature
-        assert signature == signature_of(network)
+        assert signature == network.signature
     config = json.loads((exported / "config.json").read_text())
     assert config["id2label"] == {"0": "cat", "1": "dog", "2": "emu"}
     card = (exported / "README.md").read_text()
@@ -279,10 +278,10 @@ def test_every_network_is_proved_in_every_format(tmp_path, capsys, save_model, b
 
 def test_the_sizes_of_a_proof_hold_what_is_promised():
     network = build_classifier(ModelSpec(backbone="efficientnet_lite0"), CLASSES, (32, 96))
-    sizes = parity.parity_sizes(signature_of(network))
+    sizes = parity.parity_sizes(network.signature)
     assert min(min(h, w) for _, h, w in sizes) == 32
     assert max(h * w for _, h, w in sizes) == 192 * 256
     assert any(h == w for _, h, w in sizes)
     assert any(h < w for _, h, w in sizes)
     assert any(h > w for _, h, w in sizes)
-    assert len(parity.parity_sizes(replace(signature_of(network), scales=()))) >= 8
+    assert len(parity.parity_sizes(replace(network.signature, scales=()))) >= 8

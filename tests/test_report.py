@@ -7,6 +7,7 @@ import operator
 import re
 import shutil
 import statistics
+from argparse import Namespace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sppcls import commands
-from sppcls.commands.report import run as report
+from sppcls.commands.report import run as run_report
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.measure.answers import Answers
 from sppcls.measure.scales import ScaleResult, ScaleRow
@@ -30,6 +31,11 @@ from sppcls.report.study import TESTED, study, values_of
 from sppcls.report.sweep_page import MEASURES, write_sweep_report
 from sppcls.spec import parse
 from sppcls.terminal import show
+
+
+def report(folder: Path) -> int:
+    return run_report(Namespace(directory=str(folder), baseline=[]))
+
 
 EPOCH = (
     "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_scale", "val_loss", "val_acc1", "val_acc5",
@@ -753,7 +759,7 @@ def test_a_run_with_a_damaged_file_has_a_page_or_is_one_line(pair, name, content
 def test_an_archive_that_is_cut_off_is_named_and_costs_its_part(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     damage(run / "answers.npz", TORN)
-    assert report(str(run)) == 0
+    assert report(run) == 0
     assert "run: answers.npz is damaged" in capsys.readouterr().out
 
 
@@ -776,7 +782,7 @@ def as_first_version(values):
 def test_a_run_of_the_first_version_has_a_page_and_tables(tmp_path):
     run = write_run(tmp_path / "run")
     edit(run / "summary.json", as_first_version)
-    assert report(str(run)) == 0
+    assert report(run) == 0
     assert "| 64 (trained) | 75.0% | - to - |" in (run / "summary.md").read_text()
     assert "top-1 at scale 64" in (run / "report.html").read_text()
 
@@ -826,7 +832,7 @@ def test_a_sweep_without_validation_images_says_what_it_can(pair):
         edit(run / "summary.json", without)
     write_sweep_report(pair)
     assert "| other | 2 | - | - | - | - | - | - | - | 30 |" in (pair / "summary.md").read_text()
-    assert report(str(pair / "base-0")) == 0
+    assert report(pair / "base-0") == 0
 
 
 # The page
@@ -887,7 +893,7 @@ def sweep_folder(tmp_path_factory):
 def pages(sweep_folder):
     """Return the text of the sweep's page, of a finished run's and of the failed run's."""
     for name in ("other-0", "boom"):
-        assert report(str(sweep_folder / name)) == 0
+        assert report(sweep_folder / name) == 0
     places = {"sweep": sweep_folder, "run": sweep_folder / "other-0", "failed": sweep_folder / "boom"}
     return {name: (place / "report.html").read_text() for name, place in places.items()}
 

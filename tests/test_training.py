@@ -26,6 +26,7 @@ from sppcls.deploy.parity import model_card
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.model_files import load
 from sppcls.models.backbones import build_trunk
+from sppcls.report.run_lines import plan_table
 from sppcls.run_folder import read_config
 from sppcls.settings import OptimSpec
 from sppcls.spec import parse
@@ -33,7 +34,7 @@ from sppcls.training import overfitting
 from sppcls.training.callbacks import Curves, LargestShapeFirst, SaveLastAndBest
 from sppcls.training.optim import parameter_groups
 from sppcls.training.preflight import resume_point, threads_of_each
-from sppcls.training.run import plan_table, run
+from sppcls.training.run import run
 from sppcls.training.trainer import DurableCheckpointIO, build_trainer, plain_trainer, quiet_lightning
 
 SCALES = (24, 32)

@@ -18,8 +18,8 @@ from sppcls.data.folders import class_folders
 from sppcls.data.images import BatchDataset
 from sppcls.data.plan import Batch, plan_evaluation
 from sppcls.data.shapes import ShapesSource
+from sppcls.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALES = (96, 160, 224)
 BATCH = 32
 Batches = Iterator[torch.Tensor]
@@ -60,7 +60,7 @@ def loader(data: str | None = None, batches: int = 8, repeats: int = 5) -> Bench
 
 
 def _ours(dataset: BatchDataset, plan: Iterable[Batch], normalise: bool = False) -> Batches:
-    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
     for batch in plan:
         images = dataset[batch]["images"]
         yield images.float().sub_(mean).div_(std) if normalise else images
@@ -75,7 +75,7 @@ def _torchvision(root: Path, scale: int) -> DataLoader[tuple[torch.Tensor, torch
     from torchvision.transforms import v2
 
     to_float = v2.ToDtype(torch.float32, scale=True)
-    steps = [v2.Resize((scale, scale)), v2.PILToTensor(), to_float, v2.Normalize(MEAN, STD)]
+    steps = [v2.Resize((scale, scale)), v2.PILToTensor(), to_float, v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     return DataLoader(ImageFolder(root, v2.Compose(steps)), batch_size=BATCH)
 
 

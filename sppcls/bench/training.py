@@ -63,13 +63,15 @@ class _Pairs(Callback):
         self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._started = 0.0
 
-    def on_train_epoch_start(self, *_: Any) -> None:
+    def on_train_epoch_start(self, *_: object) -> None:
         self._batches, self._started = [], time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: ImageBatch, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: object, module: object, outputs: object, batch: ImageBatch, *_: object
+    ) -> None:
         self._batches.append((batch["images"], batch["targets"]))
 
-    def on_train_epoch_end(self, *_: Any) -> None:
+    def on_train_epoch_end(self, *_: object) -> None:
         ours = _now() - self._started
         tensors = [(self.network.normalize(images), targets) for images, targets in self._batches]
         started = time.perf_counter()
@@ -97,8 +99,7 @@ def saves(backbones: tuple[str, ...] = ("tiny", "resnet18"), blocks: int = 12) -
         data = MultiScaleDataModule(images, schedule=(64,), batch_size=8, cache="ram")
         with TemporaryDirectory(dir=".") as folder:  # where runs are: a temporary folder may be in memory
             timed = _Saves(Path(folder) / LAST)
-            plugins = [DurableCheckpointIO()]
-            trainer = plain_trainer(2 * blocks + 2, pick_device("auto"), timed, plugins=plugins)
+            trainer = plain_trainer(2 * blocks + 2, pick_device("auto"), timed, plugins=DurableCheckpointIO())
             trainer.fit(LitSppClassifier(network), datamodule=data)
             size = timed.path.stat().st_size / 1e6
         plain, saving = timed.seconds[2::2], timed.seconds[3::2]
@@ -115,10 +116,10 @@ class _Saves(Callback):
     def __init__(self, path: Path) -> None:
         self.path, self.seconds, self._started = path, list[float](), 0.0
 
-    def on_train_epoch_start(self, *_: Any) -> None:
+    def on_train_epoch_start(self, *_: object) -> None:
         self._started = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, *_: object) -> None:
         if trainer.current_epoch % 2:
             trainer.save_checkpoint(self.path)
         self.seconds.append(time.perf_counter() - self._started)

@@ -1,4 +1,7 @@
-"""``sppcls VERB``: one file per verb, imported only when the verb is called."""
+"""``sppcls VERB``: one file per verb, imported only when the verb is called.
+
+Its ``options`` adds the options to a parser, its ``run`` does the work for them and returns the exit status.
+"""
 
 import argparse
 import os
@@ -23,7 +26,7 @@ VERBS = {
     "report": "tables, plots and an offline HTML page for a run or a sweep",
     "probe": "train a linear SVM on frozen features (the paper's protocol)",
     "data": "inspect a data set: contents, broken files, duplicates",
-    "cache": "list or remove cached pixels, image sizes and features",
+    "cache": "list or remove cached pixels and image sizes",
     "bench": "benchmark this package against a straightforward baseline",
 }
 
@@ -37,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import_module("sppcls.app").main()
     try:
         with Signals():  # so that half-written files are removed
-            options = vars(_parser(given[:1]).parse_args(given))
-            status = options.pop("run")(**options)
+            options = _parser(given[:1]).parse_args(given)
+            status = options.run(options)
     except Interrupted as ended:
         sys.exit(ended.status)
     except BrokenPipeError:

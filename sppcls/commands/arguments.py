@@ -1,12 +1,19 @@
-"""Argument types shared by several verbs; each rejects a wrong value in one line that says what is allowed."""
+"""What verbs share: options, and argument types, which reject a wrong value in one line that says what is allowed."""
 
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from sppcls.errors import ConfigError
 from sppcls.files import path_fault
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def scale_list(text: str) -> tuple[int, ...]:
@@ -47,6 +54,11 @@ def checkpoint_option(verb: argparse.ArgumentParser) -> None:
 def trust_option(verb: argparse.ArgumentParser) -> None:
     """Add ``--trust``, of the verbs that can open a file which runs code."""
     verb.add_argument("--trust", action="store_true", help="allow a .pt2 file, which can run code; only one you made")
+
+
+def filled(kind: type[T], given: argparse.Namespace) -> T:
+    """Return a dataclass with the values of the options that are named as its fields."""
+    return kind(**{field.name: getattr(given, field.name) for field in fields(kind)})
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """``sppcls bench``: benchmark this package against a straightforward baseline."""
 
-import argparse
 import sys
+from argparse import ArgumentParser, Namespace
 from importlib import import_module
 
 from sppcls.commands.arguments import path_text
@@ -15,14 +15,11 @@ BENCHES = {
 }  # fmt: skip
 
 
-def run(name: str, *, data: str | None = None, as_json: bool = False) -> int:
-    """Run one bench, print its table and summary (or one JSON object), and return the exit status.
-
-    ``data`` is a folder of class folders, for the benches that read images.
-    """
-    bench = getattr(import_module(f"sppcls.bench.{BENCHES[name]}"), name)
-    report = bench(data) if name in ("loader", "train", "regions") else bench()
-    if as_json:
+def run(given: Namespace) -> int:
+    """Run one bench, and print its table and summary, or one JSON object."""
+    bench = getattr(import_module(f"sppcls.bench.{BENCHES[given.name]}"), given.name)
+    report = bench(given.data) if given.name in ("loader", "train", "regions") else bench()
+    if given.json:
         rows = [dict(zip(report.columns, row, strict=True)) for row in report.rows]
         say(to_json({"name": report.name, "rows": rows, "summary": report.summary}), sys.stdout)
         return 0
@@ -31,9 +28,9 @@ def run(name: str, *, data: str | None = None, as_json: bool = False) -> int:
     return 0
 
 
-def options(verb: argparse.ArgumentParser) -> None:
+def options(verb: ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("name", choices=BENCHES)
-    add("--json", action="store_true", dest="as_json", help="print one JSON object")
+    add("--json", action="store_true", help="print one JSON object")
     add("--data", type=path_text, metavar="DIR", help="images for loader, train and regions: a folder of class folders")

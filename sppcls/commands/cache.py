@@ -1,9 +1,9 @@
-"""``sppcls cache``: list or remove cached pixels, image sizes and features."""
+"""``sppcls cache``: list or remove cached pixels and image sizes."""
 
-import argparse
 import os
 import re
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,17 +17,16 @@ from sppcls.terminal import show, table
 # What this package writes, by folder. Nothing else is ever listed or removed.
 _KINDS = {
     "": r"[0-9a-f]{20}\.pixels",
-    "sizes": r"[0-9a-f]{16}\.(json|bin)",
-    "features": r"[0-9a-f]{20}-\w+-\d+-\d+\.npy",
+    "sizes": r"[0-9a-f]{16}\.bin",
 }
 _DAY = 86400
 
 
-def run(clear: bool = False, days: float = 0) -> int:
-    """List the cache files, or remove those not in use, and return the exit status 0."""
-    files = list(_cache_files(days))
+def run(given: Namespace) -> int:
+    """List the cache files, or remove those not in use."""
+    files = list(_cache_files(given.older_than))
     used = {file for file in files if _in_use(file)}
-    if not clear:
+    if not given.clear:
         if files:
             rows = [_row(file, file in used) for file in files]
             show(table(f"Cache files in {cache_dir()}", ("file", "MB", "last used", "in use", "made from"), rows))
@@ -90,9 +89,8 @@ def _row(path: Path, in_use: bool) -> list[str]:
     return [name, megabytes(_room(path)), used, "yes" if in_use else "", shown(_images_of(path))]
 
 
-def options(verb: argparse.ArgumentParser) -> None:
+def options(verb: ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("--clear", action="store_true", help="remove the files that are not in use")
-    days = "only files not used for this many days"
-    add("--older-than", type=at_least(0), default=0, dest="days", metavar="DAYS", help=days)
+    add("--older-than", type=at_least(0), default=0, metavar="DAYS", help="only files not used for this many days")

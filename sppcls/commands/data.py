@@ -1,7 +1,6 @@
 """``sppcls data``: inspect a data set: contents, broken files, duplicates."""
 
-import argparse
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from rich.table import Table
@@ -13,17 +12,15 @@ from sppcls.report.data_page import plain, remarks, sheets, write_data_page
 from sppcls.terminal import show, table
 
 
-def run(directory: str, scales: Sequence[int], decode: bool = False, out: str | Path | None = None) -> int:
-    """Run `examine`, print the findings, write them to the page ``out`` if given, and return the exit status.
-
-    It is 3 if a file is broken, else 0.
-    """
-    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
-        raise ConfigError(f"--out {plain(out)}: cannot be written; give FILE.html in an existing folder")
-    facts = examine(directory, scales, decode_all=decode)
+def run(given: Namespace) -> int:
+    """Run `examine`, print the findings, and write them to the page ``--out`` if given; 3 if a file is broken."""
+    page = Path(given.out) if given.out is not None else None
+    if page and (page.is_dir() or not page.absolute().parent.is_dir()):
+        raise ConfigError(f"--out {plain(given.out)}: cannot be written; give FILE.html in an existing folder")
+    facts = examine(given.directory, given.scales, decode_all=given.decode)
     show(*data_tables(facts), *remarks(facts))
-    if out is not None:
-        show(f"page: {plain(write_data_page(facts, Path(out)))}")
+    if page:
+        show(f"page: {plain(write_data_page(facts, page))}")
     return DataError.exit_status if facts.broken else 0
 
 
@@ -37,7 +34,7 @@ def _shortened(rows: list[list[str]]) -> list[list[str]]:
     return rows if len(rows) <= 18 else [*rows[:12], [f"... {len(rows) - 17} more"], *rows[-5:]]
 
 
-def options(verb: argparse.ArgumentParser) -> None:
+def options(verb: ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("directory", type=path_text, metavar="DIR", help="class folders, train/ and val/, or a table")

@@ -1,15 +1,23 @@
 """``sppcls evaluate``: accuracy, calibration and cost at each scale."""
 
-import argparse
 import re
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, combinations, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option, writing
+from sppcls.commands.arguments import (
+    at_least,
+    checkpoint_option,
+    filled,
+    path_text,
+    scale_list,
+    trust_option,
+    writing,
+)
 from sppcls.data.geometry import FITS
 from sppcls.errors import counted
 from sppcls.files import read_json, write_csv, write_json, write_text
@@ -22,36 +30,39 @@ if TYPE_CHECKING:
     from sppcls.measure.evaluate import Evaluated
 
 
-def run(model: str, out: str | None, classes: bool = False, answers: str | None = None, **options: Any) -> int:
-    """Measure with `Options`, write the files into ``out`` or next to the model, show the tables, and return 0."""
+def run(given: Namespace) -> int:
+    """Measure, write the files into ``--out`` or next to the model, and show the tables."""
     from sppcls.measure.evaluate import Options, evaluate
 
-    measured = evaluate(model, Options(**options))
-    found, file = measured.found, Path(model)
+    measured = evaluate(given.model, filled(Options, given))
+    found, file = measured.found, Path(given.model)
     beside = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-    folder = Path(out) if out else file if file.is_dir() else beside
+    folder = Path(given.out) if given.out else file if file.is_dir() else beside
     with writing("--out", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        name = _name(folder, found, ["evaluation", _own_name(found)] if out else [_own_name(found)])
+        own = _own_name(found)
+        name = _name(folder, found, ["evaluation", own] if given.out else [own])
         write_json(folder / f"{name}.json", found)
         write_csv(folder / f"{name}.csv", found["scales"])
         write_csv(folder / f"{name}-classes.csv", found["per_class"])
-        write_text(folder / f"{name}.svg", _plot(found))
-    if answers:
-        with writing("--answers", Path(answers)):
-            write_csv(Path(answers), list(_answer_rows(measured)))
+        write_text(folder / f"{name}.svg", _plot(measured))
+    if given.answers:
+        with writing("--answers", given.answers):
+            write_csv(Path(given.answers), list(_answer_rows(measured)))
     say(f"model: {measured.model}")
     if measured.warning:
         say(f"warning: {measured.warning}")
-    tables = evaluation_tables(found) + ([_class_table(found)] if classes else [])
-    show(*tables, *_lines(found), f"written: {folder}/{name}.json, .csv, -classes.csv, .svg")
+    tables = [_scale_table(measured)]
+    tables += [_object_table(measured)] if given.object_scale else []
+    tables += [_class_table(measured)] if given.classes else []
+    show(*tables, *_lines(measured), f"written: {folder}/{name}.json, .csv, -classes.csv, .svg")
     return 0
 
 
 _SAME = ("checkpoint", "split", "folder", "fit", "views", "recalibrated")
 
 
-def _own_name(found: dict[str, Any]) -> str:
+def _own_name(found: Mapping[str, Any]) -> str:
     """Return the base name of an evaluation's files: checkpoint, data, and whatever else differs from the run's.
 
     >>> of = {"checkpoint": "r/checkpoints/last.ckpt", "split": "val", "data": "a", "fit": "keep", "views": "full"}
@@ -69,7 +80,7 @@ def _own_name(found: dict[str, Any]) -> str:
     return re.sub(r"[^\w.-]", "_", "-".join(["evaluation", *filter(None, parts)]))[:100]
 
 
-def _name(folder: Path, found: dict[str, Any], wanted: Sequence[str]) -> str:
+def _name(folder: Path, found: Mapping[str, object], wanted: Sequence[str]) -> str:
     """Return the name, with a number appended if it is taken by an evaluation of another checkpoint or data."""
     for name in chain(wanted, (f"{wanted[-1]}-{n}" for n in count(2))):
         there = folder / f"{name}.json"
@@ -90,20 +101,14 @@ def _answer_rows(measured: "Evaluated") -> Iterator[dict[str, object]]:
             yield row | {"predicted": predicted, "probability": confidence}
 
 
-def _class_table(found: dict[str, Any]) -> Table:
-    rows = [
-        [row["class"], str(row["images"]), *(percent(row[name]) for name in ("precision", "recall", "f1"))]
-        for row in found["per_class"]
-    ]
-    return table(f"Classes at scale {found['class_scale']}", ["class", "images", "precision", "recall", "F1"], rows)
-
-
-def evaluation_tables(found: dict[str, Any]) -> list[Table]:
-    """Return the table of scales and, if requested, the table of object sizes."""
-    gap = "generalization_gap" in found["scales"][0]
+def _scale_table(measured: "Evaluated") -> Table:
+    """Return the table of the test scales, and of all of them fused if that was measured."""
+    found, first = measured.found, measured.found["scales"][0]
+    gap = "generalization_gap" in first
     columns = ["test scale", *scale_columns(found), "images/s", *(["train top-1", "gap"] if gap else [])]
-    count = counted(found["scales"][0]["images"], "image")
-    title = f"{_images(found)}, {_weights(found)}, fit {found['fit']}, {found['views']} view, {count} (* trained)"
+    weights = Path(found["checkpoint"]).name + (f" of epoch {found['epoch']}" if found["epoch"] else "")
+    images = counted(first["images"], "image")
+    title = f"{_images(measured)}, {weights}, fit {found['fit']}, {found['views']} view, {images} (* trained)"
     rows = []
     for row in found["scales"]:
         gaps = [percent(row["train_acc1"]), points(row["generalization_gap"])] if gap else []
@@ -111,28 +116,40 @@ def evaluation_tables(found: dict[str, Any]) -> list[Table]:
         rows.append([scale, *scale_cells(row), f"{row['images_per_s']:.0f}", *gaps])
     if fused := found.get("fused"):
         rows.append(["+".join(map(str, fused["scale"])), *scale_cells(fused), *"-" * (3 if gap else 1)])
-    tables = [table(title, columns, rows)]
-    if objects := found.get("object_scale"):
-        heads = ["object / shorter side", "images", *objects[0]["acc1"]]
-        parts = [(f"{one['from']:.2f} to {one['to']:.2f}", str(one["images"]), one["acc1"].values()) for one in objects]
-        rows = [[part, images, *map(percent, shares)] for part, images, shares in parts]
-        tables.append(table("Top-1 by the object's true size and test scale", heads, rows))
-    return tables
+    return table(title, columns, rows)
 
 
-def _images(found: dict[str, Any]) -> str:
-    return f"{found['split']} of {found['data']}" if found["split"] else str(found["data"])
+def _object_table(measured: "Evaluated") -> Table:
+    objects = measured.found["object_scale"]
+    rows = [
+        [f"{one['from']:.2f} to {one['to']:.2f}", str(one["images"]), *map(percent, one["acc1"].values())]
+        for one in objects
+    ]
+    columns = ["object / shorter side", "images", *objects[0]["acc1"]]
+    return table("Top-1 by the object's true size and test scale", columns, rows)
 
 
-def _weights(found: dict[str, Any]) -> str:
-    return Path(found["checkpoint"]).name + (f" of epoch {found['epoch']}" if found["epoch"] else "")
+def _class_table(measured: "Evaluated") -> Table:
+    rows = [
+        [row["class"], str(row["images"]), percent(row["precision"]), percent(row["recall"]), percent(row["f1"])]
+        for row in measured.found["per_class"]
+    ]
+    title = f"Classes at scale {measured.found['class_scale']}"
+    return table(title, ["class", "images", "precision", "recall", "F1"], rows)
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
-    means = ", ".join(f"{name} {percent(found['class_means'][name])}" for name in ("precision", "recall", "f1"))
+def _images(measured: "Evaluated") -> str:
+    split, data = measured.found["split"], str(measured.found["data"])
+    return f"{split} of {data}" if split else data
+
+
+def _lines(measured: "Evaluated") -> list[str]:
+    found = measured.found
+    means = {name.replace("f1", "F1"): percent(mean) for name, mean in found["class_means"].items()}
     by_f1 = sorted((row for row in found["per_class"] if row["images"]), key=lambda row: row["f1"] or 0.0)
     worst = ", ".join(f"{row['class']} {percent(row['f1'])}" for row in by_f1[:3])
-    lines = [f"mean over classes at scale {found['class_scale']}: {means.replace('f1', 'F1')}; lowest F1: {worst}"]
+    shown = ", ".join(f"{name} {mean}" for name, mean in means.items())
+    lines = [f"mean over classes at scale {found['class_scale']}: {shown}; lowest F1: {worst}"]
     scales = [row["scale"] for row in found["scales"]]
     if len(scales) > 1:
         spread, agreement = found["scale_spread"] * 100, found["agreement"]
@@ -144,15 +161,15 @@ def _lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _plot(found: dict[str, Any]) -> str:
-    rows = found["scales"]
-    curves = {_images(found): accuracy_curve(rows)}
+def _plot(measured: "Evaluated") -> str:
+    rows = measured.found["scales"]
+    curves = {_images(measured): accuracy_curve(rows)}
     if "train_acc1" in rows[0]:
         curves["training"] = Curve([(row["scale"], row["train_acc1"]) for row in rows], "--")
     return scale_plot(curves, [row["scale"] for row in rows if row["trained"]])
 
 
-def options(verb: argparse.ArgumentParser) -> None:
+def options(verb: ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("model", type=path_text, metavar="MODEL", help="a run folder, a checkpoint or any export")

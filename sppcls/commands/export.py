@@ -1,20 +1,29 @@
 """``sppcls export``: write a trained network to files, verified against the checkpoint."""
 
-import argparse
-from typing import Any
+from argparse import ArgumentParser, Namespace
 
 from sppcls.commands.arguments import checkpoint_option, path_text
 
 
-def run(**given: Any) -> int:
-    """Export, and return 0."""
+def run(given: Namespace) -> int:
+    """Export."""
     from sppcls.deploy.export import export
 
-    export(**given)
+    export(
+        given.model,
+        given.format,
+        given.out,
+        input=given.normalize,
+        probabilities=given.probabilities,
+        half=given.half,
+        regions=given.regions,
+        force=given.force,
+        checkpoint=given.checkpoint,
+    )
     return 0
 
 
-def options(verb: argparse.ArgumentParser) -> None:
+def options(verb: ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("model", type=path_text, metavar="MODEL", help="a run folder, a checkpoint or a safetensors export")
@@ -22,7 +31,6 @@ def options(verb: argparse.ArgumentParser) -> None:
     add(
         "--format",
         required=True,
-        dest="formats",
         metavar="FORMAT",
         type=lambda text: text.split(","),
         help="comma-separated: onnx,safetensors,pt2",
@@ -30,7 +38,6 @@ def options(verb: argparse.ArgumentParser) -> None:
     add("--out", type=path_text, metavar="DIR", help="output folder, must not exist (export in the run folder)")
     add(
         "--normalize",
-        dest="input",
         nargs="?",
         const="uint8",
         default="normalized",

@@ -1,10 +1,9 @@
 """``sppcls predict``: one line per image, as text, JSON or CSV."""
 
-import argparse
 import csv
 import sys
-from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os.path import commonpath, normpath
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 
 from sppcls.commands.arguments import at_least, checkpoint_option, path_text, scale_list, trust_option, writing
 from sppcls.data.decode import read_size
-from sppcls.data.geometry import Size
 from sppcls.deploy.predict import answer, checked_scales, expand, predict, top
 from sppcls.deploy.regions import boxes_of_images, checked_boxes, classify, distinct, draw, grid, read_boxes
 from sppcls.deploy.runtime import Boxes, Floats, Runtime, open_model
@@ -23,17 +21,16 @@ from sppcls.signature import far_scales
 from sppcls.terminal import say, track
 
 _SHOWN = 10  # regions of a grid that are printed and drawn
+Row = dict[str, Any]  # of an image or of a region in it, as --json prints it
 
 
-def run(**options: Any) -> int:
-    """Print the prediction for each image; return 0, or 3 if some could not be read."""
-    given = Namespace(**options)
+def run(given: Namespace) -> int:
+    """Print the prediction for each image; 3 if some could not be read."""
     paths = expand(given.images)
     if not paths:
         raise DataError(f"no images in {' '.join(given.images)}; name image files or folders of images")
-    given.above = commonpath([Path(normpath(path.absolute())).parent for path in paths]) if len(paths) > 1 else None
-    given.rows = boxes_of_images(given.boxes) if given.boxes else None
-    _check_regions(given, paths)
+    boxes_of = _boxes_of(given, paths)
+    drawings = _drawings(given.draw, paths) if given.draw else {}
     model = open_model(given.model, given.device, given.checkpoint, given.trust)
     scales = checked_scales(model.signature, given.fuse or (given.scale and (given.scale,)))
     answers: Iterable[tuple[Path, Floats | DataError]] = predict(model, paths, scales, given.batch_size)
@@ -46,11 +43,12 @@ def run(**options: Any) -> int:
             broken += 1
             say(f"error: {said}")
             continue
-        row = answer(path, said, model.signature.classes, given.top)
-        if given.boxes or given.grid:
-            row["regions"] = list(_regions(given, model, path))
-        elif given.draw:
-            draw(path, np.empty((0, 4)), [_line({"top": row["top"][:1]})], _drawing(given, path))
+        row, drawing = answer(path, said, model.signature.classes, given.top), drawings.get(path)
+        if boxes_of:
+            regions = _regions(given, model, path, boxes_of(path), drawing)
+            row = {**row, "regions": list(regions)}
+        elif drawing:
+            draw(path, np.empty((0, 4)), [_line({"top": row["top"][:1]})], drawing)
         if not told:  # not earlier: an error must be the only line on standard error
             told = True
             say(f"model: {model.source}")
@@ -59,55 +57,55 @@ def run(**options: Any) -> int:
         write(row)
     if broken and len(paths) > 1:
         say(f"{broken} of {len(paths)} images could not be read")
-    return 3 if broken else 0
+    return DataError.exit_status if broken else 0
 
 
-def _check_regions(given: Namespace, paths: Sequence[Path]) -> None:
-    if given.scales and not (given.boxes or given.grid):
-        raise ConfigError("--scales applies to regions only; add --boxes FILE or --grid N")
-    if given.boxes and given.rows is None and len(paths) > 1:
-        raise ConfigError(f"--boxes {given.boxes} has no path column for {len(paths)} images; add path,x1,y1,x2,y2")
-    for name in sorted((given.rows or {}).keys() - set(map(str, paths))):
-        raise DataError(f"--boxes {given.boxes}: {name!r} is not one of the images; write paths as on the command line")
-    if given.draw and len(paths) > 1 and (Path(given.draw).suffix or Path(given.draw).is_file()):
-        raise ConfigError(f"--draw {given.draw}: {len(paths)} images need an output folder, not a file")
-    if given.draw and len(paths) > 1:
-        with writing("--draw", given.draw):
-            for path in paths:
-                _drawing(given, path).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _drawing(given: Namespace, path: Path) -> Path:
-    """Return the file to draw into: the one named or, for several images, one below the named folder."""
-    if given.above is None:
-        return Path(given.draw)
-    below = Path(normpath(path.absolute())).relative_to(given.above)  # without .., which would lead out of the folder
-    return Path(given.draw) / below.with_name(f"{path.name}.png")
-
-
-def _boxes(given: Namespace, path: Path, size: Size) -> Boxes:
+def _boxes_of(given: Namespace, paths: Sequence[Path]) -> Callable[[Path], Boxes] | None:
+    """Return what gives the regions of an image, from a file or a grid; None if no regions are asked for."""
     if given.grid:
-        return grid(size, given.grid)
-    if given.rows is None:
-        return read_boxes(given.boxes, size)
-    return checked_boxes(given.rows.get(str(path), []), f"{given.boxes}, {path}", size)
+        return lambda path: grid(read_size(path), given.grid)
+    if not given.boxes:
+        if given.scales:
+            raise ConfigError("--scales applies to regions only; add --boxes FILE or --grid N")
+        return None
+    rows = boxes_of_images(given.boxes)
+    if rows is None:
+        if len(paths) > 1:
+            raise ConfigError(f"--boxes {given.boxes} has no path column for {len(paths)} images; add path,x1,y1,x2,y2")
+        return lambda path: read_boxes(given.boxes, read_size(path))
+    for name in sorted(rows.keys() - set(map(str, paths))):
+        raise DataError(f"--boxes {given.boxes}: {name!r} is not one of the images; write paths as on the command line")
+    return lambda path: checked_boxes(rows.get(str(path), []), f"{given.boxes}, {path}", read_size(path))
 
 
-def _regions(given: Namespace, model: Runtime, path: Path) -> Iterator[dict[str, Any]]:
-    size = read_size(path)
-    boxes = _boxes(given, path, size)
+def _drawings(out: str, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Return the file to draw each image into: ``out`` or, for several images, one below that folder."""
+    if len(paths) == 1:
+        return {paths[0]: Path(out)}
+    if Path(out).suffix or Path(out).is_file():
+        raise ConfigError(f"--draw {out}: {len(paths)} images need an output folder, not a file")
+    whole = [Path(normpath(path.absolute())) for path in paths]  # without .., which would lead out of the folder
+    above = commonpath([file.parent for file in whole])
+    made = [Path(out) / file.relative_to(above).with_name(f"{file.name}.png") for file in whole]
+    with writing("--draw", out):
+        for file in made:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    return dict(zip(paths, made, strict=True))
+
+
+def _regions(given: Namespace, model: Runtime, path: Path, boxes: Boxes, drawing: Path | None) -> Iterator[Row]:
     said = classify(model, path, boxes, checked_scales(model.signature, given.scales))
     picked = list(range(len(boxes))) if given.boxes else distinct(boxes, said, _SHOWN)
     found = [top(row, model.signature.classes, given.top) for row in said]
-    if given.draw:
+    if drawing:
         labels = [f"{found[n][0]['label']} {found[n][0]['probability']:.0%}" for n in picked]
-        draw(path, boxes[picked], labels, _drawing(given, path))
+        draw(path, boxes[picked], labels, drawing)
     for number in range(len(boxes)) if given.json else picked:
         box = [round(value, 2) for value in boxes[number].tolist()]
         yield {"box": box, "label": found[number][0]["label"], "top": found[number]}
 
 
-def _writer(given: Namespace) -> Any:
+def _writer(given: Namespace) -> Callable[[Row], None]:
     if given.json:
         return lambda row: say(to_json(row), sys.stdout)
     if not given.csv:
@@ -116,7 +114,7 @@ def _writer(given: Namespace) -> Any:
     heads = [f"{name}{n or ''}" for n in ("", *range(2, given.top + 1)) for name in ("label", "probability")]
     table.writerow(["path", *(["x1", "y1", "x2", "y2"] if given.boxes or given.grid else []), *heads])
 
-    def write(row: dict[str, Any]) -> None:
+    def write(row: Row) -> None:
         for one in row.get("regions", [row]):
             cells = [cell for answer in one["top"] for cell in (answer["label"], f"{answer['probability']:.6f}")]
             table.writerow(map(csv_cell, (row["path"], *one.get("box", []), *cells)))
@@ -124,17 +122,17 @@ def _writer(given: Namespace) -> Any:
     return write
 
 
-def _print(row: dict[str, Any]) -> None:
+def _print(row: Row) -> None:
     say(f"{row['path']}: {_line(row)}", sys.stdout)
     for region in row.get("regions", []):
         say(f"    {' '.join(f'{value:g}' for value in region['box'])}: {_line(region)}", sys.stdout)
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Row) -> str:
     return ", ".join(f"{answer['label']} {answer['probability']:.1%}" for answer in row["top"])
 
 
-def options(verb: argparse.ArgumentParser) -> None:
+def options(verb: ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("model", type=path_text, metavar="MODEL", help="a run, a checkpoint or any export")

@@ -1,13 +1,14 @@
 """``sppcls probe``: a linear SVM on features of a frozen network, the paper's protocol."""
 
-import argparse
-from collections.abc import Callable
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from sppcls.commands.arguments import at_least, path_text, scale_list, writing
+from sppcls.commands.arguments import at_least, filled, path_text, scale_list, writing
 from sppcls.data.decode import shown
 from sppcls.data.geometry import FITS
 from sppcls.files import write_json
@@ -15,21 +16,23 @@ from sppcls.report.page import points
 from sppcls.terminal import show, table
 
 
-def run(out: str, device: str, **options: Any) -> int:
-    """Measure with `Options`, show the table, write probe.json into ``out``, and return 0."""
+def run(given: Namespace) -> int:
+    """Measure, show the table, and write probe.json into ``--out``."""
     from sppcls.build import pick_device
     from sppcls.measure.probe import Options, probe
 
-    folder = Path(out)
+    folder = Path(given.out)
     with writing("--out", folder):
         folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    found = probe(Options(device=pick_device(device), **options), folder)
+    found = probe(replace(filled(Options, given), device=pick_device(given.device)), folder)
     write_json(folder / "probe.json", found)
-    show(probe_table(found), *_lines(found), f"written: {folder}/probe.json")
+    left_out = [f"skipped, unreadable: {shown(name)}" for name in found["left_out"]]
+    seconds = f"features {found['seconds_features']} s, SVM {found['seconds_svm']} s"
+    show(_table(found), *left_out, f"{found['images']} images; {seconds}", f"written: {folder}/probe.json")
     return 0
 
 
-def probe_table(found: dict[str, Any]) -> Table:
+def _table(found: Mapping[str, Any]) -> Table:
     """Return one row per variant: accuracy over images and over classes, and the difference from the first row."""
     options, sizes = found["options"], f"{found['train_images']} + {found['test_images']} images"
     title = f"{options['backbone']}, {found['classes']} classes, {options['splits']} splits of {sizes}"
@@ -49,12 +52,6 @@ def _spread(mean: float, deviation: float | None) -> str:
     return f"{mean * 100:.2f}" + (f" ± {deviation * 100:.2f}" if deviation is not None else "")
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
-    seconds = f"features {found['seconds_features']} s, SVM {found['seconds_svm']} s"
-    left_out = [f"skipped, unreadable: {shown(name)}" for name in found["left_out"]]
-    return [*left_out, f"{found['images']} images; {seconds}"]
-
-
 def _several(one: Callable[[str], object]) -> Callable[[str], object]:
     return lambda text: tuple(one(part) for part in text.split("/"))
 
@@ -63,13 +60,13 @@ def _levels(text: str) -> tuple[int, ...]:
     if text == "gap":
         return (0,)
     if not all(part.isdecimal() and 1 <= int(part) <= 32 for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: gap, or grid sizes from 1 to 32 such as 6,3,2,1")
+        raise ArgumentTypeError(f"got {text!r}, allowed: gap, or grid sizes from 1 to 32 such as 6,3,2,1")
     return tuple(map(int, text.split(",")))
 
 
 def _fit(text: str) -> str:
     if text not in FITS:
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: {', '.join(FITS)}")
+        raise ArgumentTypeError(f"got {text!r}, allowed: {', '.join(FITS)}")
     return text
 
 
@@ -79,11 +76,11 @@ def _cost(text: str) -> float:
     except ValueError:
         cost = 0.0
     if not 1e-6 <= cost <= 1e3:
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: a number from 1e-6 to 1000")
+        raise ArgumentTypeError(f"got {text!r}, allowed: a number from 1e-6 to 1000")
     return cost
 
 
-def options(verb: argparse.ArgumentParser) -> None:
+def options(verb: ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     verb.epilog = "Separate several --levels, --scales or --fit with /: each combination gets a row, on equal splits."

@@ -1,14 +1,15 @@
 """``sppcls quantize``: quantize an ONNX export to 8 bits and compare its accuracy with the original's."""
 
-import argparse
 import logging
 import tempfile
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.table import Table
 
 from sppcls.commands.arguments import at_least, path_text, writing
 from sppcls.data.catalog import load_splits
@@ -25,34 +26,33 @@ if TYPE_CHECKING:
 _LAYERS = ["Conv", "Gemm", "MatMul"]
 
 
-def run(model: str, data: str, images: int, out: str | None) -> int:
-    """Write the 8-bit file, show both accuracies on the validation images, and return 0.
+def run(given: Namespace) -> int:
+    """Write the 8-bit file, and show both accuracies on the validation images.
 
     Raises:
-        ConfigError: ``model`` is not an ONNX export, or ``out`` already exists.
+        ConfigError: Not an ONNX export, or an ``--out`` that already exists.
         DataError: Images that cannot be read, or that have other classes.
         SppclsError: The graph cannot be quantised.
     """
-    from sppcls.measure.evaluate import mapped
+    from sppcls.measure.evaluate import Options, evaluate, mapped
 
-    file = checked_path(model, "model")
+    file = checked_path(given.model, "model")
     if file.suffix != ".onnx" or not file.is_file():
-        raise ConfigError(f"{model} is not an ONNX file; write one with sppcls export MODEL --format onnx")
-    small = checked_path(out, "--out") if out else file.with_name(f"{file.stem}-int8.onnx")
+        raise ConfigError(f"{file} is not an ONNX file; write one with sppcls export MODEL --format onnx")
+    small = checked_path(given.out, "--out") if given.out else file.with_name(f"{file.stem}-int8.onnx")
     if small.suffix != ".onnx":
         raise ConfigError(f"--out {small}: the name must end in .onnx")
     if small.exists():
         raise ConfigError(f"{small} already exists; remove it, or name another file with --out")
     opened = open_model(file)
-    source = mapped(
-        load_splits("table" if Path(data).is_file() else "folder", data, on_error="skip").train,
-        opened.signature.classes,
-        data,
-    )
+    splits = load_splits("table" if Path(given.data).is_file() else "folder", given.data, on_error="skip")
+    source = mapped(splits.train, opened.signature.classes, given.data)
     logging.getLogger().setLevel(logging.ERROR)  # hides onnxruntime's advice to preprocess the graph, which is done
-    quantize(opened, file, small, source, images)
-    found = {path: _measured(path, data, opened.signature.scale) for path in (file, small)}
-    calibrated = f"calibrated on {min(images, len(source.targets))} training images, measured on the validation images"
+    quantize(opened, file, small, source, given.images)
+    options = Options(scales=(opened.signature.scale,), data=given.data, split="val")
+    found = {path: evaluate(str(path), options) for path in (file, small)}
+    images = min(given.images, len(source.targets))
+    calibrated = f"calibrated on {images} training images, measured on the validation images"
     show(_comparison(found), calibrated, f"written: {small}")
     return 0
 
@@ -120,13 +120,7 @@ def _calibration(opened: Runtime, source: Source, images: int) -> Iterator[Float
         batches.clear()
 
 
-def _measured(file: Path, data: str, scale: int) -> "Evaluated":
-    from sppcls.measure.evaluate import Options, evaluate
-
-    return evaluate(str(file), Options(scales=(scale,), data=data, split="val"))
-
-
-def _comparison(found: dict[Path, "Evaluated"]) -> Any:
+def _comparison(found: dict[Path, "Evaluated"]) -> Table:
     """Return a table with one row per file."""
     first = next(iter(found.values()))
     rows = []
@@ -140,7 +134,7 @@ def _comparison(found: dict[Path, "Evaluated"]) -> Any:
     return table(f"At scale {first.found['scales'][0]['scale']}", columns, rows)
 
 
-def options(verb: argparse.ArgumentParser) -> None:
+def options(verb: ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("model", type=path_text, metavar="MODEL.onnx", help="a file written by sppcls export --format onnx")

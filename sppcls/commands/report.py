@@ -1,8 +1,7 @@
 """``sppcls report DIR``: the report of a run or a sweep, from the files in its folder."""
 
-import argparse
 import re
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from sppcls.commands.arguments import path_text
@@ -13,20 +12,20 @@ from sppcls.report.sweep_page import problems, write_sweep_report
 from sppcls.terminal import show
 
 
-def run(directory: str, baselines: Sequence[str] = ()) -> int:
-    """Write the report of a run folder or of a folder of run folders, show its tables and problems, and return 0.
+def run(given: Namespace) -> int:
+    """Write the report of a run folder or of a folder of run folders, and show its tables and problems.
 
     Raises:
         ConfigError: No run in the folder, two baselines, or a baseline that is not a variant.
     """
-    folder = Path(directory)
-    if not is_run(folder) and not baselines and (latest := _latest(folder)):
+    folder = Path(given.directory)
+    if not is_run(folder) and not given.baseline and (latest := _latest(folder)):
         show(f"{folder} has {len(latest)} separate runs; reporting the latest, {latest[-1]}")
         folder = latest[-1]
     if not is_run(folder):
-        show(*write_sweep_report(folder, baselines))
+        show(*write_sweep_report(folder, given.baseline))
         return 0
-    if baselines:
+    if given.baseline:
         raise ConfigError(f"--baseline applies to sweeps, and {folder} is a single run; leave it out")
     write_run_tables(folder)
     show(*problems([read_run(folder)], []), f"report: {write_run_page(folder)}")
@@ -43,9 +42,9 @@ def _latest(folder: Path) -> list[Path]:
     return runs if alone and not (folder / MANIFEST).exists() else []
 
 
-def options(verb: argparse.ArgumentParser) -> None:
+def options(verb: ArgumentParser) -> None:
     """Add the options of the verb."""
     add = verb.add_argument
     add("directory", type=path_text, metavar="DIR", help="a run folder, or a folder of run folders")
     what = "the variant to compare the others with"
-    add("--baseline", action="append", default=[], dest="baselines", metavar="VARIANT", help=what)
+    add("--baseline", action="append", default=[], metavar="VARIANT", help=what)

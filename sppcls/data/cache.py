@@ -5,11 +5,11 @@ import hashlib
 import os
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ class PixelCache:
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | ({"_buffer": None} if self._path else {})  # a mapped file would be pickled as a copy
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__ |= state
         if self._path:
             self._buffer = _mapped(self._path, self.size)
@@ -104,10 +104,8 @@ class PixelCache:
         h, w = self._sizes[index].tolist()
         return slot if self.fit == "crop" or slot.shape[1:] == content_size((h, w), size, self.fit) else None
 
-    def put(self, index: int, image: "torch.Tensor", short: int) -> None:
+    def put(self, index: int, image: "torch.Tensor", short: int, fit_image: "Callable[..., torch.Tensor]") -> None:
         """Cache image ``index``, read with ``min_short=short``, at every scale where reading gives the same pixels."""
-        from sppcls.data.images import fit_image
-
         h, w = self._sizes[index].tolist()
         n = reduction(min(h, w), short)
         unreduced = n > 1 and image.shape[1:] == (h, w)  # its format is never reduced

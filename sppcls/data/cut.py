@@ -174,7 +174,7 @@ class Cut:
         return np.concatenate(drawn)
 
 
-def cut_images(sizes: Sizes, *, batch_size: int, world: int = 1, fit: Fit = "keep", max_aspect: float = 4.0) -> Cut:
+def cut_images(sizes: Sizes, batch_size: int, world: int = 1, fit: Fit = "keep", max_aspect: float = 4.0) -> Cut:
     """Cut the images of ``sizes`` [N, 2] (H, W) into steps, every image into one (`cut_into_steps`)."""
     buckets = aspect_buckets(sizes, max_aspect, fit)
     members = np.argsort(buckets.astype(np.int16), kind="stable")  # small integers are radix-sorted

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from sppcls.data.decode import image_array
-from sppcls.data.files import read_files
+from sppcls.data.files import WORTH_A_BAR, read_files
 from sppcls.data.folders import Groups, class_folders, part_folders
 from sppcls.data.geometry import Pixels
-from sppcls.data.source import ArraySource, Names, Source, class_difference
+from sppcls.data.source import ArraySource, MapStyle, Names, Source, class_difference, is_source
 from sppcls.errors import ConfigError, DataError
 from sppcls.terminal import track
 
@@ -26,7 +26,6 @@ _ALLOWED = "a Source, a map-style data set of (image, label), or the path of a f
 _IMAGES = "a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W], [1, H, W] or [H, W]"
 _FOLDER = "torchvision.datasets.folder"
 _MOST_CLASSES = 100_000
-_WORTH_A_BAR = 3000
 
 
 class DatasetSource:
@@ -44,11 +43,11 @@ class DatasetSource:
         DataError: An item that cannot be read or is not an (image, label) pair; it is named.
     """
 
-    def __init__(self, data: Any, classes: Sequence[str] | None = None, name: str = "data") -> None:
+    def __init__(self, data: MapStyle, classes: Sequence[str] | None = None, name: str = "data") -> None:
         self.data, self._name = data, name
         self.names: Sequence[str] = Names(f"{name}/{index}" for index in range(len(data)))
         items = (self._item(index) for index in range(len(data)))
-        found = track(items, "Reading image sizes", len(data)) if len(data) > _WORTH_A_BAR else items
+        found = track(items, "Reading image sizes", len(data)) if len(data) > WORTH_A_BAR else items
         seen = hashlib.blake2b(digest_size=16)
         rows = np.empty((len(data), 3), np.int64)
         for row, (pixels, label) in zip(rows, found, strict=True):
@@ -89,7 +88,7 @@ class DatasetSource:
             raise DataError(f"{where} has {_kind(item[1])} as its label; allowed: an integer from 0") from None
 
 
-def from_datasets(train: Any, val: Any = None, on_error: str = "fail") -> tuple[Source, Source | None]:
+def from_datasets(train: object, val: object = None, on_error: str = "fail") -> tuple[Source, Source | None]:
     """Return the sources of training and validation images; a ``Source`` is returned unchanged.
 
     Of torchvision's ``ImageFolder`` (and ``Subset`` of one) only the list of files is taken: sizes come from their
@@ -114,23 +113,23 @@ def from_datasets(train: Any, val: Any = None, on_error: str = "fail") -> tuple[
     return first, second
 
 
-def _as_source(data: Any, name: str, classes: Sequence[str] | None, on_error: str) -> Source:
-    if all(hasattr(data, part) for part in ("classes", "targets", "sizes", "names", "read")):
-        return data  # type: ignore[no-any-return]
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, (str, dict, np.ndarray)):
+def _as_source(data: object, name: str, classes: Sequence[str] | None, on_error: str) -> Source:
+    if is_source(data):
+        return data
+    if not isinstance(data, MapStyle) or isinstance(data, (str, dict, np.ndarray)):
         raise ConfigError(f"{name} is {_kind(data)}; allowed: {_ALLOWED}")
     if len(data) == 0:
         raise ConfigError(f"{name} has no images; allowed: {_ALLOWED}")
     _check_transforms(data, name)
-    files = _files(data)
+    files, root = _files(data), getattr(_base(data), "root", "")
     if files is None:
         return DatasetSource(data, classes or _named(data), name)
     names = Names(os.path.abspath(path) for path, _ in files)  # noqa: PTH100 - one Path per file would take minutes
     targets = np.array([label for _, label in files], np.int64)
-    return read_files(names, targets, _named(data) or (), Path(_base(data).root), on_error)[0]
+    return read_files(names, targets, _named(data) or (), Path(root), on_error)[0]
 
 
-def _check_transforms(data: Any, name: str) -> None:
+def _check_transforms(data: object, name: str) -> None:
     for key in ("transform", "transforms", "target_transform"):
         if getattr(data, key, None) is not None:
             why = "images are resized here, and augmented by augment=Augment(...)"
@@ -140,28 +139,28 @@ def _check_transforms(data: Any, name: str) -> None:
         _check_transforms(part, name)
 
 
-def _files(data: Any) -> list[tuple[str, int]] | None:
+def _files(data: object) -> list[tuple[str, int]] | None:
     """Return the (path, label) pairs of an ImageFolder or a subset of one that reads files as torchvision does."""
     if hasattr(data, "dataset") and hasattr(data, "indices"):
         files = _files(data.dataset)
         return None if files is None else [files[int(index)] for index in data.indices]
     reads = getattr(type(data), "__getitem__", None), getattr(data, "loader", None)
     plain = all(getattr(function, "__module__", "") == _FOLDER for function in reads)
-    return list(data.samples) if plain else None
+    return list(getattr(data, "samples", ())) if plain else None
 
 
-def _base(data: Any) -> Any:
+def _base(data: object) -> object:
     while hasattr(data, "dataset"):
         data = data.dataset
     return data
 
 
-def _named(data: Any) -> tuple[str, ...] | None:
+def _named(data: object) -> tuple[str, ...] | None:
     names = getattr(data, "classes", None) or getattr(_base(data), "classes", None)
     return tuple(map(str, names)) if names else None
 
 
-def _pixels(image: Any) -> Pixels:
+def _pixels(image: object) -> Pixels:
     """Return an image as [H, W, 3] uint8 in its own memory; raises ``ValueError`` if it is not one."""
     if isinstance(image, Image.Image):
         return image_array(image)
@@ -175,7 +174,7 @@ def _pixels(image: Any) -> Pixels:
     return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))  # a ValueError unless of 1 or 3 channels
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     said = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     return f"a {said}" if shape is None else f"a {said} of {dtype} and shape {list(shape)}"
@@ -186,7 +185,7 @@ class _Library(NamedTuple):
 
     kind: str
     argument: str
-    parts: tuple[Any, ...]
+    parts: tuple[str | bool, ...]
     files: str
 
 
@@ -208,7 +207,7 @@ def library_parts(name: str, root: Path, download: bool) -> list[Groups | Source
     if name == "caltech101":
         return [class_folders(_caltech101(root, download))]
     if name == "imagenet":
-        if not all((root / part).is_dir() for part in LIBRARY[name].parts):
+        if not all((root / str(part)).is_dir() for part in LIBRARY[name].parts):
             for part in LIBRARY[name].parts:  # this unpacks the archives
                 _open(name, root, part)
         return [class_folders(folder) for folder in part_folders(root)]
@@ -225,7 +224,7 @@ def _caltech101(root: Path, download: bool) -> Path:
     return root / "caltech101" / name
 
 
-def _open(name: str, root: Path, part: Any, **options: Any) -> Any:
+def _open(name: str, root: Path, part: str | bool, **options: bool) -> Any:
     library = LIBRARY[name]
     make = getattr(importlib.import_module("torchvision.datasets"), library.kind)
     try:

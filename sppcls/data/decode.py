@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import thread_time
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from sppcls.data.geometry import Pixels, Size, reduction
 from sppcls.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Formats of photographs. Left out on purpose: formats without a signature (TGA, PCX), which would take any
 # garbage for an image, and those that start another program (EPS).
@@ -169,7 +172,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _to_8_bit(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     flat, grey = values.reshape(-1), np.empty(values.shape, np.uint8)
 
     def blocks() -> Iterator[tuple[int, npt.NDArray[np.float64]]]:  # doubles of all of it would take 24 bytes per pixel
@@ -223,7 +226,7 @@ class _File(io.FileIO):
         self.size, self.left = size, SHORT
         self.reader: Callable[[], _Reader | None] = lambda: None
 
-    def readinto(self, buffer: Any, /) -> int:
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
         count = super().readinto(buffer)
         if self.left > 0:
             self.left -= count

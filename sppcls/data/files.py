@@ -30,7 +30,7 @@ Pair = tuple[int, int]
 ON_ERROR = ("fail", "skip")
 _THREADS = 16  # they wait for the disk, possibly over a network
 _CHUNK, _BLOCK = 128, 2**14
-_WORTH_A_BAR = 3000
+WORTH_A_BAR = 3000
 
 
 class FileSource:
@@ -128,7 +128,7 @@ def _probe(work: Callable[[str], Pair], names: Names, wanted: npt.NDArray[np.boo
             yield from zip(block.tolist(), pool.map(attempt, names.pick(block), _CHUNK), strict=True)
 
     with quiet(), ThreadPool(_THREADS) as pool:
-        slow = work is _size and len(places) > _WORTH_A_BAR
+        slow = work is _size and len(places) > WORTH_A_BAR
         for index, result in track(results(), "Reading image sizes", len(places)) if slow else results():
             if isinstance(result, str):
                 why[index] = result

@@ -137,7 +137,7 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 COLUMNS = ("path", "label", "split")
-_PART = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_PART = {"train": "train", **dict.fromkeys(_VAL, "val"), "test": "test"}
 _PARQUET = (".parquet", ".pq")
 
 
@@ -168,7 +168,7 @@ def table_parts(file: Path) -> dict[str, Groups]:
         raise DataError(f"{shown(file)}: no rows; each row needs a path and a label")
     if "train" not in parts:
         raise DataError(f"{shown(file)}: no row has the split 'train'")
-    ordered = [part for part in ("train", "val", "test") if part in parts]
+    ordered = [part for part in dict.fromkeys(_PART.values()) if part in parts]
     return {part: {label: Names(parts[part][label]) for label in sorted(parts[part])} for part in ordered}
 
 

@@ -1,18 +1,17 @@
 """Fits images to the size of a batch: plain integers, and a resize without torch."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 Size = tuple[int, int]
 Pixels = npt.NDArray[np.uint8]
-Whole = npt.NDArray[np.integer[Any]]
+Whole = npt.NDArray[np.integer]
 Fit = Literal["keep", "crop", "warp"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 Colour = tuple[int, int, int]  # RGB, 0 to 255
-# The mean colour of ImageNet: padding of this colour is almost zero once the batch is normalised.
-PAD: Colour = (124, 116, 104)
+BLACK: Colour = (0, 0, 0)
 DRAFTS = (8, 4, 2)
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only if that leaves this many times the requested pixels. Mean difference, in
 # grey levels, from decoding in full, on 500 photographs: 3.6 at 1.0, 1.5 at 1.25, 1.2 at 1.5, 0.8 at 2.0. For
@@ -106,7 +105,9 @@ def source_scale(got: Size, native: Size, size: Size) -> tuple[float, float] | N
 _ROWS = 256  # at a time, so that the wider copies of large images stay small
 
 
-def fit_array(image: Pixels, size: Size, fit: str = "keep", pad: Colour = PAD, *, native: Size | None = None) -> Pixels:
+def fit_array(
+    image: Pixels, size: Size, fit: str = "keep", pad: Colour = BLACK, *, native: Size | None = None
+) -> Pixels:
     """Put an image [h, w, 3] into exactly ``size``, (H, W); as `sppcls.data.images.fit_image`, cut at the centre."""
     if fit == "crop":
         top, bottom, left, right = cut_box(image.shape[0], image.shape[1], size)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sppcls.data.cache import PixelCache
 from sppcls.data.decode import decode_array
-from sppcls.data.geometry import FITS, PAD, Colour, Fit, Size, content_size, cut_box, same_aspect, source_scale
+from sppcls.data.geometry import BLACK, FITS, Colour, Fit, Size, content_size, cut_box, same_aspect, source_scale
 from sppcls.data.plan import Batch
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
@@ -27,7 +27,7 @@ def fit_image(
     image: torch.Tensor,
     size: Size,
     fit: str = "keep",
-    pad: Colour = PAD,
+    pad: Colour = BLACK,
     *,
     offset: tuple[float, float] = (0.5, 0.5),
     native: Size | None = None,
@@ -146,28 +146,36 @@ class Augment:
         return image
 
 
-ImageBatch = dict[str, Any]
-"""What a loader yields: a dict of one batch.
-
-images: [B, 3, H, W] uint8 RGB with channels-last strides, padded on the right or at the bottom.
-targets: [B] int64, positions in the source's ``classes``; -1 if an image could not be read.
-indices: [B] int64, the images' places in the source.
-scale: The scheduled length of the images' shorter sides, in pixels.
-weight: Of each of the images in the loss of a training step, a float (`sppcls.data.plan.TrainingPlan`).
-"""
 IGNORED = -1
+
+
+class ImageBatch(TypedDict):
+    """What a loader yields: one batch.
+
+    Attributes:
+        images: [B, 3, H, W] uint8 RGB with channels-last strides, padded on the right or at the bottom.
+        targets: [B] int64, positions in the source's ``classes``; -1 if an image could not be read.
+        indices: [B] int64, the images' places in the source.
+        scale: The scheduled length of the images' shorter sides, in pixels.
+        weight: Of each of the images in the loss of a training step (`sppcls.data.plan.TrainingPlan`).
+        broken: (index, reason) of the unreadable images; a `PlannedLoader` takes it out.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    indices: torch.Tensor
+    scale: int
+    weight: NotRequired[float]
+    broken: NotRequired[list[tuple[int, str]]]
 
 
 @dataclass(eq=False)
 class BatchDataset(Dataset[ImageBatch]):
-    """Turns a ``Batch`` of the plan into tensors; the batch has everything that changes between epochs.
-
-    Returns an ``ImageBatch`` with ``broken``, (index, reason) of the unreadable images.
-    """
+    """Turns a ``Batch`` of the plan into tensors; the batch has everything that changes between epochs."""
 
     source: Source
     fit: Fit = "keep"
-    pad: Colour = (0, 0, 0)
+    pad: Colour = BLACK
     augment: Augment | None = None
     cache: PixelCache | None = None
 
@@ -187,8 +195,14 @@ class BatchDataset(Dataset[ImageBatch]):
                 images[place] = torch.tensor(self.pad, dtype=torch.uint8)[:, None, None]
                 targets[place] = IGNORED
                 broken.append((index, str(error)))
-        found = {"images": images, "targets": targets, "indices": torch.tensor(batch.indices), "broken": broken}
-        return found | {"scale": batch.scale, "weight": batch.weight}
+        return {
+            "images": images,
+            "targets": targets,
+            "indices": torch.tensor(batch.indices),
+            "scale": batch.scale,
+            "weight": batch.weight,
+            "broken": broken,
+        }
 
     def _fill(self, out: torch.Tensor, index: int, batch: Batch) -> None:
         image, native = self._read(index, batch.size)
@@ -211,6 +225,6 @@ class BatchDataset(Dataset[ImageBatch]):
         if not same_aspect(got, (height, width)):
             return image, got  # the file has changed since the scan: it has no place in the cache, but its own aspect
         if self.cache:
-            self.cache.put(index, image, min(size))
+            self.cache.put(index, image, min(size), fit_image)
             kept = self.cache.get(index, size)
         return image if kept is None else kept, (height, width)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sppcls.data.plan import Batch, EpochPlan
 from sppcls.errors import DataError
-from sppcls.process import signals_held
+from sppcls.process import STATUSES, signals_held
 
 if TYPE_CHECKING:  # the server of workers begins before torch is imported
     from torch.utils.data import DataLoader
@@ -33,7 +33,13 @@ def batches_of(dataset: "BatchDataset", batches: Iterable[Batch], num_workers: i
         end_workers(running)
 
 
-def _data_loader(dataset: "BatchDataset", sampler: Iterable[Batch], num_workers: int, **how: Any) -> "DataLoader[Any]":
+def _data_loader(
+    dataset: "BatchDataset",
+    sampler: Iterable[Batch],
+    num_workers: int,
+    pin_memory: bool = False,
+    persistent: bool = False,
+) -> "DataLoader[ImageBatch]":
     # A generator of its own: starting to iterate draws a number, which must not be taken from the network's training.
     import torch
     from torch.utils.data import DataLoader
@@ -43,10 +49,11 @@ def _data_loader(dataset: "BatchDataset", sampler: Iterable[Batch], num_workers:
         batch_size=None,
         sampler=sampler,
         num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=persistent,
         worker_init_fn=partial(_begin, os.getpid(), _served),
         multiprocessing_context="forkserver" if _served and num_workers else None,
         generator=torch.Generator(),
-        **how,
     )
 
 
@@ -87,8 +94,7 @@ class PlannedLoader:
         self._on_error, self._resumed, self._share = on_error, False, _Share()
         first = plan(0)
         self.world, self._length = first.world, len(range(rank, len(first), first.world))
-        how = {"pin_memory": pin_memory, "persistent_workers": num_workers > 0}
-        self._workers = _data_loader(dataset, self._share, num_workers, **how)
+        self._workers = _data_loader(dataset, self._share, num_workers, pin_memory, persistent=num_workers > 0)
         # In a garbage cycle the workers' queues would be freed first, and each worker waited for in vain for 5 s.
         weakref.finalize(self, close_workers, self._workers).atexit = False
 
@@ -135,11 +141,7 @@ class PlannedLoader:
             self.epoch, self.position = self.epoch + 1, 0
 
 
-_OF_THE_LEADER = {
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name) and hasattr(signal, "sigtimedwait")
-}
+_OF_THE_LEADER = {status - 128 for status in STATUSES} if hasattr(signal, "sigtimedwait") else set[int]()
 _THREADS = "OPENBLAS_NUM_THREADS"
 
 _served = False
@@ -196,7 +198,7 @@ def _leaders_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def started(loader: "DataLoader[Any]") -> Iterator[Any]:
+def started(loader: "DataLoader[ImageBatch]") -> "Iterator[ImageBatch]":
     """Return the iterator of a loader, whose workers start and stay with the leader's signals blocked."""
     with signals_held():
         if not _OF_THE_LEADER:
@@ -205,13 +207,13 @@ def started(loader: "DataLoader[Any]") -> Iterator[Any]:
             return iter(loader)
 
 
-def end_workers(batches: Any) -> None:
+def end_workers(batches: object) -> None:
     """Stop the workers of an iterator returned by `started`."""
     if hasattr(batches, "_shutdown_workers"):  # not without workers
         batches._shutdown_workers()
 
 
-def close_workers(loader: "DataLoader[Any]") -> None:
+def close_workers(loader: "DataLoader[ImageBatch]") -> None:
     """Stop the persistent workers of a loader; its next iteration starts new ones."""
     batches, loader._iterator = loader._iterator, None
     end_workers(batches)

@@ -7,7 +7,6 @@ rank and every worker agrees without communication, and an epoch can be resumed 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -159,8 +158,7 @@ class Planner:
     def plan(self, epoch: int, world: int = 1, schedule: Schedule | None = None) -> TrainingPlan:
         """Return the plan of an epoch for so many ranks."""
         if world not in self._cuts:
-            how: dict[str, Any] = {"batch_size": self.batch_size, "fit": self.fit, "max_aspect": self.max_aspect}
-            self._cuts[world] = cut_images(self.sizes, world=world, **how)
+            self._cuts[world] = cut_images(self.sizes, self.batch_size, world, self.fit, self.max_aspect)
         return TrainingPlan(self._cuts[world], schedule or self.schedule, epoch, self.seed)
 
     def largest_batch(self, world: int = 1) -> Batch:
@@ -169,14 +167,22 @@ class Planner:
 
 
 def plan_epoch(
-    sizes: Sizes, schedule: Schedule, epoch: int, *, seed: int, batch_size: int, world: int = 1, **how: Any
+    sizes: Sizes,
+    schedule: Schedule,
+    epoch: int,
+    *,
+    seed: int,
+    batch_size: int,
+    world: int = 1,
+    fit: Fit = "keep",
+    max_aspect: float = 4.0,
 ) -> TrainingPlan:
-    """Plan one training epoch of images of ``sizes`` [N, 2] (H, W); ``how`` is as in `cut_images`.
+    """Plan one training epoch of images of ``sizes`` [N, 2] (H, W).
 
     A step that spans neighbouring aspect buckets takes the larger tensor. So no batch is under ``batch_size // 2``
     images (unless the whole set is) and no remainder is dropped.
     """
-    return TrainingPlan(cut_images(sizes, batch_size=batch_size, world=world, **how), schedule, epoch, seed)
+    return TrainingPlan(cut_images(sizes, batch_size, world, fit, max_aspect), schedule, epoch, seed)
 
 
 def plan_evaluation(

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Protocol, TypeGuard, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,19 @@ class Source(Protocol):
         side is still at least that many pixels. Raises ``DataError`` naming the file if it cannot be read.
         """
         ...
+
+
+def is_source(data: object) -> TypeGuard[Source]:
+    """Return whether an object has all that a source has."""
+    return all(hasattr(data, part) for part in ("classes", "targets", "sizes", "names", "read"))
+
+
+@runtime_checkable
+class MapStyle(Protocol):
+    """What has items by position, whatever they are."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> object: ...
 
 
 class Names(Sequence[str]):

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sppcls.data.geometry import PIXELS
 from sppcls.deploy.graph import OPSET, check_regions, save_pt2, trace, write_onnx
-from sppcls.deploy.parity import model_card, proof_table, prove
+from sppcls.deploy.parity import Proof, model_card, proof_table, prove
 from sppcls.deploy.runtime import open_model
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.files import checked_path, to_json, write_bytes, write_json, write_text
@@ -54,7 +53,7 @@ def export(
     folder = beside if out is None else checked_path(out, "--out")
     _check_free(folder, force)
     loaded = load(model, checkpoint)
-    signature = replace(loaded.signature, half=half)
+    signature = replace(loaded.network.signature, half=half)
     if signature.pixels > PIXELS:
         raise ConfigError(f"{model}: one image has {signature.pixels:,} pixels, at most {PIXELS:,} can be verified")
     graph = replace(signature, input=input, probabilities=probabilities)
@@ -118,10 +117,9 @@ def _beside(folder: Path) -> Path:
         raise ConfigError(f"--out {folder}: {error.strerror}; name a writable folder") from None
 
 
-def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[str, Any]:
+def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> Proof:
     _write(path, name, loaded, signature)
-    found = prove(path.name, loaded.network, open_model(path, trust=True))
-    found |= {"file": path.name, "bytes": path.stat().st_size}
+    found = prove(path, loaded.network, open_model(path, trust=True), signature.half)
     worst = found["largest_difference"]
     if not worst <= found["tolerance"]:
         row = max(found["sizes"], key=lambda row: row["difference"])
@@ -130,12 +128,14 @@ def _proved(path: Path, name: str, loaded: Model, signature: Signature) -> dict[
             f"{path.name}: output differs from the checkpoint's, logits by {worst:.2g} at {size}, allowed: "
             f"{found['tolerance']:g}; nothing was written"
         )
-    return found | ({"opset": OPSET} if name == "onnx" else {})
+    if name == "onnx":
+        found["opset"] = OPSET
+    return found
 
 
 def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
     network = copy.deepcopy(loaded.network).half() if signature.half else loaded.network
-    description = describe(network, signature, metrics=loaded.metrics)
+    description = describe(network, None, loaded.metrics, signature)
     if name == "safetensors":
         from safetensors.torch import save
 
@@ -147,10 +147,10 @@ def _write(path: Path, name: str, loaded: Model, signature: Signature) -> None:
         save_pt2(trace(network, signature), description, path)
 
 
-def _config(loaded: Model, signature: Signature) -> dict[str, Any]:
+def _config(loaded: Model, signature: Signature) -> dict[str, object]:
     """Return config.json in the Hub's layout: the description, and the names that the Hub looks for."""
     labels = dict(enumerate(signature.classes))
-    described = describe(loaded.network, signature, loaded.spec)
+    described = describe(loaded.network, loaded.spec, None, signature)
     if described["spec"]:
         described["spec"]["data"]["root"] = None  # a path of this machine
     return {

@@ -2,8 +2,8 @@
 
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +69,14 @@ class RegionGraph(Graph):
 
     @staticmethod
     def _pooled(features: Tensor, rois: Tensor, n: int) -> Tensor:
-        attributes: dict[str, Any] = {"pooled_shape": [n, n], "spatial_scale": 1.0}
         shape = (rois.shape[0], features.shape[1], n, n)
-        return torch.onnx.ops.symbolic("MaxRoiPool", (features, rois), attributes, dtype=features.dtype, shape=shape)
+        return torch.onnx.ops.symbolic(
+            "MaxRoiPool",
+            (features, rois),
+            {"pooled_shape": [n, n], "spatial_scale": 1.0},
+            dtype=features.dtype,
+            shape=shape,
+        )
 
 
 def check_regions(network: SppClassifier, signature: Signature) -> None:
@@ -124,7 +129,7 @@ def traced_size(signature: Signature) -> tuple[int, int]:
     return signature.input_size or (side + 5, side + side // 3 + 7)
 
 
-def write_onnx(program: ExportedProgram, signature: Signature, description: dict[str, Any], path: Path) -> None:
+def write_onnx(program: ExportedProgram, signature: Signature, description: Mapping[str, object], path: Path) -> None:
     """Write one ONNX file, opset 20, with the description as JSON and `instructions` in its metadata."""
     made = torch.onnx.export(
         program,
@@ -181,7 +186,7 @@ def instructions(signature: Signature) -> dict[str, str]:
     } | {name: to_json(value) for name, value in values.items()}
 
 
-def save_pt2(program: ExportedProgram, description: dict[str, Any], path: Path) -> None:
+def save_pt2(program: ExportedProgram, description: Mapping[str, object], path: Path) -> None:
     """Write a program without the paths of this machine; raises ``ConfigError`` if torch cannot write it."""
     program._example_inputs = None
     for node in program.graph.nodes:

@@ -33,7 +33,7 @@ _INPUTS = (["images"], ["images", "boxes", "image"])
 _KNOWN = {("Node", 4): _OPERATOR, ("Node", 7): re.compile(rb"(ai\.onnx)?")}
 
 
-def open_onnx(path: Path) -> tuple[Any, dict[str, Any]]:
+def open_onnx(path: Path) -> tuple[Any, dict[str, object]]:
     """Return an ``InferenceSession`` on the CPU that takes ``images``, and the description.
 
     Raises:
@@ -63,8 +63,8 @@ def open_onnx(path: Path) -> tuple[Any, dict[str, Any]]:
     return session, description
 
 
-def _description(model: memoryview) -> dict[str, Any]:
-    found, spent = {}, 0
+def _description(model: memoryview) -> dict[str, object]:
+    found, spent = dict[bytes, bytes](), 0
     for message, number, content in _walk(model, "Model"):
         spent += 16 if (message, number) in (("Model", 7), ("Graph", 5), ("Tensor", 9)) else 16 + len(content)
         if spent > _TEXT_LIMIT:

@@ -1,25 +1,48 @@
 """Verification of an exported file against its network, and the model card."""
 
-import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
 
 from sppcls.deploy.graph import proof_side, traced_size
-from sppcls.deploy.runtime import Boxes, Floats, Images, Runtime, softmax
+from sppcls.deploy.runtime import Boxes, Images, Runtime, softmax
 from sppcls.errors import SppclsError
-from sppcls.files import read_bytes
+from sppcls.files import read_json
 from sppcls.model_files import Model
 from sppcls.models.classifier import SppClassifier
+from sppcls.run_folder import STATUS, Summary, read_summary
 from sppcls.signature import Signature
 from sppcls.terminal import ece_column, markdown, markdown_text, printable
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 0.05
+
+
+class Compared(TypedDict):
+    """How a file's output differs from the network's at one size."""
+
+    batch: int
+    height: int
+    width: int
+    difference: float
+    agreement: float
+
+
+class Proof(TypedDict):
+    """How close a file's output is to the network's, over all sizes."""
+
+    file: str
+    bytes: int
+    largest_difference: float
+    top1_agreement: float
+    tolerance: float
+    sizes: list[Compared]
+    opset: NotRequired[int]
 
 
 def parity_sizes(signature: Signature) -> list[tuple[int, int, int]]:
@@ -45,13 +68,13 @@ def parity_sizes(signature: Signature) -> list[tuple[int, int, int]]:
     return [(1 if n % 2 == 0 else 3, *size) for n, size in enumerate(sizes) if size != traced_size(signature)]
 
 
-def prove(name: str, network: SppClassifier, candidate: Runtime) -> dict[str, Any]:
+def prove(path: Path, network: SppClassifier, candidate: Runtime, half: bool = False) -> Proof:
     """Run a file and its network on the same images of every size, and on boxes if a graph takes them.
 
-    Where ``candidate`` gives probabilities, they are compared with the softmax of the network's logits. Raises
-    ``SppclsError`` at a size that the file does not run at.
+    ``half`` says that its weights were rounded to float16. Where ``candidate`` gives probabilities, they are compared
+    with the softmax of the network's logits. Raises ``SppclsError`` at a size that the file does not run at.
     """
-    signature, rows = candidate.signature, []
+    signature, rows = candidate.signature, list[Compared]()
     for batch, height, width in parity_sizes(signature):
         images, boxes = _images(batch, height, width), _boxes(height, width)
         try:
@@ -64,22 +87,26 @@ def prove(name: str, network: SppClassifier, candidate: Runtime) -> dict[str, An
         except Exception as error:  # any error of its engine
             line = " ".join(str(error).split())[:200]
             raise SppclsError(
-                f"{name} does not run at {batch} x 3 x {height} x {width} ({line}); nothing was written"
+                f"{path.name} does not run at {batch} x 3 x {height} x {width} ({line}); nothing was written"
             ) from None
-        row = _compared(torch.cat(want).numpy(), np.concatenate(got), signature.probabilities)
-        rows.append({"batch": batch, "height": height, "width": width} | row)
+        wanted, found = torch.cat(want).numpy(), np.concatenate(got)
+        wanted = softmax(wanted) if signature.probabilities else wanted
+        row: Compared = {
+            "batch": batch,
+            "height": height,
+            "width": width,
+            "difference": float(np.abs(wanted - found).max()),
+            "agreement": float((wanted.argmax(1) == found.argmax(1)).mean()),
+        }
+        rows.append(row)
     return {
+        "file": path.name,
+        "bytes": path.stat().st_size,
         "largest_difference": float(np.max([row["difference"] for row in rows])),
         "top1_agreement": sum(row["agreement"] * row["batch"] for row in rows) / sum(row["batch"] for row in rows),
-        "tolerance": HALF_TOLERANCE if signature.half else TOLERANCE,
+        "tolerance": HALF_TOLERANCE if half else TOLERANCE,
         "sizes": rows,
     }
-
-
-def _compared(want: Floats, got: Floats, probabilities: bool) -> dict[str, float]:
-    want = softmax(want) if probabilities else want
-    agreement = float((want.argmax(1) == got.argmax(1)).mean())
-    return {"difference": float(np.abs(want - got).max()), "agreement": agreement}
 
 
 def _images(batch: int, height: int, width: int) -> Images:
@@ -106,13 +133,13 @@ _LIMITS = """- It assigns one of its {count} classes to every image, even to ima
   `sppcls evaluate MODEL --data DIR` before you rely on it."""
 
 
-def model_card(loaded: Model, model: Path, proofs: dict[str, Any]) -> str:
+def model_card(loaded: Model, model: Path, proofs: Mapping[str, Proof]) -> str:
     """Return README.md of an exported folder, with the figures of the run if ``model`` belongs to one."""
     run = model if model.is_dir() else model.parent.parent
-    summary, status = _read(run / "summary.json"), _read(run / "status.json")
+    summary, status = read_summary(run), read_json(run / STATUS)
     made = shlex.join(Path(word).name if "/" in word else word for word in sys.argv)  # no path of this machine
     commands = "\n".join(printable(str(line)).replace("```", "") for line in (status.get("command"), made) if line)
-    signature, recipe = loaded.signature, loaded.network.recipe or {}
+    signature, recipe = loaded.network.signature, loaded.network.recipe or {}
     shape = f"{recipe.get('backbone')}, pool {signature.pool}, levels {', '.join(map(str, loaded.network.levels))}"
     scales = ", ".join(map(str, signature.scales)) or "unknown"
     names = markdown_text(", ".join(signature.classes[:20])) + (", ..." if len(signature.classes) > 20 else "")
@@ -137,22 +164,14 @@ logits = model(model.normalize(images))  # uint8 [N, 3, H, W]
 """
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_bytes(path, 64 << 20))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _data(loaded: Model, summary: dict[str, Any]) -> str:
+def _data(loaded: Model, summary: Summary) -> str:
     if loaded.spec is None:
         return "Unknown: it was not trained with `train.py`."
     images = f"{summary['train_images']} training and {summary['val_images']} validation images, " if summary else ""
     return f"`{loaded.spec.data.name}`: {images}fitted with `fit={loaded.spec.data.fit}`."
 
 
-def _accuracy(summary: dict[str, Any], loaded: Model) -> str:
+def _accuracy(summary: Summary, loaded: Model) -> str:
     if not summary.get("scales"):
         known = [f"- {name}: {value:.4g}" for name, value in sorted(loaded.metrics.items())]
         return "\n".join(["At the epoch it was saved:", "", *known]) if known else "Not measured."
@@ -166,7 +185,7 @@ def _accuracy(summary: dict[str, Any], loaded: Model) -> str:
     return f"On the validation images, with the run's last checkpoint:\n\n{lines}{said}"
 
 
-def proof_table(proofs: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+def proof_table(proofs: Mapping[str, Proof]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Return columns and one row per file: how close its output is to the checkpoint's."""
     rows = [
         [

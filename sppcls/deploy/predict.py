@@ -8,17 +8,21 @@ from dataclasses import replace
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
-from sppcls.data.decode import decode_array, read_size
+from sppcls.data.decode import decode_array, image_array, read_size
 from sppcls.data.folders import image_files
 from sppcls.data.geometry import PIXELS, Pixels, Size, images_at
 from sppcls.data.plan import Batch, plan_evaluation
-from sppcls.deploy.runtime import Floats, Images, Runtime
+from sppcls.deploy.runtime import Floats, Images, Runtime, of_network
 from sppcls.errors import ConfigError, DataError
-from sppcls.signature import Signature
+from sppcls.signature import Signature, refuse_small
+
+if TYPE_CHECKING:
+    from sppcls.models.classifier import SppClassifier
 
 Readable = Path | Pixels  # a file, or the pixels [H, W, 3] of an image
 One = TypeVar("One", bound=Readable)
@@ -63,9 +67,7 @@ def checked_scales(signature: Signature, asked: Sequence[int] | None) -> tuple[i
             size = "{}x{}".format(*signature.input_size)
             raise ConfigError(f"--scale {scales[0]}: a model with pool=fixed takes only {size}; leave --scale out")
         return signature.input_size[:1]
-    for scale in scales:
-        if scale < signature.smallest:
-            raise ConfigError(f"--scale {scale} is too small for this model; the smallest is {signature.smallest}")
+    refuse_small("--scale", scales, signature.smallest, "this model")
     return scales
 
 
@@ -149,3 +151,41 @@ def top(probabilities: Floats, classes: Sequence[str], count: int) -> list[dict[
     """Return the most likely classes, as ``predict --json`` has them."""
     order = np.argsort(-probabilities, kind="stable")[:count]
     return [{"label": classes[place], "probability": float(probabilities[place])} for place in order]
+
+
+def labels(network: "SppClassifier", images: object, scale: int | None, count: int) -> Any:
+    """Return what `SppClassifier.predict` does."""
+    several: Sequence[object] | None = images if isinstance(images, list | tuple) else None
+    wanted = [one for image in ([images] if several is None else several) for one in _readable(image)]
+    signature = network.signature
+    scales, training = checked_scales(signature, None if scale is None else (scale,)), network.training
+    rows = []
+    try:
+        for image, said in predict(of_network(network.eval()), wanted, scales):
+            if isinstance(said, DataError):
+                raise said
+            rows.append(answer(image, said, signature.classes, count))
+    finally:
+        network.train(training)
+    one = several is None and (not isinstance(images, str | os.PathLike) or wanted == [Path(images)])
+    return rows[0] if one else rows
+
+
+def _readable(image: object) -> list[Readable]:
+    if isinstance(image, str | os.PathLike):
+        found = expand([os.fspath(image)])
+        if not found:
+            raise DataError(f"no images in {image}; name image files or folders of images")
+        return [*found]
+    if isinstance(image, Image.Image):
+        try:
+            return [image_array(image)]
+        except Exception as error:  # the image is decoded now, and damage can raise any error
+            raise DataError(f"{image!r} cannot be read: {error}") from error
+    shape: Any = getattr(image, "shape", ())
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image.size:
+        return [image.copy()]  # torch takes only writable arrays
+    what = f"{getattr(image, 'dtype', '')} {type(image).__name__} {list(shape)}".strip()
+    raise TypeError(
+        f"got {what}; expected a file, a folder, a Pillow image, an array [H, W, 3] uint8, or a list of these"
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from sppcls.data.decode import decode_array, read_size
@@ -36,7 +37,7 @@ def boxes_of_images(file: str) -> dict[str, list[list[str]]] | None:
     return found
 
 
-def checked_boxes(rows: Sequence[Any], file: str, size: Size) -> Boxes:
+def checked_boxes(rows: Sequence[object], file: str, size: Size) -> Boxes:
     """Return boxes [K, 4] of rows of four; raises what `read_boxes` does."""
     return np.array([_box(row, number, file, size) for number, row in enumerate(rows)], np.float64).reshape(-1, 4)
 
@@ -49,7 +50,7 @@ def read_boxes(file: str, size: Size) -> Boxes:
     is_json = file.lower().endswith(".json")
     try:
         text = Path(file).read_text("utf-8-sig")
-        rows: Any = json.loads(text) if is_json else list(csv.reader(io.StringIO(text)))
+        rows: object = json.loads(text) if is_json else list(csv.reader(io.StringIO(text)))
     except (OSError, ValueError, RecursionError) as error:
         said = error.strerror if isinstance(error, OSError) else "not a .json list or .csv rows of x1,y1,x2,y2"
         raise DataError(f"--boxes {file}: {said}") from None
@@ -64,7 +65,7 @@ def read_boxes(file: str, size: Size) -> Boxes:
 def _box(row: Any, number: int, file: str, size: Size) -> list[float]:
     values: Any = row.get("box") if isinstance(row, dict) else row
     try:
-        x1, y1, x2, y2 = (float(value) for value in values)
+        x1, y1, x2, y2 = map(float, values)
     except (TypeError, ValueError, OverflowError):
         raise DataError(f"--boxes {file}: box {number} is {str(row)[:60]}, not four numbers x1 y1 x2 y2") from None
     if not (0 <= x1 < x2 <= size[1] and 0 <= y1 < y2 <= size[0]):
@@ -112,11 +113,12 @@ def classify(model: Runtime, path: Path, boxes: Boxes, scales: Sequence[int]) ->
     return said
 
 
-def _scale_of_each(boxes: Boxes, native: Size, scales: Sequence[int], trained: int) -> Any:
+def _scale_of_each(boxes: Boxes, native: Size, scales: Sequence[int], trained: int) -> npt.NDArray[np.int64]:
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    at = np.array(scales)
+    at: npt.NDArray[np.int64] = np.array(scales)
     pixels = areas[:, None] * (at / min(native)) ** 2
-    return at[np.abs(pixels - trained**2).argmin(1)]
+    chosen: npt.NDArray[np.int64] = at[np.abs(pixels - trained**2).argmin(1)]
+    return chosen
 
 
 def _moved(boxes: Boxes, native: Size, size: Size) -> Boxes:
@@ -137,7 +139,7 @@ def distinct(boxes: Boxes, probabilities: Floats, count: int, overlap: float = 0
     return kept
 
 
-def _overlap(a: Any, b: Any) -> float:
+def _overlap(a: Boxes, b: Boxes) -> float:
     across, down = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
     return float(across * down / (sum(areas) - across * down))

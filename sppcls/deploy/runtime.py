@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +106,7 @@ def _of_onnx(file: Path) -> Runtime:
     session, described = open_onnx(file)
     signature = read_signature(described.get("signature"), str(file))
 
-    def regions(images: Images, boxes: Boxes, image: Any = None) -> Floats:
+    def regions(images: Images, boxes: Boxes, image: npt.NDArray[np.int64] | None = None) -> Floats:
         image = np.zeros(len(boxes), np.int64) if image is None else image
         inputs = {"images": signature.prepared(images), "boxes": boxes.astype(np.float32), "image": image}
         said: Floats = session.run(None, inputs)[0]
@@ -156,10 +156,10 @@ def _of_file(path: str | Path, device: str, checkpoint: str | None) -> Runtime:
 
     loaded = load(path, checkpoint)
     network = loaded.network.to(pick_device(device))
-    return replace(of_network(network, loaded.signature), source=str(loaded))
+    return replace(of_network(network), source=str(loaded))
 
 
-def of_network(network: "SppClassifier", signature: Signature) -> Runtime:
+def of_network(network: "SppClassifier") -> Runtime:
     """Return a network in eval mode, on its current device, as a model that can be run."""
     import torch
 
@@ -176,10 +176,12 @@ def of_network(network: "SppClassifier", signature: Signature) -> Runtime:
             said: Floats = network.classify_regions(pixels, [torch.from_numpy(boxes)]).float().cpu().numpy()
             return said
 
-    return Runtime(signature, run, _fit_by_torch, regions)
+    return Runtime(network.signature, run, _fit_by_torch, regions)
 
 
-def _fit_by_torch(image: Images, size: tuple[int, int], fit: str, pad: Any, *, native: tuple[int, int]) -> Images:
+def _fit_by_torch(
+    image: Images, size: tuple[int, int], fit: str, pad: tuple[int, int, int], *, native: tuple[int, int]
+) -> Images:
     # The same pixels as fit_array's, several times faster if torch is available.
     import torch
 

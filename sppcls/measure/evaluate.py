@@ -24,7 +24,7 @@ from sppcls.measure.views import GraphNetwork, multi_view, opened_graph, recalib
 from sppcls.model_files import Model, load
 from sppcls.models.classifier import SppClassifier
 from sppcls.settings import DataSpec, ModelSpec, ScheduleSpec
-from sppcls.signature import Signature, far_scales
+from sppcls.signature import Signature, far_scales, refuse_small
 from sppcls.spec import Spec
 
 
@@ -69,7 +69,8 @@ def evaluate(model: str, options: Options) -> Evaluated:
         DataError: Images that cannot be read, or of classes that the network does not have.
     """
     opened = _open(model, options)
-    network, spec = opened.network, opened.spec or _spec_of(opened.signature)
+    network = opened.network
+    spec = opened.spec or _spec_of(network.signature)
     device = next(network.parameters()).device if isinstance(network, GraphNetwork) else pick_device(options.device)
     fit, multi = options.fit or spec.data.fit, options.views == "multi"
     scales = _scales(network, spec, options, fit)
@@ -125,10 +126,9 @@ def _scales(network: SppClassifier, spec: Spec, options: Options, fit: Fit) -> t
             f"{scales[-1] ** 2 / 1e6:.0f} megapixels, more than {PIXELS / 1e6:.1f}; choose scales with --scales"
         )
     only = network.input_size[0] if network.input_size else None
-    for scale in (*scales, *(options.fuse or ())):
-        if scale < network.smallest:
-            backbone = spec.model.backbone
-            raise ConfigError(f"scale {scale} is too small for {backbone}; the smallest scale is {network.smallest}")
+    every = (*scales, *(options.fuse or ()))
+    refuse_small("scale", every, network.smallest, spec.model.backbone)
+    for scale in every:
         if only and scale != only:
             raise ConfigError(f"scale {scale}: model.pool=fixed takes {only} only; use --scales {only}")
     return scales

@@ -20,12 +20,13 @@ from sppcls.data.folders import class_folders, part_folders
 from sppcls.data.geometry import Fit
 from sppcls.data.images import IGNORED
 from sppcls.data.source import Source, Subset
-from sppcls.errors import ConfigError, DataError, counted, missing_extra
+from sppcls.errors import DataError, counted, missing_extra
 from sppcls.measure.scales import Evaluation, evaluating
 from sppcls.measure.statistics import estimate
 from sppcls.models.backbones import build_trunk
 from sppcls.models.classifier import SppClassifier
 from sppcls.ops import spatial_pyramid_pool2d
+from sppcls.signature import refuse_small
 from sppcls.terminal import track
 
 Doubles = npt.NDArray[np.float64]
@@ -244,7 +245,5 @@ def _network(options: Options, classes: Sequence[str]) -> SppClassifier:
     torch.manual_seed(options.seed)  # for --weights none
     weights = None if options.weights == "none" else options.weights
     network = SppClassifier(build_trunk(options.backbone, weights=weights), classes, levels=(1,))
-    smallest, scale = network.smallest, min(itertools.chain(*options.scales))
-    if scale < smallest:
-        raise ConfigError(f"--scales {scale} is too small for {options.backbone}; the smallest scale is {smallest}")
+    refuse_small("--scales", itertools.chain(*options.scales), network.smallest, options.backbone)
     return network

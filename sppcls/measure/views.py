@@ -77,7 +77,7 @@ class GraphNetwork(nn.Module):
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
-        self.runtime = runtime
+        self.runtime, self.signature = runtime, runtime.signature
         for name in ("classes", "scales", "pool", "smallest", "input_size", "mean", "std"):
             setattr(self, name, getattr(runtime.signature, name))
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)  # holds the device
@@ -96,7 +96,7 @@ def opened_graph(file: Path, device: str, trust: bool = False) -> Model:
     """Return an .onnx or .pt2 file as `sppcls.model_files.load` returns a checkpoint."""
     runtime = open_model(file, device, trust=trust)
     network: Any = GraphNetwork(runtime)
-    return _GraphModel(network, runtime.signature, None, {}, file)
+    return _GraphModel(network, None, {}, file)
 
 
 class _GraphModel(Model):

@@ -52,7 +52,7 @@ class Trunk(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.recipe: dict[str, Any] | None = None
+        self.recipe: dict[str, object] | None = None
         self.mean: Triple = tuple(getattr(net, "mean", IMAGENET_MEAN))
         self.std: Triple = tuple(getattr(net, "std", IMAGENET_STD))
         self.smallest = _smallest(net)
@@ -98,7 +98,7 @@ def backbone_names() -> list[str]:
     return sorted({*_OWN, *_torchvision_names(), *plugins("backbones")})
 
 
-def _network(name: str, **settings: Any) -> nn.Module:
+def _network(name: str, **settings: object) -> nn.Module:
     build, given = _find(name), {key: value for key, value in settings.items() if value is not None}
     for key, value in given.items():
         if key not in signature(build).parameters:

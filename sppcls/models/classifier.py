@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sppcls.errors import did_you_mean
 from sppcls.models.backbones import Trunk, build_trunk
 from sppcls.ops import region_pyramid_pool2d, spatial_pyramid_levels2d
+from sppcls.signature import Signature
 
 
 class LevelsHead(nn.Module):
@@ -70,7 +71,7 @@ class SppClassifier(nn.Module):
     Attributes:
         levels: the grid sizes in use: (1,) for ``gap``, (6,) for ``fixed``.
         mean, std, smallest: of the trunk: the normalisation of images, in units of 0..1, and their smallest side.
-        fit, max_aspect: how images are fitted to a scale in `predict`: as in training, if it was loaded.
+        fit, max_aspect: how images are fitted to a scale: as in training, if it was trained or loaded.
         frozen: whether `freeze_trunk` was called.
 
     Raises:
@@ -114,7 +115,23 @@ class SppClassifier(nn.Module):
         self._recipe = {"head": head, "hidden": tuple(hidden), "dropout": dropout}
 
     @property
-    def recipe(self) -> dict[str, Any] | None:
+    def signature(self) -> Signature:
+        """How images are prepared for this network, and what it returns."""
+        return Signature(
+            classes=self.classes,
+            scales=self.scales,
+            pool=self.pool,
+            fit=self.fit,
+            max_aspect=self.max_aspect,
+            mean=self.mean,
+            std=self.std,
+            smallest=self.smallest,
+            stride=self.trunk.stride,
+            input_size=self.input_size,
+        )
+
+    @property
+    def recipe(self) -> dict[str, object] | None:
         """Names and numbers that this network can be rebuilt from; None if its trunk was not built by name."""
         if self.trunk.recipe is None:
             return None
@@ -170,7 +187,7 @@ class SppClassifier(nn.Module):
         features: Tensor = self.trunk(images)
         return features
 
-    def predict(self, images: Any, scale: int | None = None, top: int = 5) -> Any:
+    def predict(self, images: object, scale: int | None = None, top: int = 5) -> Any:
         """Return the most likely classes of images, preprocessed and formatted as in ``sppcls predict --json``.
 
         Args:
@@ -189,7 +206,7 @@ class SppClassifier(nn.Module):
             TypeError: Images that are none of the above.
         """
         # Imported here for convenience: models otherwise know nothing about files and do not import Pillow.
-        return import_module("sppcls.deploy.python").labels(self, images, scale, top)
+        return import_module("sppcls.deploy.predict").labels(self, images, scale, top)
 
     def freeze_trunk(self) -> None:
         """Train only the head: no gradients for the trunk, and its batch norm stays in eval mode after `train`."""

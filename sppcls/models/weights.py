@@ -1,17 +1,29 @@
-"""Loads weights from a local file into a network, by name, without running code from the file."""
+"""Reads weights from untrusted files without running their code or filling memory, and matches them by name."""
 
+import io
+import json
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
+import torch
 from torch import Tensor, nn
 
 from sppcls.errors import ConfigError
 from sppcls.files import checked_path
-from sppcls.models.pickled import load_plain
 
+_ARCHIVE_END = b"PK\6\6", b"PK\6\7", b"PK\5\6"
+# The names that tensors need. torch allows more, such as bytearray(16 << 30), which takes memory.
+_NAMES = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch ([A-Z]\w+Storage|b?float\d+|u?int\d+|bool)"
+)
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # all but the first are torch pickles
 
 
@@ -63,7 +75,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def fault_of(tensors: Mapping[str, Any]) -> str | None:
+def fault_of(tensors: Mapping[str, object]) -> str | None:
     """Return why tensors cannot be weights, or None: complex numbers, or values that are not finite in float32."""
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
@@ -74,7 +86,7 @@ def fault_of(tensors: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _read_safetensors(path: Path) -> Any:
+def _read_safetensors(path: Path) -> object:
     import safetensors.torch
 
     try:
@@ -83,10 +95,10 @@ def _read_safetensors(path: Path) -> Any:
         raise ConfigError(f"model.weights={path} is not a valid safetensors file: {error}") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path) -> object:
     try:
         return load_plain(path)
-    except UnpicklingError as error:
+    except pickle.UnpicklingError as error:
         raise ConfigError(
             f"model.weights={path} is refused: it is not plain tensors and may run code ({reason(error)}); "
             "save its state_dict() as .safetensors"
@@ -123,3 +135,91 @@ def _tails(key: str, most: int) -> Iterator[str]:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def load_plain(path: Path) -> Any:
+    """Return the tensors, on the CPU, and plain values that `torch.save` wrote.
+
+    ``weights_only=True`` runs no code, but allocates what a file asks for: any amount of memory, from a few bytes. So
+    the names that the pickle calls are checked before, and the sizes that it claims after.
+
+    Raises:
+        UnpicklingError: It has more than that, or claims more than its size.
+        Exception: It is damaged; the class depends on the damage.
+    """
+    size = path.stat().st_size
+    with warnings.catch_warnings(action="ignore"), path.open("rb") as file:  # of old formats
+        if file.read(4) == b"PK\3\4":
+            _check_archive(file, size)
+            _check_calls(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
+        else:  # before torch 1.6: five pickles, then the numbers
+            file.seek(0)
+            for _ in range(5):
+                _check_calls(file)
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's message mostly explains how to load it anyway
+            raise pickle.UnpicklingError(str(error).rpartition("error: ")[2].strip().splitlines()[0]) from None
+    _check_claims(values, size)
+    return values
+
+
+def _check_archive(file: IO[bytes], size: int) -> None:
+    """Reject what torch does not write: compressed or overlapping members, and ends that readers parse differently."""
+    file.seek(-98, io.SEEK_END)  # records of 56, 20 and 22 bytes
+    end = file.read()
+    start, length, second = (int.from_bytes(end[at : at + 8], "little") for at in (48, 40, 64))
+    if (end[:4], end[56:60], end[76:80]) != _ARCHIVE_END or end[96:] != b"\0\0":
+        raise EOFError("the archive does not end the way torch ends one")
+    if not start + length == second == size - 98:
+        raise EOFError("the archive's directory is not where torch writes it")
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
+        raise pickle.UnpicklingError("its members are compressed or overlap")
+
+
+def _check_calls(file: IO[bytes]) -> None:
+    """Reject a pickle that calls more than tensors need; it is read as data, up to its end."""
+    recent = ("", "", "")
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
+        if "PUT" in name:
+            continue
+        if name == "GLOBAL" and not _NAMES.fullmatch(str(argument)):
+            raise pickle.UnpicklingError(f"it references {str(argument).replace(' ', '.')[:80]}")
+        if name in ("NEWOBJ", "NEWOBJ_EX", "OBJ", "INST", "STACK_GLOBAL"):
+            raise pickle.UnpicklingError("it creates objects of its own")
+        # Only two calls are written: OrderedDict(), and a tensor's, whose last argument is an OrderedDict(). No other
+        # call can then expand a view that repeats one number.
+        tensor = recent[:2] == ("EMPTY_TUPLE", "REDUCE") and recent[2].startswith("TUPLE")
+        if name == "REDUCE" and not (recent[2] == "EMPTY_TUPLE" or tensor):
+            raise pickle.UnpicklingError("it calls something with other arguments than torch does")
+        if name == "BUILD" and recent[2] not in ("EMPTY_DICT", "SETITEM", "SETITEMS"):
+            raise pickle.UnpicklingError("it sets more than the attributes of a dictionary")
+        recent = (*recent[1:], name)
+
+
+def _check_claims(values: object, size: int) -> None:
+    """Reject tensors larger than the file, and values that are endless as text.
+
+    A list that repeats one list is small in the file and in memory, but endless when printed.
+    """
+    stored: dict[int, int] = {}
+
+    def check(value: object) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            stored[storage.data_ptr()] = storage.nbytes()
+            if value.numel() * value.element_size() > storage.nbytes():
+                raise pickle.UnpicklingError(
+                    f"a tensor of {[*value.shape][:9]} is larger than its {storage.nbytes()} bytes"
+                )
+            if sum(stored.values()) > size:
+                raise pickle.UnpicklingError("its tensors claim more bytes than the file has")
+
+    left = (4 << 20) + 8 * size
+    for part in json.JSONEncoder(default=check).iterencode(values):
+        left -= len(part) + 4
+        if left < 0:
+            raise pickle.UnpicklingError("its values expand far beyond the file's size")

@@ -1,7 +1,7 @@
 """Spatial pyramid pooling: any map size in, one length out (He et al., arXiv 1406.4729)."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,13 @@ class SpatialPyramidPool2d(nn.Module):
         return f"levels={self.levels}, mode={self.mode!r}, rule={self.rule!r}"
 
 
+class _Context(torch.autograd.function.FunctionCtx):
+    """What the backward pass is given by the forward pass."""
+
+    levels: tuple[int, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _MaxPyramid(torch.autograd.Function):
     """Adaptive max pooling of all levels, coarse ones from fine ones; gradients go the same way back.
 
@@ -99,7 +106,7 @@ class _MaxPyramid(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: tuple[int, ...]) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, levels: tuple[int, ...]) -> Tensor:
         maps, indices = {0: x}, []
         # Channels-last is 3 to 8 times faster to pool on the CPU, far more than the conversion costs.
         layout = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
@@ -115,7 +122,7 @@ class _MaxPyramid(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None]:
         x, *indices = ctx.saved_tensors
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if channels_last else torch.contiguous_format

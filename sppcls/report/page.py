@@ -25,7 +25,7 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def write_page(template: str, path: Path, title: str, **values: Any) -> Path:
+def write_page(template: str, path: Path, title: str, **values: object) -> Path:
     """Render ``templates/<template>.html``, its text escaped, and write it beside, then rename."""
     import jinja2
 

@@ -1,10 +1,9 @@
 """The report of one run: report.html and, for a finished run, summary.csv and summary.md next to its summary.json."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -12,6 +11,7 @@ from sppcls.files import write_csv, write_text
 from sppcls.report import page
 from sppcls.report.plots import Curve, Figure, accuracy_curve, line_figure, scale_plot
 from sppcls.report.runs import Run, flat, read_run
+from sppcls.run_folder import Summary
 from sppcls.terminal import markdown
 
 _KEYS = (
@@ -68,7 +68,7 @@ def write_run_tables(folder: Path) -> None:
     write_text(folder / "summary.md", f"{figures}\n\n{markdown(*_scale_table(summary))}\n")
 
 
-def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _tiles(summary: Summary) -> list[tuple[str, str]]:
     """Return the headline figures, each with its name."""
     said = {
         f"top-1 at scale {summary.get('val_scale')}": page.percent(summary.get("acc1")),
@@ -83,9 +83,10 @@ def _tiles(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in said.items() if value != "-"]
 
 
-def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(summary: Summary) -> list[tuple[str, str]]:
     names = ("worst_scale", "gap_seconds", "train_megapixels", "parameters", "seed")
-    found = [(name.replace("_", " "), f"{summary[name]:,}") for name in names if summary.get(name) is not None]
+    values: Mapping[str, object] = summary
+    found = [(name.replace("_", " "), f"{values[name]:,}") for name in names if values.get(name) is not None]
     if summary.get("scale_area") is not None:
         found.insert(0, ("mean top-1 over log scale", page.percent(summary["scale_area"])))
     return found + [(name, f"{value:.4g}") for name, value in (summary.get("measures") or {}).items()]
@@ -96,7 +97,7 @@ def _epoch_cells(row: dict[str, str]) -> list[str]:
     return [str(int(cells[0]) + 1) if cells[0].isdecimal() else cells[0], *cells[1:]]  # from 1, as everywhere else
 
 
-def _scale_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _scale_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     rows = [
         [f"{row['scale']}{' (trained)' if row['trained'] else ''}", *page.scale_cells(row), str(row["images"])]
         for row in summary["scales"]
@@ -104,7 +105,7 @@ def _scale_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["scale", *page.scale_columns(summary), "images"], rows
 
 
-def _agreement(summary: dict[str, Any]) -> list[Any] | None:
+def _agreement(summary: Summary) -> list[object] | None:
     rows = summary.get("agreement")
     if not rows or len(rows) < 2:
         return None
@@ -126,7 +127,7 @@ def _figures(run: Run) -> dict[str, Figure]:
     return {name: figure for name, figure in found.items() if figure}
 
 
-def _scales(summary: dict[str, Any]) -> Figure | None:
+def _scales(summary: Summary) -> Figure | None:
     rows = summary.get("scales")
     if not rows:
         return None

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
@@ -12,7 +12,7 @@ from typing import Any
 from sppcls.errors import ConfigError, SppclsError, did_you_mean
 from sppcls.files import TABLE_LIMIT, is_name, read_bytes, read_config_values, read_json
 from sppcls.measure.answers import Answers, load_answers
-from sppcls.run_folder import CONFIG, GAP, LOG, METRICS, MISTAKES, STATUS, SUMMARY
+from sppcls.run_folder import CONFIG, GAP, LOG, METRICS, MISTAKES, STATUS, Summary, read_summary
 
 MANIFEST = "sweep.json"  # of a sweep
 # Settings that only say where and how a run ran, or which of several equal runs it is.
@@ -27,7 +27,7 @@ class Run:
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Summary = field(default_factory=Summary)
     epochs: Sequence[dict[str, str]] = ()
     gaps: Sequence[dict[str, str]] = ()
     mistakes: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"{folder} is not a run folder: config.yaml has no valid seed or sweep")
     gaps = [row for row in _rows(folder / GAP) if _is_gap(row)]
     status, mistakes = read_json(folder / STATUS), read_json(folder / MISTAKES)
-    return Run(folder, config, status, read_json(folder / SUMMARY), _rows(folder / METRICS), gaps, mistakes)
+    return Run(folder, config, status, read_summary(folder), _rows(folder / METRICS), gaps, mistakes)
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -145,7 +145,7 @@ def _is_gap(row: dict[str, str]) -> bool:
         return False
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values under dotted keys.
 
     >>> flat({"model": {"pool": "spp"}, "seed": 1})

@@ -75,7 +75,8 @@ def values_of(run: Run, scale: int, budget: float | None) -> dict[str, float]:
     names = ["train_megapixels", "seconds"]
     if len(summary["scales"]) > 1:  # a fixed-size network has no spread
         names += ["scale_area", "scale_spread", "scale_consistency"]
-    found |= {name: summary.get(name) for name in names} | _at_budget(run, scale, budget)
+    values: Mapping[str, Any] = summary
+    found |= {name: values.get(name) for name in names} | _at_budget(run, scale, budget)
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

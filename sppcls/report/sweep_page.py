@@ -149,7 +149,7 @@ def _markdown(folder: Path, tables: Iterable[page.Table], lines: Iterable[str]) 
     return "\n\n".join([*parts, "\n".join(f"- {markdown_text(line)}" for line in lines)]) + "\n"
 
 
-def _write_page(folder: Path, found: Study, runs: Sequence[Run], **values: Any) -> Path:
+def _write_page(folder: Path, found: Study, runs: Sequence[Run], **values: object) -> Path:
     """Write report.html into the sweep's folder and return its path."""
     keys, base = differences(runs), found.variants[found.baseline].runs
     classes, answers = base[0].mistakes.get("classes", ()), [run.answers for run in base if run.answers]

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
-from sppcls.checkpoints import BEST, LAST
+from sppcls.checkpoints import BEST, LAST, Content
 from sppcls.data.images import ImageBatch
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, SppclsError
@@ -18,6 +17,7 @@ from sppcls.process import Signals
 from sppcls.report.page import duration
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
+from sppcls.training.module import LitSppClassifier
 
 COLUMNS = (
     "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_scale", "val_loss", "val_acc1",
@@ -55,7 +55,7 @@ class Curves(Callback):
         self._images, self._epoch_started = 0, time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: ImageBatch, batch_idx: int
     ) -> None:
         """Count the images that the network saw, and show scale and rate on the progress bar."""
         self._images += len(batch["targets"]) * trainer.world_size
@@ -93,11 +93,11 @@ class Curves(Callback):
         seconds = left / schedule.work(range(first), steps) * sum(float(row["seconds"]) for row in self._rows)
         return f"  {duration(seconds)} left" if left else ""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Content:
         """Return the rows so far, and the seconds of this epoch and of the run."""
         return {"rows": self._rows, "seconds": self._seconds, "run_seconds": self.run_seconds}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Content) -> None:
         """Continue from the rows so far: what was written after the checkpoint is written again."""
         self._rows = [dict.fromkeys(COLUMNS, "") | row for row in state_dict["rows"]]
         self._seconds = state_dict["seconds"]
@@ -157,7 +157,7 @@ class SaveLastAndBest(Checkpoint):
         """Let signals end the program immediately again."""
         self.signals.defer(False)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
         """Save within an epoch, if due or if a signal was received; its last batch is saved with the epoch."""
         if not trainer.is_last_batch and _any_rank(trainer, self._is_time(trainer.global_step)):
             self._save(trainer, LAST)
@@ -188,11 +188,11 @@ class SaveLastAndBest(Checkpoint):
         if _any_rank(trainer, self.signals.received is not None):
             self.signals.end()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Content:
         """Return the best accuracy so far."""
         return {"best": self.best}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Content) -> None:
         """Continue from the best accuracy so far."""
         self.best = float(state_dict["best"])
 
@@ -210,6 +210,8 @@ class LargestShapeFirst(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Try the largest batch; raises ``ConfigError`` with the batch size to try."""
+        if not isinstance(pl_module, LitSppClassifier):
+            return
         largest = trainer.datamodule.largest_batch()  # type: ignore[attr-defined]
         images, (height, width) = len(largest.indices), largest.size
         fitting = images
@@ -220,14 +222,14 @@ class LargestShapeFirst(Callback):
             raise ConfigError(f"a batch of {images} images at {height}x{width} does not fit in memory: {advice}")
 
 
-def _fits(trainer: pl.Trainer, module: Any, images: int, height: int, width: int) -> bool:
+def _fits(trainer: pl.Trainer, module: LitSppClassifier, images: int, height: int, width: int) -> bool:
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.random.fork_rng():
         try:
             batch = torch.zeros(images, height, width, 3, dtype=torch.uint8, device=module.device).permute(0, 3, 1, 2)
             with trainer.precision_plugin.train_step_context():
                 _, losses = module.loss(batch, torch.zeros(images, dtype=torch.long, device=module.device))
-            losses.mean().backward()
+            torch.autograd.backward(losses.mean())
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
                 raise

@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from sppcls.checkpoints import Content
 from sppcls.data.cache import PixelCache, Shapes, cache_dir, open_caches
 from sppcls.data.catalog import load_splits
 from sppcls.data.cut import own_tensors
@@ -21,6 +22,7 @@ from sppcls.data.plan import Batch, EpochPlan, Planner, TrainingPlan, plan_evalu
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Identity, Source
 from sppcls.errors import ConfigError, DataError
+from sppcls.models.backbones import IMAGENET_MEAN, Triple
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -46,8 +48,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: "Source | Dataset[Any] | str | Path",
-        val: "Source | Dataset[Any] | str | Path | None" = None,
+        train: "Source | Dataset[object] | str | Path",
+        val: "Source | Dataset[object] | str | Path | None" = None,
         *,
         schedule: Schedule | tuple[int, ...] = (96, 128),
         val_scale: int | None = None,
@@ -59,7 +61,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         gap_scales: Sequence[int] = (),
         on_error: Literal["fail", "skip"] = "fail",
         max_aspect: float = 4.0,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        mean: Triple = IMAGENET_MEAN,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -70,7 +72,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
             schedule = Schedule("alternate" if len(schedule) > 1 else "single", schedule, seed=seed)
         self.schedule = schedule
         self.val_scale = val_scale or schedule.choices[-1]
-        self.batch_size, self.fit, self.max_aspect, self.seed = batch_size, fit, max_aspect, seed
+        self.batch_size, self.fit, self.max_aspect = batch_size, fit, max_aspect
+        self.planner = Planner(self.train.sizes, schedule, batch_size, fit, max_aspect, seed)
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.skipped: dict[str, str] = {}  # files that could not be read, and why
@@ -98,11 +101,6 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """The class names."""
         return self.train.classes
 
-    @cached_property
-    def planner(self) -> Planner:
-        """The planner of the epochs."""
-        return Planner(self.train.sizes, self.schedule, self.batch_size, self.fit, self.max_aspect, self.seed)
-
     def plan(self, epoch: int) -> TrainingPlan:
         """Return the plan of a training epoch, as every rank and worker sees it."""
         return self.planner.plan(epoch, self._world)
@@ -115,8 +113,9 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """Return the validation batches of this rank, at one scale."""
         if self.val is None:
             return []
-        how = {"batch_size": self.batch_size, "max_aspect": self.max_aspect}
-        batches = plan_evaluation(self.val.sizes, self.val_scale, fit=self.fit, **how)  # type: ignore[arg-type]
+        batches = plan_evaluation(
+            self.val.sizes, self.val_scale, batch_size=self.batch_size, fit=self.fit, max_aspect=self.max_aspect
+        )
         # A rank without a batch would leave the others waiting. Repeating another rank's answers changes nothing.
         shared = (batches * self._world)[: self._world] if len(batches) < self._world else batches
         plan = EpochPlan(shared, self._world)
@@ -187,7 +186,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         return tensors
 
 
-def _sources(train: Any, val: Any, seed: int, on_error: str) -> tuple[Source, Source | None]:
+def _sources(train: object, val: object, seed: int, on_error: str) -> tuple[Source, Source | None]:
     if not isinstance(train, str | Path):
         return from_datasets(train, val, on_error)
     if val is not None and not isinstance(val, str | Path):
@@ -207,7 +206,7 @@ def gathered(value: T, world: int) -> list[T]:
     return values
 
 
-def replan(checkpoint: dict[str, Any], data: MultiScaleDataModule) -> str | None:
+def replan(checkpoint: Content, data: MultiScaleDataModule) -> str | None:
     """Convert a Lightning checkpoint to the current ranks and images; returns a message, or None if nothing changed.
 
     With other images or another number of ranks an epoch under way starts again. The learning rate goes on at the same

@@ -1,6 +1,7 @@
 """The training itself: from a validated spec to checkpoints and summary.json, in one process or in each of several."""
 
 import time
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -12,25 +13,27 @@ import torch
 from sppcls.build import build_augment, build_classifier, build_schedule
 from sppcls.data.catalog import Splits
 from sppcls.data.decode import shown
-from sppcls.errors import ConfigError, SppclsError, counted
+from sppcls.data.source import Source
+from sppcls.errors import SppclsError, counted
 from sppcls.files import write_json, write_text
 from sppcls.measure.answers import surest
 from sppcls.measure.dataset import scale_costs
-from sppcls.measure.scales import Evaluation, evaluate_scales, gap_subset
+from sppcls.measure.scales import ScaleResult, evaluate_scales, gap_subset
 from sppcls.model_files import checkpoint_path
+from sppcls.models.backbones import Triple
 from sppcls.models.classifier import SppClassifier
 from sppcls.process import Signals
+from sppcls.report.run_lines import plan_table
 from sppcls.run_folder import MISTAKES, SKIPPED, SUMMARY, GapRow, Summary
-from sppcls.signature import far_scales
+from sppcls.signature import far_scales, refuse_small
 from sppcls.spec import Spec
 from sppcls.terminal import log, show, track
 from sppcls.training.callbacks import Curves
 from sppcls.training.datamodule import MultiScaleDataModule, gathered
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.optim import LOWEST, STEPS, balanced_weights, find_rate
-from sppcls.training.overfitting import GapCurves, how_to_measure
+from sppcls.training.overfitting import GapCurves, measuring
 from sppcls.training.preflight import Resumed
-from sppcls.training.run import plan_table
 from sppcls.training.trainer import Callback, build_trainer
 
 
@@ -65,7 +68,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     write_json(folder / SUMMARY, measured | _facts(spec, network, data, trainer))
 
 
-def build_data(spec: Spec, splits: Splits, mean: tuple[float, float, float]) -> MultiScaleDataModule:
+def build_data(spec: Spec, splits: Splits, mean: Triple) -> MultiScaleDataModule:
     """Return the datamodule of a run."""
     how = spec.data.model_dump(include={"batch_size", "fit", "num_workers", "cache", "on_error", "max_aspect"})
     return MultiScaleDataModule(
@@ -117,9 +120,12 @@ def _measured(
     if data.val is None:
         return {"acc1": None, "generalization_gap": None, "scales": []}
     own = data.val_scale
-    options = how_to_measure(spec) | {"device": device, "bar": True}
+
+    def measured(source: Source, scales: Collection[int]) -> ScaleResult:
+        return evaluate_scales(network, measuring(spec, source, device, bar=True), sorted(scales))
+
     wanted = [scale for scale in spec.test_scales if scale >= network.smallest]
-    result = evaluate_scales(network, Evaluation(data.val, **options), sorted({own, *wanted}))
+    result = measured(data.val, {own, *wanted})
     result.answers.save(folder)
     chosen = (data.val, result.answers, network.classes, own)
     examples = {"worst": surest(*chosen, right=False), "right": surest(*chosen, right=True)}
@@ -130,8 +136,7 @@ def _measured(
     summary |= {"acc1": val[own], "generalization_gap": None, "scales": [asdict(row) for row in result.rows]}
     if spec.metrics.gap_images:
         part = gap_subset(data.train, spec.metrics.gap_images)
-        at = sorted({*spec.gap_scales, own} & val.keys())
-        train = {row.scale: row.acc1 for row in evaluate_scales(network, Evaluation(part, **options), at).rows}
+        train = {row.scale: row.acc1 for row in measured(part, {*spec.gap_scales, own} & val.keys()).rows}
         gaps: list[GapRow] = [
             {"scale": scale, "train_acc1": acc1, "generalization_gap": acc1 - val[scale]}
             for scale, acc1 in train.items()
@@ -172,11 +177,7 @@ def _check_scales(spec: Spec, network: SppClassifier) -> None:
     """Refuse scales that are too small; warn of levels with more bins than cells, and of test scales far off."""
     asked = {"schedule.scales": spec.schedule.scales, "metrics.test_scales": spec.metrics.test_scales}
     for key, scales in (asked | {"metrics.val_scale": (spec.val_scale,)}).items():
-        if small := [scale for scale in scales or () if scale < network.smallest]:
-            raise ConfigError(
-                f"{key}: {small[0]} is too small for model.backbone={spec.model.backbone}; "
-                f"the smallest scale is {network.smallest}"
-            )
+        refuse_small(f"{key}:", scales or (), network.smallest, f"model.backbone={spec.model.backbone}")
     largest, bins = max(spec.schedule.scales), max(spec.model.levels)
     cells = -(-largest // network.trunk.stride)
     if spec.model.pool == "spp" and bins > cells:

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from sppcls.checkpoints import Content
 from sppcls.data.images import IGNORED, ImageBatch
 from sppcls.data.source import class_difference
 from sppcls.errors import DataError, SppclsError, counted
 from sppcls.measure.answers import UNREAD, Answers
 from sppcls.measure.scales import full_view, rows_of
-from sppcls.model_files import KEY, describe, signature_of
+from sppcls.model_files import KEY, describe
 from sppcls.models.classifier import SppClassifier
 from sppcls.settings import OptimSpec
 from sppcls.spec import Spec
@@ -47,11 +49,11 @@ class LitSppClassifier(pl.LightningModule):
         loss_weights: torch.Tensor | None = None,
         compile: bool = False,
         spec: Spec | None = None,
-        **optim: Any,
+        **optim: object,
     ) -> None:
         super().__init__()
         self.network, self._spec = network, spec
-        self.optim = OptimSpec(**optim)
+        self.optim = OptimSpec.model_validate(optim)
         self.started = False
         self._mix = mixer(mixup, cutmix, len(network.classes))
         self.register_buffer("loss_weights", loss_weights, persistent=False)
@@ -73,8 +75,10 @@ class LitSppClassifier(pl.LightningModule):
         return self._forward[0](self.network.normalize(images))
 
     def on_train_start(self) -> None:
-        """Note that all state is restored."""
+        """Note that all state is restored, and on the network how its images are fitted."""
         self.started = True
+        if data := self._data:
+            self.network.fit, self.network.max_aspect = data.fit, data.max_aspect
 
     def on_train_epoch_start(self) -> None:
         """Reset the epoch's metrics."""
@@ -166,7 +170,7 @@ class LitSppClassifier(pl.LightningModule):
         values["class_acc"] = answers.class_accuracy(0)
         self.log_dict({f"val_{name}": torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and its per-step rate."""
         epochs, optimizer = self.trainer.max_epochs or 1, build_optimizer(self.network, self.optim)
         # Asking the trainer would set up its loaders before their state is restored, and a resumed run would lose it.
@@ -177,16 +181,15 @@ class LitSppClassifier(pl.LightningModule):
         scheduler = build_scheduler(optimizer, self.optim, updates, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: object, **kwargs: object) -> None:
         """Clip the gradient's norm to ``clip_norm``; 0 does nothing."""
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm or None, gradient_clip_algorithm="norm")
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: Content) -> None:
         """Add what rebuilds the network, and of each rank the random numbers and the metrics of the epoch so far."""
         data = self._data
-        how = (data.fit, data.max_aspect) if data else ()
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        checkpoint[KEY] = describe(self.network, signature_of(self.network, *how), self._spec, metrics)
+        checkpoint[KEY] = describe(self.network, self._spec, metrics)
         state = {"rng": random_state(), "metrics": [self.train_loss.metric_state, self.train_accuracy.metric_state]}
         state |= {"skipped": dict(data.skipped) if data else {}}
         checkpoint["ranks"] = gathered(state, self.trainer.world_size)
@@ -194,7 +197,7 @@ class LitSppClassifier(pl.LightningModule):
         if data:
             checkpoint["data"] = data.identity.digest
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: Content) -> None:
         """Continue with the random numbers and the epoch's metrics of the checkpoint, on the images of now."""
         ranks = checkpoint.get("ranks", [])
         if not ranks:
@@ -214,7 +217,7 @@ class LitSppClassifier(pl.LightningModule):
                 setattr(metric, key, value.to(metric.device))
 
 
-def random_state() -> dict[str, Any]:
+def random_state() -> Content:
     """Return the states of Python's, numpy's, torch's and the devices' generators as plain values."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
@@ -225,7 +228,7 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: Content) -> None:
     """Continue where `random_state` was taken; devices only where there are as many."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

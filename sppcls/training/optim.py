@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from sppcls.plugins import plugin
 from sppcls.settings import OPTIMIZERS, OptimSpec
 
 
-def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, Any]]:
+def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, object]]:
     """Return parameter groups: trunk and head separate, and no weight decay on norms and biases."""
     trunk = {id(p) for p in network.trunk.parameters()}
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -176,6 +175,6 @@ def _ramp(
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = rate * share
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
     return tried

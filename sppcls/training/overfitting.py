@@ -2,11 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
+from sppcls.checkpoints import Content
+from sppcls.data.cache import PixelCache
+from sppcls.data.source import Source
 from sppcls.files import write_csv
 from sppcls.measure.scales import Evaluation, evaluate_scales, gap_subset, rows_of
 from sppcls.spec import Spec
@@ -32,7 +35,7 @@ class GapCurves(Callback):
     """
 
     def __init__(self, path: Path, spec: Spec) -> None:
-        self.path, self.scales, self.how = path, spec.gap_scales, how_to_measure(spec)
+        self.path, self.scales, self._spec = path, spec.gap_scales, spec
         self.every, self.images = spec.metrics.gap_every, spec.metrics.gap_images
         self._epochs: set[int] = set()
         self._rows: list[dict[str, str | int]] = []
@@ -74,11 +77,11 @@ class GapCurves(Callback):
             self._rows += [self._row(trainer, pl_module, scale, known.get(scale)) for scale in self.scales]
             write_csv(self.path, self._rows)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Content:
         """Return the rows so far."""
         return {"rows": self._rows}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Content) -> None:
         """Continue from the rows so far: what was written after the checkpoint is written again."""
         self._rows = list(state_dict["rows"])
 
@@ -99,14 +102,17 @@ class GapCurves(Callback):
         data: MultiScaleDataModule = trainer.datamodule  # type: ignore[attr-defined]
         source, cache = getattr(data, part), data.caches.get(part)
         subset = gap_subset(source, len(source.targets) if part == "val" and self.every is not None else self.images)
-        how = self.how | {"device": module.device, "cache": cache and cache.part(subset.indices)}
-        row = evaluate_scales(module.network, Evaluation(subset, **how), [scale]).rows[0]
+        how = measuring(self._spec, subset, module.device, cache=cache and cache.part(subset.indices))
+        row = evaluate_scales(module.network, how, [scale]).rows[0]
         return row.acc1, row.loss
 
 
-def how_to_measure(spec: Spec) -> dict[str, Any]:
-    """Return the values of a run's data that `evaluate_scales` takes."""
-    return spec.data.model_dump(include={"fit", "batch_size", "num_workers", "max_aspect"})
+def measuring(
+    spec: Spec, source: Source, device: torch.device, *, cache: PixelCache | None = None, bar: bool = False
+) -> Evaluation:
+    """Return how a source is measured in a run."""
+    data = spec.data
+    return Evaluation(source, data.fit, data.batch_size, data.num_workers, data.max_aspect, device, cache, bar)
 
 
 def affordable(trained: float, image: float, validations: int, most: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sppcls.build import build_splits
-from sppcls.checkpoints import LAST, PREVIOUS, has_checkpoint
+from sppcls.checkpoints import LAST, PREVIOUS, Content, has_checkpoint
 from sppcls.data.catalog import Splits
 from sppcls.data.source import Identity, class_difference
 from sppcls.errors import ConfigError, DataError, SppclsError, missing_extra
@@ -96,17 +96,17 @@ def precheck(spec: Spec) -> Splits:
     return splits
 
 
-def resumed_spec(run: str, given: Mapping[str, Any]) -> Spec:
+def resumed_spec(run: str, given: Mapping[str, object]) -> Spec:
     """Return the spec of the run in a folder, with given values of dotted keys or whole groups replacing its own."""
     values = read_config(run).model_dump(mode="json") | {"resume_data": "same"}
     asked = given.get("run_dir")
-    if asked and Path(asked).absolute() != Path(run).absolute():
+    if asked and Path(str(asked)).absolute() != Path(run).absolute():
         raise ConfigError(f"run_dir={asked} cannot change on resume: the run is in {run}")
     set_keys(values, given)
     return parse(values | {"resume": run, "run_dir": run})
 
 
-def set_keys(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+def set_keys(values: dict[str, Any], given: Mapping[str, object]) -> None:
     """Set values by dotted key in nested ones; a group that is given as a whole takes the place of the old one."""
     for key, value in given.items():
         *groups, name = key.split(".")
@@ -122,7 +122,7 @@ class Resumed:
 
     splits: Splits
     file: Path
-    loaded: dict[Path, dict[str, Any]]
+    loaded: dict[Path, Content]
     line: str
 
 

@@ -5,31 +5,24 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from sppcls.build import build_planner
 from sppcls.checkpoints import has_checkpoint
-from sppcls.data.catalog import Splits
-from sppcls.data.plan import Planner
 from sppcls.errors import ConfigError, SppclsError, one_line
 from sppcls.files import read_json
 from sppcls.process import Interrupted, Signals
-from sppcls.report.page import points, scale_cells
+from sppcls.report.run_lines import closing_lines, data_lines, plan_table, result_table
 from sppcls.report.run_page import write_run_page, write_run_tables
-from sppcls.run_folder import LOG, STATUS, RunFolder, Summary, fresh_folder, logging_to, read_summary
+from sppcls.run_folder import LOG, STATUS, RunFolder, fresh_folder, logging_to, read_summary
 from sppcls.spec import Spec, parse
-from sppcls.terminal import OutputClosedError, ece_column, log, printable, say, show, table
+from sppcls.terminal import OutputClosedError, log, printable, say, show
 from sppcls.training.preflight import Resumed, joined_rank, local_ranks, precheck, resume_point, set_keys
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _CHOICE = {"data": "name", "model": "backbone", "optim": "name", "schedule": "kind", "logger": "name"}
 
 
-def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | None = None) -> Path:
+def train(settings: Mapping[str, object] | None = None, *, run_dir: str | Path | None = None) -> Path:
     """Train as ``train.py`` does and return the run folder, which `load_model` and ``sppcls evaluate`` take.
 
     Args:
@@ -50,7 +43,7 @@ def train(settings: Mapping[str, Any] | None = None, *, run_dir: str | Path | No
         if not isinstance(given[key], Mapping):
             example = f"{key}.{_CHOICE[key]}={given[key]!r}"
             raise ConfigError(f"{key}={given[key]!r}: {key} is a group of settings; write {example}")
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     set_keys(values, dict(sorted(given.items(), key=lambda item: "." in item[0])))  # groups before values in them
     parse(values)  # before a folder is created
     spec = parse(values | {"run_dir": str(run_dir or fresh_folder())})
@@ -146,60 +139,3 @@ def _failed(error: Exception, folder: RunFolder | None) -> int:
         raise error
     say(f"error: {line}")
     return error.exit_status if isinstance(error, SppclsError) else 1
-
-
-def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
-    """Return the scale schedule as a table, one row per stretch of epochs at one scale (at most 24 rows)."""
-    first_plan = planner.plan(0, world)
-    title = f"{spec.schedule.kind} schedule, data.fit={spec.data.fit}, {len(planner.sizes)} training images"
-    if first_plan.world > 1:
-        title += f", {first_plan.world} ranks, {first_plan.repeats} images repeated per epoch"
-
-    def scales_of(epoch: int) -> str:
-        drawn = sorted(set(planner.schedule.scales_of(epoch, first_plan.steps)))
-        return str(drawn[0]) if len(drawn) == 1 else f"{drawn[0]}..{drawn[-1]}"
-
-    heads, rows = ["epochs", "scale", "batches", "smallest batch", "shapes", "padding", "megapixels"], []
-    stretches = [(scales, list(epochs)) for scales, epochs in groupby(range(spec.trainer.max_epochs), scales_of)]
-    for scales, (first, *others) in stretches[:24]:
-        plan = planner.plan(first, world)
-        epochs = f"{first + 1}-{others[-1] + 1}" if others else f"{first + 1}"
-        padding = f"{plan.padding(planner.sizes):.1%}" if spec.data.fit == "keep" else "-"
-        million = plan.pixels / 1e6
-        cells = [len(plan), plan.smallest, plan.shapes]
-        rows.append([epochs, scales, *map(str, cells), padding, f"{million:.2g}" if million < 10 else f"{million:.0f}"])
-    return table(title, heads, rows)
-
-
-def data_lines(data: Splits, most: int = 10) -> list[str]:
-    """Return lines on a run's data: the first ``most`` class names, and the number of images of both parts."""
-    classes = data.train.classes
-    more = f" and {len(classes) - most} more" if len(classes) > most else ""
-    parts = {"training": data.train, "validation": data.val}
-    images = ", ".join(f"{len(part.targets):,} {name}" for name, part in parts.items() if part)
-    return [f"{len(classes)} classes: {', '.join(classes[:most])}{more}", f"images: {images}"]
-
-
-def result_table(summary: Summary) -> "Table":
-    """Return the short table at the end of a run."""
-    rows = []
-    for row in summary["scales"]:
-        top1, _interval, *cells = scale_cells(row)
-        rows.append([f"{row['scale']}{' *' if row['trained'] else ''}", top1, *cells])
-    columns = ["test scale", "top-1", "top-5", "loss", ece_column(summary)]
-    return table("Validation, by test scale (* trained)", columns, rows)
-
-
-def closing_lines(summary: Summary, folder: str) -> list[str]:
-    """Return the lines below the table: the gap, the spread, the seconds, the folder."""
-    lines = []
-    if (acc1 := summary["acc1"]) is not None:
-        gap = summary["generalization_gap"]
-        against = "" if gap is None else f", generalization gap {points(gap)} points"
-        lines.append(f"top-1 {acc1:.1%} at scale {summary['val_scale']}{against}")
-    if len(summary["scales"]) > 1:
-        spread, consistency = summary["scale_spread"], summary["scale_consistency"]
-        lines.append(f"scale spread {spread * 100:.1f} points, scale consistency {consistency:.1%}")
-    if summary["gap_seconds"] >= 1:
-        lines.append(f"gap curves took {summary['gap_seconds']:.0f} of {summary['seconds']:.0f} s (metrics.gap_every)")
-    return [*lines, f"{summary['seconds']:.0f} s, {summary['parameters']:,} parameters", f"run folder: {folder}"]

@@ -4,17 +4,18 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning import loggers
 from pytorch_lightning.callbacks import Callback as Callback
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sppcls.checkpoints import save_whole
+from sppcls.checkpoints import Content, save_whole
 from sppcls.errors import ConfigError, SppclsError, missing_extra
 from sppcls.model_files import read_checkpoint
 from sppcls.plugins import plugin
@@ -26,7 +27,7 @@ from sppcls.training.optim import ramped_average
 from sppcls.training.overfitting import GapCurves
 from sppcls.training.preflight import Resumed
 
-_COMMON: dict[str, Any] = {"use_distributed_sampler": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+_trainer = partial(pl.Trainer, use_distributed_sampler=False, enable_model_summary=False, num_sanity_val_steps=0)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -35,10 +36,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
     Checkpoints that are ``loaded`` already, by file, are handed out once.
     """
 
-    def __init__(self, loaded: dict[Path, dict[str, Any]] | None = None) -> None:
+    def __init__(self, loaded: dict[Path, Content] | None = None) -> None:
         self._loaded = {} if loaded is None else loaded
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: Content, path: str | Path, storage_options: object = None) -> None:
         """Write the checkpoint atomically: ``path`` has the old or the new one, whatever happens."""
         target = Path(path)
         try:
@@ -50,7 +51,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             left = "the previous checkpoint is intact" if target.exists() else "no checkpoint is saved yet"
             raise SppclsError(f"{target} cannot be written: {reason}; {left}") from None
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *args: object, **kwargs: object) -> Content:
         """Load a checkpoint with ``weights_only=True``, whatever the argument."""
         return self._loaded.pop(Path(path), None) or read_checkpoint(path)
 
@@ -65,12 +66,14 @@ def build_trainer(
     """Return a trainer that writes into ``folder``, shows a bar on a terminal, and saves and exits on a signal."""
     values, bar = spec.trainer, sys.stderr.isatty()
     callbacks = _callbacks(spec, folder, signals, started) + ([TQDMProgressBar(leave=False)] if bar else [])
+    devices, nodes = _devices(spec)
     quiet_lightning()
     try:
-        return pl.Trainer(
+        return _trainer(
             max_epochs=values.max_epochs,
             accelerator=values.accelerator,
-            **_devices(spec),
+            devices=devices,
+            num_nodes=nodes,
             strategy=values.strategy,
             precision=values.precision,
             deterministic=values.deterministic,
@@ -81,7 +84,6 @@ def build_trainer(
             default_root_dir=folder,
             log_every_n_steps=1 if spec.logger.name == "none" else 10,
             enable_progress_bar=bar,
-            **_COMMON,
         )
     except Exception as error:
         # Lightning checks accelerator, devices and strategy itself, in several exception classes.
@@ -105,21 +107,23 @@ def _callbacks(spec: Spec, folder: Path, signals: Signals | None, started: float
     return callbacks + ([WeightAveraging(avg_fn=ramped_average(spec.optim.ema))] if spec.optim.ema else [])
 
 
-def _devices(spec: Spec) -> dict[str, Any]:
+def _devices(spec: Spec) -> tuple[int | str, int]:
     """Return devices per node and nodes: torchrun's if it has started the ranks, else as set."""
     if "GROUP_RANK" not in os.environ:
-        return {"devices": spec.trainer.devices, "num_nodes": spec.trainer.num_nodes}
+        return spec.trainer.devices, spec.trainer.num_nodes
     local, world = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     # Started ranks take the named devices in order.
     asked = spec.trainer.devices
     named = isinstance(asked, str) and len([part for part in asked.split(",") if part]) == local
-    return {"devices": asked if named else local, "num_nodes": world // local}
+    return asked if named else local, world // local
 
 
-def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback, **more: Any) -> pl.Trainer:
+def plain_trainer(
+    epochs: int, accelerator: str, *callbacks: Callback, plugins: DurableCheckpointIO | None = None
+) -> pl.Trainer:
     """Return a trainer that only trains, for timings."""
     quiet_lightning()
-    return pl.Trainer(
+    return _trainer(
         max_epochs=epochs,
         accelerator=accelerator,
         logger=False,
@@ -127,15 +131,13 @@ def plain_trainer(epochs: int, accelerator: str, *callbacks: Callback, **more: A
         enable_checkpointing=False,
         limit_val_batches=0,
         enable_progress_bar=False,
-        **_COMMON | more,
+        plugins=plugins,
     )
 
 
-def _logger(spec: LoggerSpec, folder: Path) -> Any:
+def _logger(spec: LoggerSpec, folder: Path) -> loggers.Logger | bool:
     if spec.name == "none":
         return False
-    from pytorch_lightning import loggers
-
     try:
         if spec.name == "tensorboard":
             return loggers.TensorBoardLogger(folder, name="", version="tensorboard")
