@@ -56,7 +56,7 @@ class Summary(TypedDict, total=False):
     scale_area: float
     worst_scale: int
     agreement: list[list[float]]
-    measures: dict[str, float]
+    measures: dict[str, float | None]
     epochs: int
     seconds: float
     gap_seconds: float

@@ -281,7 +281,7 @@ def test_another_package_s_backbone_is_found_by_its_entry_point(monkeypatch):
     with pytest.raises(ConfigError, match=r"model.norm='batch' is not supported by theirs"):
         build_trunk("theirs", norm="batch")
     monkeypatch.setattr("sppcls.plugins.entry_points", lambda group: [FromPackage(lambda width: (group, width))])
-    with pytest.raises(ConfigError, match=r"its package returned tuple, not an nn.Module"):
+    with pytest.raises(ConfigError, match=r"its package returned tuple; it must return an nn.Module"):
         build_trunk("theirs")
 
 

@@ -63,5 +63,7 @@ class Schedule:
             return [self.scales[epoch % len(self.scales)]] * steps
         scale = plugin("schedules", self.kind, "schedule.kind")(self.scales, epoch, self.epochs, self.seed)
         if scale not in self.scales:
-            raise ConfigError(f"schedule.kind={self.kind} gave {scale!r} for epoch {epoch}; allowed: {self.scales}")
+            raise ConfigError(
+                f"schedule.kind={self.kind} gave {scale!r} for epoch {epoch + 1}; it must return one of {self.scales}"
+            )
         return [scale] * steps

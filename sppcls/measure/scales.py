@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,12 +19,12 @@ from sppcls.data.images import IGNORED, BatchDataset, ImageBatch
 from sppcls.data.loader import Batches, batches_of
 from sppcls.data.plan import plan_evaluation
 from sppcls.data.source import Source, Subset
-from sppcls.errors import DataError, counted
+from sppcls.errors import DataError, SppclsError, counted, one_line
 from sppcls.measure.answers import BY_SCALE, UNREAD, Answers
 from sppcls.measure.statistics import log_scale_area, pairwise_agreement, wilson
 from sppcls.models.classifier import SppClassifier
-from sppcls.plugins import plugins
-from sppcls.terminal import track
+from sppcls.plugins import plugin, plugins
+from sppcls.terminal import log, track
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ScaleResult:
         """Return the rows and what they say together, as plain values; consistency is of the images read everywhere."""
         accuracies, predicted = [row.acc1 for row in self.rows], self.answers.predicted
         read = predicted[:, (predicted != UNREAD).all(axis=0)]
-        added = {name: float(load()(self.answers)) for name, load in plugins("measures").items()}
+        added = {name: _added(name, self.answers) for name in plugins("measures")}
         return {
             **({"measures": added} if added else {}),
             "scales": [asdict(row) for row in self.rows],
@@ -69,6 +70,15 @@ class ScaleResult:
             "worst_scale": self.rows[int(np.argmin(accuracies))].scale,
             "agreement": pairwise_agreement(read).round(4).tolist(),
         }
+
+
+def _added(name: str, answers: Answers) -> float | None:
+    """Return a measure of another package, or None with a warning where it fails: the training is not lost."""
+    try:
+        return float(plugin("measures", name, "measure")(deepcopy(answers)))
+    except (SppclsError, TypeError, ValueError) as error:
+        log.warning("%s; stored as null", one_line(error))
+        return None
 
 
 def rows_of(answers: Answers, trained: Sequence[int]) -> tuple[ScaleRow, ...]:

@@ -126,7 +126,9 @@ def _find(name: str) -> Builder:
 def _from_package(name: str, width: float = 1.0) -> nn.Module:
     net = plugin("backbones", name, "model.backbone")(width=width)
     if not isinstance(net, nn.Module):
-        raise ConfigError(f"model.backbone={name}: its package returned {type(net).__name__}, not an nn.Module")
+        raise ConfigError(
+            f"model.backbone={name}: its package returned {type(net).__name__}; it must return an nn.Module"
+        )
     return net
 
 

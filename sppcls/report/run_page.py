@@ -89,7 +89,9 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     found = [(name.replace("_", " "), f"{values[name]:,}") for name in names if values.get(name) is not None]
     if summary.get("scale_area") is not None:
         found.insert(0, ("mean top-1 over log scale", page.percent(summary["scale_area"])))
-    return found + [(name, f"{value:.4g}") for name, value in (summary.get("measures") or {}).items()]
+    return found + [
+        (name, "-" if value is None else f"{value:.4g}") for name, value in (summary.get("measures") or {}).items()
+    ]
 
 
 def _epoch_cells(row: dict[str, str]) -> list[str]:
