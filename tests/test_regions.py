@@ -184,7 +184,7 @@ def test_nan_and_infinity_pass_and_the_map_stays_as_it_was():
         ([torch.empty(0, 4)] * 3, "boxes: got 3 tensors"),
         (
             [torch.empty(0, 4), torch.empty(0)],
-            r"boxes: image 1 has shape \[0\]; expected [K, 4], also with K=0",
+            r"boxes: image 1 has shape \[0\]; expected \[K, 4\], also with K=0",
         ),
         ([torch.ones(2, 5), torch.empty(0, 4)], r"boxes: image 0 has shape \[2, 5\]"),
         ([torch.ones(4), torch.empty(0, 4)], r"boxes: image 0 has shape \[4\]"),
