@@ -62,7 +62,7 @@ class DataSpec(Values):
     """Which images, and how they are fitted to a scale."""
 
     name: str = "shapes"
-    """The data set, set with data=NAME; one of another package with data.name=NAME."""
+    """The data set, set with data=NAME; or with data.name=NAME one that another package adds."""
     root: PathText | None = None
     """The folder of the data set; for data=table a CSV or Parquet file of path, label and optionally split."""
     train_dir: PathText | None = None
@@ -111,7 +111,7 @@ class ModelSpec(Values):
     """The network: trunk, pooling, head."""
 
     backbone: str = "tiny"
-    """The trunk: one of this package, a torchvision CNN, timm:NAME, or one of another package."""
+    """The trunk: one of this package, a torchvision CNN, timm:NAME, or one that another package adds."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     """Width multiplier on the trunk's channels."""
     norm: Literal["batch", "lrn", "group"] | None = None
@@ -170,7 +170,7 @@ class OptimSpec(Values):
     """The optimiser, the learning-rate schedule and the loss."""
 
     name: str = "adamw"
-    """The optimiser: adamw, sgd, or one of another package."""
+    """The optimiser: adamw, sgd, or one that another package adds."""
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 4e-3
     """Learning rate of the head; auto runs a range test before epoch 1 (one process only)."""
     backbone_lr: AtLeast0 = 1.0

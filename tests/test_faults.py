@@ -178,7 +178,7 @@ def test_a_signal_saves_at_the_next_batch_and_the_run_goes_on_from_there(tmp_pat
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     monkeypatch.undo()
     assert run(spec(tmp_path, resume=wanted.run_dir)) == 0
-    assert "epoch 1 after 4 batches; nothing is changed" in capsys.readouterr().out
+    assert "epoch 1 after 4 batches; settings and images unchanged" in capsys.readouterr().out
     ends = [torch.load(at / "run/checkpoints/last.ckpt", weights_only=True) for at in (tmp_path, tmp_path / "whole")]
     assert all(torch.equal(ends[0]["state_dict"][name], tensor) for name, tensor in ends[1]["state_dict"].items())
     tables = [[row.split(",")[:13] for row in (at / "run/metrics.csv").read_text().splitlines()]

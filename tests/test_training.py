@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
 from sppcls import LitSppClassifier, MultiScaleDataModule, SppClassifier, load_model, model_files
-from sppcls.build import build_schedule
+from sppcls.build import build_planner, build_schedule
 from sppcls.commands import main
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
@@ -26,7 +26,7 @@ from sppcls.deploy.parity import model_card
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.model_files import load
 from sppcls.models.backbones import build_trunk
-from sppcls.report.run_lines import plan_table
+from sppcls.report.run_lines import plan_table, untrained_lines
 from sppcls.run_folder import read_config
 from sppcls.settings import OptimSpec
 from sppcls.spec import parse
@@ -462,7 +462,7 @@ def test_the_gap_is_measured_at_validations_as_often_as_asked(tmp_path, every, c
 def test_a_resume_with_another_number_of_threads_says_so(tmp_path, monkeypatch):
     assert run(spec(tmp_path)) == 0
     again, longer = (spec(tmp_path, resume=str(tmp_path / "run"), trainer={"max_epochs": epochs}) for epochs in (2, 3))
-    assert resume_point(again).line.endswith("nothing is changed")
+    assert resume_point(again).line.endswith("settings and images unchanged")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert "; changed: threads 1 -> 7" in resume_point(again).line
     assert "; changed: trainer.max_epochs 2 -> 3, threads 1 -> 7" in resume_point(longer).line
@@ -529,6 +529,21 @@ def test_an_epoch_is_shuffled_once_and_two_before_the_first_batch(tmp_path, monk
     assert megapixels > 0
     assert first.before <= 2
     assert draws.shuffles <= 31
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "left"),
+    [
+        ({"scales": [64, 48, 96]}, 1, "48, 96"),
+        ({"scales": [64, 48, 96]}, 3, None),
+        ({"kind": "progressive", "scales": [48, 64, 96]}, 2, "96"),
+        ({"kind": "random", "scales": [48, 96]}, 1, None),
+    ],
+)
+def test_a_run_too_short_for_its_scales_says_so(schedule, epochs, left):
+    spec = parse({"schedule": schedule, "trainer": {"max_epochs": epochs}})
+    lines = untrained_lines(spec, build_planner(spec, np.full((40, 2), 50)))
+    assert (not lines) if left is None else f"schedule.scales {left};" in lines[0]
 
 
 @pytest.mark.parametrize("scales", [(32, 24), (24, 32)])

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from sppcls.data.catalog import Splits
 from sppcls.data.plan import Planner
+from sppcls.errors import counted
 from sppcls.report.page import points, scale_cells
 from sppcls.run_folder import Summary
 from sppcls.spec import Spec
@@ -35,6 +36,16 @@ def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
         cells = [len(plan), plan.smallest, plan.shapes]
         rows.append([epochs, scales, *map(str, cells), padding, f"{million:.2g}" if million < 10 else f"{million:.0f}"])
     return table(title, heads, rows)
+
+
+def untrained_lines(spec: Spec, planner: Planner) -> list[str]:
+    """Return a warning if the run is too short for some of its scales, which count as trained in all reports."""
+    epochs, steps = range(spec.trainer.max_epochs), planner.plan(0).steps
+    left = set(spec.schedule.scales).difference(*(planner.schedule.scales_of(epoch, steps) for epoch in epochs))
+    if spec.schedule.kind == "random" or not left:
+        return []
+    scales = ", ".join(map(str, sorted(left)))
+    return [f"warning: never trained in {counted(len(epochs), 'epoch')}: schedule.scales {scales}; use more epochs"]
 
 
 def data_lines(data: Splits, most: int = 10) -> list[str]:

@@ -23,7 +23,7 @@ from sppcls.model_files import checkpoint_path
 from sppcls.models.backbones import Triple
 from sppcls.models.classifier import SppClassifier
 from sppcls.process import Signals
-from sppcls.report.run_lines import plan_table
+from sppcls.report.run_lines import plan_table, untrained_lines
 from sppcls.run_folder import MISTAKES, SKIPPED, SUMMARY, GapRow, Summary
 from sppcls.signature import far_scales, refuse_small
 from sppcls.spec import Spec
@@ -48,7 +48,8 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     data = build_data(spec, splits, network.mean)
     trainer = build_trainer(spec, folder, signals, started, resumed)
     data.trainer = trainer  # before Lightning does, so that the plan knows the number of ranks
-    show(_device_line(trainer.strategy.root_device), plan_table(spec, data.planner, trainer.world_size))
+    plan = plan_table(spec, data.planner, trainer.world_size)
+    show(_device_line(trainer.strategy.root_device), plan, *untrained_lines(spec, data.planner))
     if data.caches:  # they are allocated here, before the first epoch
         show(data.cache_line)
     module = _module(spec, network, data, trainer.strategy.root_device)

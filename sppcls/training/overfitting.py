@@ -65,7 +65,7 @@ class GapCurves(Callback):
         self._epochs = {e for at, e in enumerate(validations) if (at + 1) * points // count > at * points // count}
         if trainer.is_global_zero:
             of = f"after {points} of {count} validations"
-            log.info("gap curves: measured on %d images %s (set by metrics.gap_every)", self.images, of)
+            log.info("the gap is measured on %d training images %s (metrics.gap_every)", self.images, of)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure and write, if due."""

@@ -160,7 +160,7 @@ def resume_point(spec: Spec) -> Resumed:
     if images := _changed_images(spec, splits, checkpoint.get("data"), file):
         changes.append(f"images ({images})")
     damaged = f"{LAST} is damaged; " if file.name == PREVIOUS else ""
-    changed = f"changed: {', '.join(changes)}" if changes else "nothing is changed"
+    changed = f"changed: {', '.join(changes)}" if changes else "settings and images unchanged"
     line = f"{damaged}resumes from {file}, epoch {epoch} after {done} batches; {changed}"
     return Resumed(splits, file, {file: checkpoint}, line)
 
