@@ -96,7 +96,7 @@ def _faults(case, row):
     if not all(line.isprintable() for line in (*lines, *row["shown"].splitlines())):
         yield "commands the terminal"
     if case.harmless:
-        if row["status"] != 0 or lines:
+        if row["status"] != 0 or not all(line.startswith("model: ") for line in lines):
             yield f"is harmless, and ended with {row['status']}: {row['said']}"
     elif row["status"] not in (1, 2, 3) or len(lines) != 1 or not lines[0].startswith("error: "):
         yield f"status {row['status']}: {row['said'][-300:]}"

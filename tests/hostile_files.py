@@ -122,9 +122,9 @@ def safetensors(corpus):
 
 MODELS = (
     ("hidden", {"hidden": [10**12]}, "hidden.*65536"),
-    ("hidden layers", {"hidden": [50_000] * 2}, "contradict"),
+    ("hidden layers", {"hidden": [50_000] * 2}, "do not match"),
     ("many hidden layers", {"hidden": [1] * 10**6}, "hidden"),
-    ("width", {"backbone": "overfeat7", "width": 8}, "contradict"),
+    ("width", {"backbone": "overfeat7", "width": 8}, "do not match"),
     ("module path", {"backbone": "torchvision.models.resnet18"}, "unknown"),
     ("hub", {"backbone": "timm:hf-hub:evil/evil"}, "unknown to timm"),
     ("long name", {"backbone": "x" * 10**7}, "backbone"),

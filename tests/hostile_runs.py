@@ -126,7 +126,7 @@ def runs(corpus):
         corpus.add(f"{name} in a run", "resume", corpus.copied("checkpoints/last.ckpt", change), "last.ckpt is refused")
     for name, change in STATES.items():
         make = corpus.copied("checkpoints/last.ckpt", _state(change))
-        corpus.add(f"state, {name}", "resume", make, "last.ckpt (cannot be resumed|does not say)")
+        corpus.add(f"state, {name}", "resume", make, "last.ckpt (cannot be resumed|does not record)")
     hyper = _state(lambda c, canary: c.update(json.loads(json.dumps(HYPER).replace("CANARY", canary))))
     make = corpus.copied("checkpoints/last.ckpt", hyper)
     corpus.add("state, hyper-parameters", "resume", make, harmless="hyper-parameters are not read")
