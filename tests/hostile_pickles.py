@@ -93,6 +93,7 @@ DEMANDS = {  # of memory and time, which weights_only=True does not bound; and w
     "encoded": (state(b"c_codecs\nencode\n(" * 40, b"Vx\nVlatin1\ntR", b"Vhex\ntR" * 39), "references _codecs.encode"),
     "set of views": (called("builtins.set", MANY), "references builtins.set"),
     "dictionary of views": (called("collections.OrderedDict", MANY), "other arguments than torch"),
+    "dictionary of a list of views": (called("collections.OrderedDict", b"](" + MANY + b"e"), "is refused|is not a"),
     "attributes of views": (state(b"ccollections\nOrderedDict\n)R", MANY, b"b"), "sets more than the attributes"),
     "stride 0": (state(MANY), "larger than its 4 bytes"),
     "storage": (state(stored(HUGE)), "is not a checkpoint"),

@@ -18,7 +18,7 @@ from sppcls.errors import ConfigError
 from sppcls.models import backbones, lite
 from sppcls.models.backbones import Trunk, backbone_names, build_trunk
 from sppcls.models.trunks import TABLE
-from sppcls.models.weights import load_weights
+from sppcls.models.weights import load_weights, read_weights
 
 # The smallest of each torchvision family; the others differ from it in numbers only (the slow test runs them all).
 FAMILIES = [
@@ -395,6 +395,20 @@ class Intruder:
 
     def __reduce__(self):
         return (os.mkdir, (str(self.path),))
+
+
+def test_a_file_from_before_torch_0_4_loads(tmp_path):
+    class Old:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __reduce__(self):
+            size, stride = tuple(self.tensor.shape), self.tensor.stride()
+            return torch._utils._rebuild_tensor, (self.tensor._typed_storage(), 0, size, stride)
+
+    tensor = torch.randn(4, 3)
+    torch.save({"state_dict": {"weight": Old(tensor)}}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_weights(tmp_path / "a.pth")["weight"], tensor)
 
 
 def test_a_file_with_code_is_refused_and_does_not_run(tmp_path):

@@ -21,7 +21,7 @@ from sppcls.files import checked_path
 _ARCHIVE_END = b"PK\6\6", b"PK\6\7", b"PK\5\6"
 # The names that tensors need. torch allows more, such as bytearray(16 << 30), which takes memory.
 _NAMES = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v2)?|parameter)"
     r"|torch ([A-Z]\w+Storage|b?float\d+|u?int\d+|bool)"
 )
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # all but the first are torch pickles
@@ -181,7 +181,7 @@ def _check_archive(file: IO[bytes], size: int) -> None:
 
 def _check_calls(file: IO[bytes]) -> None:
     """Reject a pickle that calls more than tensors need; it is read as data, up to its end."""
-    recent = ("", "", "")
+    recent = ("", "", "", "")
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if "PUT" in name:
@@ -190,12 +190,13 @@ def _check_calls(file: IO[bytes]) -> None:
             raise pickle.UnpicklingError(f"it references {str(argument).replace(' ', '.')[:80]}")
         if name in ("NEWOBJ", "NEWOBJ_EX", "OBJ", "INST", "STACK_GLOBAL"):
             raise pickle.UnpicklingError("it creates objects of its own")
-        # Only two calls are written: OrderedDict(), and a tensor's, whose last argument is an OrderedDict(). No other
-        # call can then expand a view that repeats one number.
-        tensor = recent[:2] == ("EMPTY_TUPLE", "REDUCE") and recent[2].startswith("TUPLE")
-        if name == "REDUCE" and not (recent[2] == "EMPTY_TUPLE" or tensor):
+        # The last argument is a tuple or a list (strides; the pairs of a dictionary, as Python 2 wrote it) or an
+        # OrderedDict of nothing. So no call expands a view that repeats one number.
+        made = recent[1:3] == ("EMPTY_TUPLE", "REDUCE") or recent[:3] == ("EMPTY_LIST", "TUPLE1", "REDUCE")
+        plain = recent[2].startswith("TUPLE") or recent[2] in ("EMPTY_LIST", "APPEND", "APPENDS")
+        if name == "REDUCE" and recent[3] != "EMPTY_TUPLE" and not (recent[3].startswith("TUPLE") and (made or plain)):
             raise pickle.UnpicklingError("it calls something with other arguments than torch does")
-        if name == "BUILD" and recent[2] not in ("EMPTY_DICT", "SETITEM", "SETITEMS"):
+        if name == "BUILD" and recent[3] not in ("EMPTY_DICT", "SETITEM", "SETITEMS"):
             raise pickle.UnpicklingError("it sets more than the attributes of a dictionary")
         recent = (*recent[1:], name)
 
