@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sppcls.data.catalog import DATA_SETS, Splits, load_splits
 from sppcls.data.cut import Sizes
-from sppcls.data.plan import Planner
+from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError
 from sppcls.plugins import plugin
@@ -25,7 +25,7 @@ def build_schedule(spec: Spec) -> Schedule:
 
 def build_planner(spec: Spec, sizes: Sizes) -> Planner:
     """Return the planner of a run's epochs, for images of these sizes."""
-    how = spec.data.model_dump(include={"batch_size", "fit", "max_aspect"})
+    how = spec.data.model_dump(include={"batch_size", "fit", "max_aspect", "mix", "batches"})
     return Planner(sizes, build_schedule(spec), seed=spec.seed, **how)
 
 
@@ -41,7 +41,7 @@ def build_splits(spec: DataSpec) -> Splits:
     if spec.name not in DATA_SETS:
         splits: Splits = plugin("sources", spec.name, "data.name", DATA_SETS)(spec)
         return splits
-    loading = {"name", "fit", "batch_size", "num_workers", "cache", "split_seed", "max_aspect"}
+    loading = {"name", "fit", "batch_size", "mix", "batches", "num_workers", "cache", "split_seed", "max_aspect"}
     return load_splits(spec.name, seed=spec.split_seed, **spec.model_dump(exclude=loading))
 
 

@@ -174,12 +174,18 @@ class Cut:
         return np.concatenate(drawn)
 
 
-def cut_images(sizes: Sizes, batch_size: int, world: int = 1, fit: Fit = "keep", max_aspect: float = 4.0) -> Cut:
-    """Cut the images of ``sizes`` [N, 2] (H, W) into steps, every image into one (`cut_into_steps`)."""
-    buckets = aspect_buckets(sizes, max_aspect, fit)
+def cut_images(
+    sizes: Sizes, batch_size: int, world: int = 1, fit: Fit = "keep", max_aspect: float = 4.0, by: Fit | None = None
+) -> Cut:
+    """Cut the images of ``sizes`` [N, 2] (H, W) into steps, every image into one (`cut_into_steps`).
+
+    ``by`` is the fit whose images share a step, if not that of the tensors.
+    """
+    buckets = aspect_buckets(sizes, max_aspect, by or fit)
     members = np.argsort(buckets.astype(np.int16), kind="stable")  # small integers are radix-sorted
     buckets = buckets[members]
     steps = cut_into_steps(buckets, batch_size, world)
-    lowest, highest = (buckets[[step[end] for step in steps]] for end in (0, -1))
+    shapes = buckets if fit == "keep" else np.zeros_like(buckets)
+    lowest, highest = (shapes[[step[end] for step in steps]] for end in (0, -1))
     counts = np.array([len(step) for step in steps])
     return Cut(members, _edges(buckets), np.concatenate(steps), counts, lowest, highest, world)

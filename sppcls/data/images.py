@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict, cast, overload
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from sppcls.data.cache import PixelCache
 from sppcls.data.decode import decode_array
 from sppcls.data.geometry import BLACK, FITS, Colour, Fit, Size, content_size, cut_box, same_aspect, source_scale
-from sppcls.data.plan import Batch
+from sppcls.data.plan import Batch, Step
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError, DataError, did_you_mean
 
@@ -169,6 +169,31 @@ class ImageBatch(TypedDict):
     broken: NotRequired[list[tuple[int, str]]]
 
 
+class MixedBatch(TypedDict):
+    """What a loader yields of a mixed step: batches of different shapes, for one step of the optimiser.
+
+    Attributes:
+        parts: The batches, each with its own images and targets.
+        scale, broken: As of one batch.
+    """
+
+    parts: list[ImageBatch]
+    scale: int
+    broken: NotRequired[list[tuple[int, str]]]
+
+
+def batches_in(batch: ImageBatch | MixedBatch) -> list[ImageBatch]:
+    """Return the batches of a step, one where it is not mixed."""
+    return cast(MixedBatch, batch)["parts"] if "parts" in batch else [batch]
+
+
+def readable(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images of a batch that could be read, and their targets."""
+    images, targets = batch["images"], batch["targets"]
+    kept = targets != IGNORED
+    return (images, targets) if bool(kept.all()) else (images[kept], targets[kept])
+
+
 @dataclass(eq=False)
 class BatchDataset(Dataset[ImageBatch]):
     """Turns a ``Batch`` of the plan into tensors; the batch has everything that changes between epochs."""
@@ -183,11 +208,19 @@ class BatchDataset(Dataset[ImageBatch]):
         if self.cache and self.cache.fit != self.fit:
             raise ValueError(f"fit is {self.fit} and the cache's is {self.cache.fit}; expected the same")
 
-    def __getitem__(self, batch: Batch) -> ImageBatch:
+    @overload
+    def __getitem__(self, batch: Batch) -> ImageBatch: ...
+    @overload
+    def __getitem__(self, batch: Step) -> MixedBatch: ...
+    def __getitem__(self, batch: Batch | Step) -> ImageBatch | MixedBatch:
+        if isinstance(batch, Step):
+            parts = [self[part] for part in batch.parts]
+            broken = [one for part in parts for one in part.pop("broken")]
+            return {"parts": parts, "scale": batch.parts[0].scale, "broken": broken}
         height, width = batch.size
         images = torch.empty(len(batch.indices), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         targets = torch.from_numpy(self.source.targets[list(batch.indices)])
-        broken: list[tuple[int, str]] = []
+        broken = []
         for place, index in enumerate(batch.indices):
             try:
                 self._fill(images[place], index, batch)

@@ -10,21 +10,26 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
-from sppcls.data.plan import Batch, EpochPlan
+from sppcls.data.plan import Batch, EpochPlan, Step
 from sppcls.errors import DataError
 from sppcls.process import STATUSES, signals_held
 
 if TYPE_CHECKING:  # the server of workers begins before torch is imported
     from torch.utils.data import DataLoader
 
-    from sppcls.data.images import BatchDataset, ImageBatch
+    from sppcls.data.images import BatchDataset, ImageBatch, MixedBatch
 
 Batches = Generator["ImageBatch", None, None]
+Steps = Generator["ImageBatch | MixedBatch", None, None]
 
 
-def batches_of(dataset: "BatchDataset", batches: Iterable[Batch], num_workers: int = 0) -> Batches:
+@overload
+def batches_of(dataset: "BatchDataset", batches: Iterable[Batch], num_workers: int = 0) -> Batches: ...
+@overload
+def batches_of(dataset: "BatchDataset", batches: Iterable[Batch | Step], num_workers: int = 0) -> Steps: ...
+def batches_of(dataset: "BatchDataset", batches: Iterable[Batch | Step], num_workers: int = 0) -> Any:
     """Yield planned batches as tensors; the workers stop with the generator, also if it is closed early."""
     running = started(_data_loader(dataset, list(batches), num_workers))
     try:
@@ -35,11 +40,11 @@ def batches_of(dataset: "BatchDataset", batches: Iterable[Batch], num_workers: i
 
 def _data_loader(
     dataset: "BatchDataset",
-    sampler: Iterable[Batch],
+    sampler: Iterable[Batch | Step],
     num_workers: int,
     pin_memory: bool = False,
     persistent: bool = False,
-) -> "DataLoader[ImageBatch]":
+) -> "DataLoader[ImageBatch | MixedBatch]":
     # A generator of its own: starting to iterate draws a number, which must not be taken from the network's training.
     import torch
     from torch.utils.data import DataLoader
@@ -60,9 +65,9 @@ def _data_loader(
 class _Share:
     """The batches to hand out, as a sampler that is read anew whenever an epoch starts."""
 
-    batches: Iterator[Batch] = iter(())
+    batches: Iterator[Batch | Step] = iter(())
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Step]:
         return self.batches
 
 
@@ -115,7 +120,7 @@ class PlannedLoader:
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> "Iterator[ImageBatch]":
+    def __iter__(self) -> "Iterator[ImageBatch | MixedBatch]":
         # A generator's body runs at the first batch, so an epoch set after iter() still counts.
         if self.position and not self._resumed:
             self.epoch, self.position = self.epoch + 1, 0
@@ -198,7 +203,7 @@ def _leaders_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def started(loader: "DataLoader[ImageBatch]") -> "Iterator[ImageBatch]":
+def started(loader: "DataLoader[ImageBatch | MixedBatch]") -> "Iterator[ImageBatch | MixedBatch]":
     """Return the iterator of a loader, whose workers start and stay with the leader's signals blocked."""
     with signals_held():
         if not _OF_THE_LEADER:
@@ -213,7 +218,7 @@ def end_workers(batches: object) -> None:
         batches._shutdown_workers()
 
 
-def close_workers(loader: "DataLoader[ImageBatch]") -> None:
+def close_workers(loader: "DataLoader[ImageBatch | MixedBatch]") -> None:
     """Stop the persistent workers of a loader; its next iteration starts new ones."""
     batches, loader._iterator = loader._iterator, None
     end_workers(batches)

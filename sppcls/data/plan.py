@@ -4,8 +4,8 @@ Everything here is a pure function of (seed, epoch, image sizes, schedule, batch
 rank and every worker agrees without communication, and an epoch can be resumed at any batch.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -34,22 +34,38 @@ class Batch:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Step:
+    """Batches of different shapes that the network is trained on together."""
+
+    parts: tuple[Batch, ...]
+
+    @classmethod
+    def of(cls, parts: Iterable[Batch]) -> "Step":
+        """Return a step of those parts that have images; what has the same shape is one tensor."""
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for part in parts:
+            if part.indices:
+                alike.setdefault((part.size, part.scale, part.epoch, part.weight), []).extend(part.indices)
+        return cls(tuple(Batch(tuple(indices), *of) for of, indices in alike.items()))  # type: ignore[arg-type]
+
+
 class EpochPlan:
     """The batches of one epoch, the same on every rank; batch ``t * world + r`` is step t of rank r."""
 
-    def __init__(self, batches: Sequence[Batch], world: int) -> None:
+    def __init__(self, batches: Sequence[Batch | Step], world: int) -> None:
         self._batches, self.world = batches, world
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | Step:
         return self._batches[number]
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Step]:
         return (self[number] for number in range(len(self)))
 
-    def of_rank(self, rank: int, first: int = 0) -> Iterator[Batch]:
+    def of_rank(self, rank: int, first: int = 0) -> Iterator[Batch | Step]:
         """Yield the batches of one rank, a batch a step, from step ``first`` on."""
         return (self[number] for number in range(first * self.world + rank, len(self), self.world))
 
@@ -64,40 +80,47 @@ class TrainingPlan(EpochPlan):
     over its images, averaged over ranks. An image that is handed out several times shares its weight among them.
     """
 
+    _together = 1  # batches a step
+
     def __init__(self, cut: Cut, schedule: Schedule, epoch: int, seed: int) -> None:
-        self.world, self._cut, self._seed, self._epoch = cut.world, cut, seed, epoch
+        self.world, self._cut, self.seed, self.epoch = cut.world, cut, seed, epoch
         self._order = cut.order(seed, epoch)
-        scales = schedule.scales_of(epoch, len(self._order))
+        self.steps = -(-len(self._order) // self._together)  # that each rank takes
+        scales = np.repeat(schedule.scales_of(epoch, self.steps), self._together)[: len(self._order)]
         buckets = cut.lowest[self._order].tolist(), cut.highest[self._order].tolist()
-        sizes = np.array(list(map(bucket_size, *buckets, scales)))
-        # [S, 4] images of each step, its H and W, its scale.
-        self._steps = np.column_stack([cut.dealt[self._order], sizes, scales])
-        self._starts = np.cumsum(self._steps[:, 0]) - self._steps[:, 0]
+        sizes = np.array(list(map(bucket_size, *buckets, scales.tolist())))
+        # [B, 4] images of each batch, its H and W, its scale.
+        self._batch = np.column_stack([cut.dealt[self._order], sizes, scales])
+        self._starts = np.cumsum(self._batch[:, 0]) - self._batch[:, 0]
 
     def __len__(self) -> int:
-        return len(self._steps) * self.world
+        return self.steps * self.world
 
-    @property
-    def steps(self) -> int:
-        """Steps that each rank takes."""
-        return len(self._steps)
+    def __getitem__(self, number: int) -> Batch | Step:
+        """Return what a rank gets of a step."""
+        return self._share(*divmod(range(len(self))[number], self.world))
 
-    def __getitem__(self, number: int) -> Batch:
-        """Return a batch: a step's images are dealt to the ranks, the first ones may have one more."""
-        step, rank = divmod(range(len(self))[number], self.world)
-        count, height, width, scale = self._steps[step].tolist()
+    def _share(self, batch: int, rank: int, part: slice = slice(None)) -> Batch:
+        """Return part of a batch for a rank: the images are dealt to the ranks, the first ones may have one more."""
+        count, height, width, scale = self._batch[batch].tolist()
         each, more = divmod(count, self.world)
-        start = int(self._starts[step])
+        start = int(self._starts[batch])
         first = start + rank * each + min(rank, more)
-        indices = self._images[first : first + each + (rank < more)].tolist()
+        indices = self.sequence[first : first + each + (rank < more)][part].tolist()
         weight = len(self) / (self.images - self.repeats)
-        if self.repeats and each == 1:
-            weight /= int((self._images[start : start + count] == indices[0]).sum())
-        return Batch(tuple(indices), (height, width), scale, self._epoch, weight)
+        if self.repeats and each == 1 and indices:
+            weight /= int((self.sequence[start : start + count] == indices[0]).sum())
+        return Batch(tuple(indices), (height, width), scale, self.epoch, weight)
 
     @cached_property
-    def _images(self) -> Sizes:
-        return self._cut.shuffle(self._seed, self._epoch)
+    def sequence(self) -> Sizes:
+        """[M] the images in the order that they are handed out, repeats included."""
+        return self._cut.shuffle(self.seed, self.epoch)
+
+    @property
+    def step_of(self) -> Sizes:
+        """[M] the step of each image in `sequence`."""
+        return np.repeat(np.arange(self.steps), self._batch[:, 0])
 
     @cached_property
     def repeats(self) -> int:
@@ -107,17 +130,17 @@ class TrainingPlan(EpochPlan):
     @cached_property
     def images(self) -> int:
         """Images of all batches, repeats included."""
-        return int(self._steps[:, 0].sum())
+        return int(self._batch[:, 0].sum())
 
     @property
     def pixels(self) -> int:
         """Pixels of all batches, padding and repeats included: what the epoch costs."""
-        return int(self._steps[:, :3].prod(axis=1).sum())
+        return int(self._batch[:, :3].prod(axis=1).sum())
 
     @property
     def tensors(self) -> Sizes:
         """[T, 3] the distinct H and W, and their scale."""
-        different: Sizes = np.unique(self._steps[:, 1:], axis=0)
+        different: Sizes = np.unique(self._batch[:, 1:], axis=0)
         return different
 
     @property
@@ -127,43 +150,20 @@ class TrainingPlan(EpochPlan):
 
     @property
     def smallest(self) -> int:
-        """Images of the smallest batch."""
-        return int(self._steps[:, 0].min()) // self.world
+        """Images of the smallest step of a rank."""
+        return int(np.bincount(self.step_of).min()) // self.world
 
     @property
     def largest(self) -> Batch:
         """The first of the batches with the most pixels."""
-        counts, heights, widths, _ = self._steps.T
-        return self[int((-(-counts // self.world) * heights * widths).argmax()) * self.world]
+        counts, heights, widths, _ = self._batch.T
+        return self._share(int((-(-counts // self.world) * heights * widths).argmax()), 0)
 
     def padding(self, sizes: Sizes) -> float:
         """Return the share of padding in the pixels, of images of ``sizes`` not shuffled within their bucket."""
-        tensors = np.empty((len(self._steps), 2), np.int64)
-        tensors[self._order] = self._steps[:, 1:3]
+        tensors = np.empty((len(self._batch), 2), np.int64)
+        tensors[self._order] = self._batch[:, 1:3]
         return padding_share(np.repeat(tensors, self._cut.counts, axis=0), sizes[self._cut.members[self._cut.picks]])
-
-
-@dataclass(eq=False)
-class Planner:
-    """Plans the epochs of a run on images of ``sizes`` [N, 2] (H, W); the cut, which all epochs share, is made once."""
-
-    sizes: Sizes
-    schedule: Schedule
-    batch_size: int
-    fit: Fit = "keep"
-    max_aspect: float = 4.0
-    seed: int = 0
-    _cuts: dict[int, Cut] = field(default_factory=dict, init=False, repr=False)
-
-    def plan(self, epoch: int, world: int = 1, schedule: Schedule | None = None) -> TrainingPlan:
-        """Return the plan of an epoch for so many ranks."""
-        if world not in self._cuts:
-            self._cuts[world] = cut_images(self.sizes, self.batch_size, world, self.fit, self.max_aspect)
-        return TrainingPlan(self._cuts[world], schedule or self.schedule, epoch, self.seed)
-
-    def largest_batch(self, world: int = 1) -> Batch:
-        """Return the batch with the most pixels of an epoch at the largest scale: the largest of all."""
-        return self.plan(0, world, Schedule("single", (self.schedule.choices[-1],))).largest
 
 
 def plan_epoch(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from sppcls.build import build_splits, pick_device
 from sppcls.data.decode import shown
@@ -71,7 +72,8 @@ def evaluate(model: str, options: Options) -> Evaluated:
     opened = _open(model, options)
     network = opened.network
     spec = opened.spec or _spec_of(network.signature)
-    device = next(network.parameters()).device if isinstance(network, GraphNetwork) else pick_device(options.device)
+    graph = isinstance(opened.network, GraphNetwork)
+    device = torch.device("cpu") if graph else pick_device(options.device)
     fit, multi = options.fit or spec.data.fit, options.views == "multi"
     scales = _scales(network, spec, options, fit)
     images = _sources(network, spec, options)
@@ -82,7 +84,9 @@ def evaluate(model: str, options: Options) -> Evaluated:
     how = (fit, options.batch_size, options.num_workers, spec.data.max_aspect, device)
     look = Evaluation(images.source, *how, bar=True)
     predict = multi_view(max(network.scales), options.places) if multi else full_view
-    prepare = partial(recalibrate_bn, look=Evaluation(images.train(), *how)) if options.recalibrate_bn else None
+    prepare = None
+    if options.recalibrate_bn:
+        prepare = partial(recalibrate_bn, look=Evaluation(images.train(), *how), mix=spec.data.mix)
     measure = partial(evaluate_scales, network, predict=predict, prepare=prepare)
     result = measure(look, scales)
     found: dict[str, Any] = {"model": model, "checkpoint": str(opened.file.resolve()), "epoch": opened.epoch}

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sppcls.data.images import batches_in
 from sppcls.data.loader import batches_of
-from sppcls.data.plan import Batch, plan_epoch
+from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.deploy.runtime import Runtime, open_model
 from sppcls.measure.scales import Evaluation, Predict, averaged
@@ -50,11 +51,13 @@ def multi_view(side: int, places: int = 3) -> Predict:
     return predict
 
 
-def recalibrate_bn(network: SppClassifier, scale: int, look: Evaluation, images: int = 512) -> SppClassifier:
+def recalibrate_bn(
+    network: SppClassifier, scale: int, look: Evaluation, images: int = 512, mix: float = 0.0
+) -> SppClassifier:
     """Return a copy whose batch-norm statistics are those of training images at ``scale``, without augmentation.
 
-    The weights stay; a plain average over batches replaces the running one, which training leaves at the last epoch's
-    scale.
+    The weights stay; a plain average over steps, as mixed as in training, replaces the running one, which training
+    leaves at the last epoch's scale.
     """
     renewed = copy.deepcopy(network).to(look.device)
     norms = [module for module in renewed.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -62,13 +65,13 @@ def recalibrate_bn(network: SppClassifier, scale: int, look: Evaluation, images:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    how: dict[str, Any] = {"batch_size": look.batch_size, "max_aspect": look.max_aspect, "fit": look.fit}
-    plan = plan_epoch(look.source.sizes, Schedule("single", (scale,)), 0, seed=0, **how)
-    drawn = [Batch(b.indices, b.size, b.scale) for b in itertools.islice(plan, -(-images // look.batch_size))]
-    batches = batches_of(look.dataset(network), drawn, look.num_workers)
-    with closing(batches), torch.inference_mode():
-        for batch in batches:
-            renewed.features(network.normalize(batch["images"].to(look.device)))
+    schedule = Schedule("single", (scale,))
+    plan = Planner(look.source.sizes, schedule, look.batch_size, look.fit, look.max_aspect, mix=mix).plan(0)
+    drawn = itertools.islice(plan, -(-images // look.batch_size))
+    steps = batches_of(look.dataset(network), drawn, look.num_workers)
+    with closing(steps), torch.inference_mode():
+        for step in steps:
+            renewed([network.normalize(batch["images"].to(look.device)) for batch in batches_in(step)])
     return renewed.eval()
 
 

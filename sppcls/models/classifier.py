@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sppcls.errors import did_you_mean
 from sppcls.models.backbones import Trunk, build_trunk
+from sppcls.models.parts import joint
 from sppcls.ops import region_pyramid_pool2d, spatial_pyramid_levels2d
 from sppcls.signature import Signature
 
@@ -137,9 +138,17 @@ class SppClassifier(nn.Module):
             return None
         return self.trunk.recipe | {"pool": self.pool, "levels": self.levels, "mode": self.mode} | self._recipe
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [N, K] of images as `features` takes them."""
-        return self.classify_map(self.features(images))
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return logits [N, K] of images as `features` takes them, of one tensor or of several of other shapes.
+
+        In training batch norm is over all the tensors, as if they were one.
+        """
+        if isinstance(images, Tensor):
+            return self.classify_map(self.features(images))
+        maps = joint(self.trunk, [self._checked(some) for some in images])
+        pooled = zip(*(spatial_pyramid_levels2d(found, self.levels, self.mode) for found in maps), strict=True)
+        logits: Tensor = self.head([torch.cat(level) for level in pooled])
+        return logits
 
     def classify_map(self, features: Tensor) -> Tensor:
         """Return logits [N, K] of feature maps [N, C, h, w], whole or parts of them."""
@@ -172,6 +181,10 @@ class SppClassifier(nn.Module):
             TypeError: images that are not of a float type.
             ValueError: another shape, a side below ``smallest``, or with ``pool="fixed"`` another size.
         """
+        features: Tensor = self.trunk(self._checked(images))
+        return features
+
+    def _checked(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():
             raise TypeError(f"images are {images.dtype}; scale them to 0..1 and normalise them with .mean and .std")
         if images.ndim != 4 or images.shape[1] != 3:
@@ -184,8 +197,7 @@ class SppClassifier(nn.Module):
         if self.input_size is not None and (height, width) != self.input_size:
             fixed = "{}x{}".format(*self.input_size)
             raise ValueError(f"pool='fixed' takes images of {fixed} pixels (H x W) only, got {height}x{width}")
-        features: Tensor = self.trunk(images)
-        return features
+        return images
 
     def predict(self, images: object, scale: int | None = None, top: int = 5) -> Any:
         """Return the most likely classes of images, preprocessed and formatted as in ``sppcls predict --json``.

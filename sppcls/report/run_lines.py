@@ -4,7 +4,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sppcls.data.catalog import Splits
-from sppcls.data.plan import Planner
+from sppcls.data.planner import Planner
 from sppcls.errors import counted
 from sppcls.report.page import points, scale_cells
 from sppcls.run_folder import Summary

@@ -9,7 +9,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from sppcls.checkpoints import BEST, LAST, Content
-from sppcls.data.images import ImageBatch
+from sppcls.data.geometry import Size
+from sppcls.data.images import ImageBatch, MixedBatch, batches_in
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.files import write_csv
@@ -55,10 +56,15 @@ class Curves(Callback):
         self._images, self._epoch_started = 0, time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: ImageBatch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: ImageBatch | MixedBatch,
+        batch_idx: int,
     ) -> None:
         """Count the images that the network saw, and show scale and rate on the progress bar."""
-        self._images += len(batch["targets"]) * trainer.world_size
+        self._images += sum(len(part["targets"]) for part in batches_in(batch)) * trainer.world_size
         self._scale = batch["scale"]
         self._seconds = time.monotonic() - self._epoch_started
         if trainer.progress_bar_callback is not None:
@@ -212,23 +218,23 @@ class LargestShapeFirst(Callback):
         """Try the largest batch; raises ``ConfigError`` with the batch size to try."""
         if not isinstance(pl_module, LitSppClassifier):
             return
-        largest = trainer.datamodule.largest_batch()  # type: ignore[attr-defined]
-        images, (height, width) = len(largest.indices), largest.size
+        images, size, tensors = trainer.datamodule.largest_step()  # type: ignore[attr-defined]
         fitting = images
-        while fitting and not _fits(trainer, pl_module, fitting, height, width):
+        while fitting and not _fits(trainer, pl_module, fitting, size, tensors):
             fitting //= 2
         if fitting < images:
             advice = f"try data.batch_size={fitting}" if fitting > 1 else "use a smaller scale or network"
-            raise ConfigError(f"a batch of {images} images at {height}x{width} does not fit in memory: {advice}")
+            raise ConfigError(f"a batch of {images} images at {size[0]}x{size[1]} does not fit in memory: {advice}")
 
 
-def _fits(trainer: pl.Trainer, module: LitSppClassifier, images: int, height: int, width: int) -> bool:
+def _fits(trainer: pl.Trainer, module: LitSppClassifier, images: int, size: Size, tensors: int) -> bool:
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.random.fork_rng():
         try:
-            batch = torch.zeros(images, height, width, 3, dtype=torch.uint8, device=module.device).permute(0, 3, 1, 2)
+            batch = torch.zeros(images, *size, 3, dtype=torch.uint8, device=module.device).permute(0, 3, 1, 2)
+            targets = torch.zeros(images, dtype=torch.long, device=module.device)
             with trainer.precision_plugin.train_step_context():
-                _, losses = module.loss(batch, torch.zeros(images, dtype=torch.long, device=module.device))
+                _, losses = module.loss(batch.chunk(tensors), targets.chunk(tensors))
             torch.autograd.backward(losses.mean())
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):

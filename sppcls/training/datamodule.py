@@ -15,10 +15,11 @@ from sppcls.data.cache import PixelCache, Shapes, cache_dir, open_caches
 from sppcls.data.catalog import load_splits
 from sppcls.data.cut import own_tensors
 from sppcls.data.datasets import from_datasets
-from sppcls.data.geometry import Fit
+from sppcls.data.geometry import Fit, Size
 from sppcls.data.images import Augment, BatchDataset
-from sppcls.data.loader import Batches, PlannedLoader, batches_of
-from sppcls.data.plan import Batch, EpochPlan, Planner, TrainingPlan, plan_evaluation
+from sppcls.data.loader import PlannedLoader, Steps, batches_of
+from sppcls.data.plan import EpochPlan, TrainingPlan, plan_evaluation
+from sppcls.data.planner import Membership, Planner
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Identity, Source
 from sppcls.errors import ConfigError, DataError
@@ -43,6 +44,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         fit: ``keep`` (neither crop nor warp), ``crop`` or ``warp``.
         cache: Cache the pixels of each scale between epochs, in shared memory (``ram``) or a mapped file (``disk``).
         gap_scales: Other scales at which validation images are measured during training; cached as well.
+        mix, batches: How steps are mixed (`sppcls.data.planner.Planner`). Where ``mix`` is above 0, the loader yields
+            a `sppcls.data.images.MixedBatch`.
         mean: The padding colour, RGB in 0..1: the network's mean, so that it is 0 after normalisation.
     """
 
@@ -61,6 +64,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         gap_scales: Sequence[int] = (),
         on_error: Literal["fail", "skip"] = "fail",
         max_aspect: float = 4.0,
+        mix: float = 0.0,
+        batches: Membership = "auto",
         mean: Triple = IMAGENET_MEAN,
         seed: int = 0,
     ) -> None:
@@ -73,7 +78,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         self.schedule = schedule
         self.val_scale = val_scale or schedule.choices[-1]
         self.batch_size, self.fit, self.max_aspect = batch_size, fit, max_aspect
-        self.planner = Planner(self.train.sizes, schedule, batch_size, fit, max_aspect, seed)
+        self.planner = Planner(self.train.sizes, schedule, batch_size, fit, max_aspect, seed, mix, batches)
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.skipped: dict[str, str] = {}  # files that could not be read, and why
@@ -121,15 +126,17 @@ class MultiScaleDataModule(pl.LightningDataModule):
         plan = EpochPlan(shared, self._world)
         return self._loader("val", self.val, lambda _epoch: plan, None)
 
-    def trial_batches(self, count: int) -> Batches:
+    def trial_batches(self, count: int) -> Steps:
         """Yield ``count`` training batches, over as many epochs as needed, without affecting the training's own."""
         batches = itertools.chain.from_iterable(self.plan(epoch) for epoch in itertools.count())
         dataset = self._dataset("train", self.train, self.augment)
         return batches_of(dataset, itertools.islice(batches, count), self._num_workers)
 
-    def largest_batch(self) -> Batch:
-        """Return the training batch with the most pixels, at the largest scale."""
-        return self.planner.largest_batch(self._world)
+    def largest_step(self) -> tuple[int, Size, int]:
+        """Return the most images of a step of a rank, the (H, W) with the most pixels, and the number of tensors."""
+        largest = self.planner.largest_batch(self._world)
+        together = min(self.planner.tensors, 2)
+        return min(together * len(largest.indices), self.batch_size), largest.size, self.planner.tensors
 
     @property
     def _world(self) -> int:

@@ -71,7 +71,8 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
 
 def build_data(spec: Spec, splits: Splits, mean: Triple) -> MultiScaleDataModule:
     """Return the datamodule of a run."""
-    how = spec.data.model_dump(include={"batch_size", "fit", "num_workers", "cache", "on_error", "max_aspect"})
+    own = {"batch_size", "fit", "mix", "batches", "num_workers", "cache", "on_error", "max_aspect"}
+    how = spec.data.model_dump(include=own)
     return MultiScaleDataModule(
         splits.train,
         splits.val,

@@ -1,7 +1,7 @@
 """The Lightning module: a classifier, its loss, its metrics, its optimiser, and where a checkpoint of it resumes."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sppcls.checkpoints import Content
-from sppcls.data.images import IGNORED, ImageBatch
+from sppcls.data.images import IGNORED, ImageBatch, MixedBatch, batches_in, readable
 from sppcls.data.source import class_difference
 from sppcls.errors import DataError, SppclsError, counted
 from sppcls.measure.answers import UNREAD, Answers
@@ -59,7 +59,7 @@ class LitSppClassifier(pl.LightningModule):
         self.register_buffer("loss_weights", loss_weights, persistent=False)
         # Kept out of the module tree: the compiled form shares the network's weights and must not save them twice.
         compiled = torch.compile(network, dynamic=True) if compile else network
-        self._forward: list[Callable[[torch.Tensor], torch.Tensor]] = [compiled]
+        self._forward: list[Callable[[torch.Tensor | Sequence[torch.Tensor]], torch.Tensor]] = [compiled]
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(len(network.classes), average="micro", validate_args=False)
         self._answers = Answers.empty([], np.zeros(0, np.int64))
@@ -85,13 +85,15 @@ class LitSppClassifier(pl.LightningModule):
         self.train_loss.reset()
         self.train_accuracy.reset()
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> torch.Tensor | None:
-        """Return the loss of one batch; unreadable images are ignored.
+    def training_step(self, batch: ImageBatch | MixedBatch, batch_idx: int) -> torch.Tensor | None:
+        """Return the loss of one batch, or of the batches of a mixed step together; unreadable images are ignored.
 
         With a ``PlannedLoader`` every image of an epoch has the same weight; with other loaders it is the batch's mean.
         """
-        images, targets = _readable(batch)
-        logits, losses = self.loss(images, targets) if len(targets) else self._no_part(batch["images"])
+        batches = batches_in(batch)
+        images, of_batch = zip(*map(readable, batches), strict=True)
+        targets = torch.cat(of_batch)
+        logits, losses = self.loss(images, of_batch) if len(targets) else self._no_part(batches[0]["images"])
         self.train_loss.update(losses.detach())
         if len(targets):
             self.train_accuracy.update(logits.detach(), targets)
@@ -100,8 +102,9 @@ class LitSppClassifier(pl.LightningModule):
             self._log_epoch()
         if not len(targets) and self.trainer.world_size == 1:
             return None  # skips the step
-        weight: float = batch.get("weight", 1 / max(len(targets), 1))
-        loss = weight * losses.sum()
+        weights = [part.get("weight", 1 / max(len(targets), 1)) for part in batches]
+        sums = [some.sum() for some in torch.split(losses, [len(some) for some in of_batch])]
+        loss = torch.stack([weight * some for weight, some in zip(weights, sums, strict=True)]).sum()
         if last or batch_idx % 50 == 0:  # to look at a value waits for the device
             self._refuse_divergence(loss)
         return loss
@@ -122,11 +125,17 @@ class LitSppClassifier(pl.LightningModule):
             self.network.train()
         return logits, logits.sum(1)
 
-    def loss(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits [N, K] and losses [N] of uint8 images and class targets, mixed if mixup or cutmix is on."""
-        images, wanted = self._mix(self.network.normalize(images), targets)
-        logits = self._forward[0](images)
-        return logits, image_losses(logits, wanted, self.loss_weights, self.optim.label_smoothing)
+    def loss(
+        self, images: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits [N, K] and losses [N] of batches of uint8 images and class targets, trained on together.
+
+        With mixup or cutmix the images of a batch are mixed.
+        """
+        pairs = [self._mix(self.network.normalize(x), y) for x, y in zip(images, targets, strict=True) if len(y)]
+        inputs, wanted = zip(*pairs, strict=True)
+        logits = self._forward[0](inputs[0] if len(inputs) == 1 else inputs)
+        return logits, image_losses(logits, torch.cat(wanted), self.loss_weights, self.optim.label_smoothing)
 
     def on_validation_epoch_start(self) -> None:
         """Start without answers, and on every rank with rank 0's statistics, which are the ones in a checkpoint."""
@@ -138,7 +147,7 @@ class LitSppClassifier(pl.LightningModule):
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Keep the answers to one batch."""
-        images, targets = _readable(batch)
+        images, targets = readable(batch)
         if not len(targets):
             return
         log_probabilities = full_view(self.network, images).cpu()
@@ -237,9 +246,3 @@ def set_random_state(state: Content) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _readable(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    images, targets = batch["images"], batch["targets"]
-    kept = targets != IGNORED
-    return (images, targets) if bool(kept.all()) else (images[kept], targets[kept])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sppcls.data.images import IGNORED, ImageBatch
+from sppcls.data.images import ImageBatch, MixedBatch, batches_in, readable
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier
@@ -133,7 +133,10 @@ _DIVERGED = 2.0  # times the first loss
 
 
 def find_rate(
-    network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch], device: torch.device | str = "cpu"
+    network: SppClassifier,
+    spec: OptimSpec,
+    batches: Iterable[ImageBatch | MixedBatch],
+    device: torch.device | str = "cpu",
 ) -> float:
     """Return half of the largest learning rate at which the smoothed loss is within 3 % of the lowest.
 
@@ -153,7 +156,7 @@ def find_rate(
 
 
 def _ramp(
-    network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch], device: torch.device | str
+    network: SppClassifier, spec: OptimSpec, batches: Iterable[ImageBatch | MixedBatch], device: torch.device | str
 ) -> list[tuple[float, float]]:
     """Return (rate, smoothed loss before the step at that rate) of the steps until the loss has grown."""
     optimizer = build_optimizer(network, spec.model_copy(update={"lr": 1.0}))
@@ -161,11 +164,12 @@ def _ramp(
     tried: list[tuple[float, float]] = []
     average = 0.0
     for step, batch in enumerate(batches):
-        kept = batch["targets"] != IGNORED
-        if not bool(kept.any()):
+        pairs = [pair for pair in map(readable, batches_in(batch)) if len(pair[1])]
+        if not pairs:
             continue
-        images, targets = batch["images"][kept].to(device), batch["targets"][kept].to(device)
-        loss = image_losses(network(network.normalize(images)), targets, None, spec.label_smoothing).mean()
+        images, of_batch = zip(*pairs, strict=True)
+        logits = network([network.normalize(some.to(device)) for some in images])
+        loss = image_losses(logits, torch.cat(of_batch).to(device), None, spec.label_smoothing).mean()
         average = _SMOOTH * average + (1 - _SMOOTH) * loss.item()
         smooth = average / (1 - _SMOOTH ** (len(tried) + 1))
         if not smooth < _DIVERGED * (tried[0][1] if tried else float("inf")):

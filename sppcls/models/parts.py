@@ -1,0 +1,119 @@
+"""One network on tensors of several shapes together: layer by layer, with batch norm over all of them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sppcls.errors import ConfigError
+
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def joint(net: nn.Module, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return what ``net`` gives for each tensor [N_i, C, H_i, W_i]; in training batch norm is over all of them.
+
+    So the result is that of one batch, up to rounding: a layer that takes statistics over the batch sees all images.
+
+    Raises:
+        ConfigError: The network uses sizes in a way that holds for one tensor only.
+    """
+    if len(tensors) == 1 or not any(isinstance(module, _NORMS) and module.training for module in net.modules()):
+        return [net(tensor) for tensor in tensors]
+    try:
+        return list(net(Parts(tensors)).tensors)
+    except Exception as error:  # a network may raise anything
+        if "memory" in str(error):
+            raise
+        what = str(error).partition("\n")[0]
+        raise ConfigError(f"data.mix: this network takes tensors of one shape only ({what}); use data.mix=0") from error
+
+
+class Parts:
+    """Tensors that every torch function is applied to in turn; ``batch_norm`` is applied to all their pixels at once.
+
+    ``shape[0]`` is the number of all images: what a layer draws for each image, [N, 1, 1, 1], is dealt to the parts.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors = tuple(tensors)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, C, H, W] with N over all parts, and the H and W of the first."""
+        return torch.Size([len(self), *self.tensors[0].shape[1:]])
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """Return `shape`, or one side of it."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def new_empty(self, *size: Any, **how: Any) -> Tensor:
+        """Return one tensor, as what a layer draws for all images."""
+        return self.tensors[0].new_empty(*size, **how)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a method that is applied to each part, or what is the same for all, such as ``device``."""
+        found = getattr(self.tensors[0], name)
+        if not callable(found):
+            return found
+        return lambda *args, **how: self._map(getattr(Tensor, name), (self, *args), how)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tensors))
+
+    def __add__(self, other: Any) -> Any:
+        return self._map(torch.add, (self, other), {})
+
+    def __mul__(self, other: Any) -> Any:
+        if isinstance(other, Tensor) and other.shape[1:].numel() == 1 and len(other) == len(self):  # a number an image
+            other = Parts(torch.split(other, list(map(len, self.tensors))))
+        return self._map(torch.mul, (self, other), {})
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        if function in (torch.cat, torch.concat):
+            return Parts(
+                function(list(of_part), *args[1:], **kwargs)
+                for of_part in zip(*(p.tensors for p in args[0]), strict=True)
+            )
+        if kwargs.get("inplace"):  # parts of one normalised tensor share its memory and version
+            kwargs["inplace"] = False
+        parts = next(value for value in (*args, *kwargs.values()) if isinstance(value, Parts))
+        return parts._map(function, args, kwargs)
+
+    def _map(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        columns = [self._column(value) for value in args]
+        named = {name: self._column(value) for name, value in kwargs.items()}
+        every = range(len(self.tensors))
+        found = [function(*(c[i] for c in columns), **{name: c[i] for name, c in named.items()}) for i in every]
+        if isinstance(found[0], tuple | list):  # of chunk or split
+            return tuple(map(Parts, zip(*found, strict=True)))
+        return Parts(found) if isinstance(found[0], Tensor) else found[0]
+
+    def _column(self, value: Any) -> Sequence[Any]:
+        """Return what each part gets of an argument."""
+        if isinstance(value, Parts):
+            return value.tensors
+        return [value] * len(self.tensors)
+
+
+def _batch_norm(x: Parts, *args: Any, **kwargs: Any) -> Parts:
+    """Normalise all pixels of all parts as one tensor [pixels, C], which channels-last memory is already."""
+    channels = x.tensors[0].shape[1]
+    pixels = [part.permute(0, 2, 3, 1) for part in x.tensors]
+    normal = F.batch_norm(torch.cat([part.reshape(-1, channels) for part in pixels]), *args, **kwargs)
+    parts = torch.split(normal, [part[..., 0].numel() for part in pixels])
+    return Parts(part.view(like.shape).permute(0, 3, 1, 2) for part, like in zip(parts, pixels, strict=True))

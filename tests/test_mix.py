@@ -1,0 +1,187 @@
+"""Mixed steps: parts of batches dealt anew, and one network on tensors of several shapes."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_plan import batch_sizes, image_sizes, photographs, worlds
+from torch import nn
+
+from sppcls.data.cut import aspect_buckets, bucket_size
+from sppcls.data.mix import tensors_of
+from sppcls.data.plan import Step
+from sppcls.data.planner import Planner
+from sppcls.data.schedule import Schedule
+from sppcls.errors import ConfigError
+from sppcls.models.backbones import build_trunk
+from sppcls.models.classifier import SppClassifier
+from sppcls.models.parts import joint
+
+SCHEDULES = [Schedule("alternate", (32, 48)), Schedule("random", (32, 48), every="batch")]
+
+
+def planner(sizes, mix=0.5, batch_size=32, schedule=SCHEDULES[0], **how):
+    return Planner(sizes, schedule, batch_size, seed=3, mix=mix, **how)
+
+
+def parts(step):
+    return step.parts if isinstance(step, Step) else (step,)
+
+
+def images(step):
+    return [i for part in parts(step) for i in part.indices]
+
+
+dials = st.sampled_from([0.1, 0.4, 0.5, 0.7, 1.0])
+
+
+@given(image_sizes, batch_sizes, worlds, dials, st.integers(0, 3), st.sampled_from(SCHEDULES))
+@settings(max_examples=100, deadline=None)
+def test_every_image_once_and_ranks_agree(sizes, batch_size, world, mix, epoch, schedule):
+    of = planner(sizes, mix, batch_size, schedule)
+    plan = of.plan(epoch, world)
+    shares = [list(plan.of_rank(rank)) for rank in range(world)]
+    assert {len(share) for share in shares} == {plan.steps}
+    drawn = schedule.scales_of(epoch, plan.steps)
+    handed = []
+    for number, step in enumerate(zip(*shares, strict=True)):
+        assert {part.scale for of_rank in step for part in parts(of_rank)} == {drawn[number]}
+        assert all(1 <= len(images(of_rank)) <= batch_size for of_rank in step)
+        assert all(len({part.size for part in parts(of_rank)}) <= of.tensors for of_rank in step)
+        handed += [(i, number) for of_rank in step for i in images(of_rank)]
+    assert {i for i, _ in handed} == set(range(len(sizes)))
+    assert len(handed) == len(sizes) + plan.repeats
+    assert sorted(handed) == sorted(zip(plan.sequence.tolist(), plan.step_of.tolist(), strict=True))
+    assert list(plan.of_rank(0, 1)) == shares[0][1:]
+
+
+@given(image_sizes, batch_sizes, worlds, dials)
+@settings(max_examples=60, deadline=None)
+def test_the_weights_of_an_epoch_are_one_mean_over_images(sizes, batch_size, world, mix):
+    plan = planner(sizes, mix, batch_size).plan(0, world)
+    of_image = np.zeros(len(sizes))
+    for part in (part for step in plan for part in parts(step)):
+        np.add.at(of_image, list(part.indices), part.weight / len(plan))
+    np.testing.assert_allclose(of_image, 1 / len(sizes))
+
+
+@given(image_sizes, batch_sizes, dials)
+@settings(max_examples=60, deadline=None)
+def test_an_image_fits_its_tensor_and_the_cost_is_that_of_the_tensors(sizes, batch_size, mix):
+    plan = planner(sizes, mix, batch_size).plan(0)
+    pixels = 0
+    for part in (part for step in plan for part in parts(step)):
+        for bucket in aspect_buckets(sizes[list(part.indices)], 4.0).tolist():
+            own = bucket_size(bucket, bucket, part.scale)
+            assert own[0] <= part.size[0]
+            assert own[1] <= part.size[1]
+        pixels += len(part.indices) * part.size[0] * part.size[1]
+    assert pixels == plan.pixels
+
+
+@given(image_sizes, batch_sizes, worlds)
+@settings(max_examples=40, deadline=None)
+def test_fits_compared_on_the_same_batches_have_the_same_images_in_each(sizes, batch_size, world):
+    def membership(**how):
+        return [sorted(images(step)) for step in planner(sizes, batch_size=batch_size, **how).plan(1, world)]
+
+    assert membership(fit="keep") == membership(fit="warp", batches="aspect")
+    assert membership(fit="warp") == membership(fit="keep", batches="random")
+    square = planner(sizes, batch_size=batch_size, fit="warp", batches="aspect").plan(1, world)
+    assert {part.size for step in square for part in parts(step)} == {(48, 48)}
+    assert square.repeats or all(len(step.parts) == 1 for step in square)
+
+
+@given(image_sizes, batch_sizes)
+@settings(max_examples=40, deadline=None)
+def test_random_batches_that_keep_the_aspect_have_each_image_in_its_own_tensor(sizes, batch_size):
+    plan = planner(sizes, batch_size=batch_size, batches="random").plan(0)
+    pixels = 0
+    for part in (part for step in plan for part in step.parts):
+        buckets = set(aspect_buckets(sizes[list(part.indices)], 4.0).tolist())
+        assert {bucket_size(bucket, bucket, part.scale) for bucket in buckets} == {part.size}
+        pixels += len(part.indices) * part.size[0] * part.size[1]
+    assert pixels == plan.pixels
+    assert set(map(tuple, plan.tensors.tolist())) == {(*p.size, p.scale) for step in plan for p in step.parts}
+
+
+def meetings(plans, count):
+    """Return the chance that two images that share a step share one in another epoch, and who never parts."""
+    epochs = []
+    for plan in plans:
+        of = np.empty(count, int)
+        for number, step in enumerate(plan):
+            of[images(step)] = number
+        epochs.append(of)
+    shared = [np.equal.outer(of, of) & ~np.eye(count, dtype=bool) for of in epochs]
+    again = np.mean([(a & b).sum() / a.sum() for a, b in itertools.combinations(shared, 2)])
+    return again, np.logical_and.reduce(shared).any(axis=1)
+
+
+def test_mixed_steps_meet_anew_and_no_two_images_stay_together():
+    sizes = photographs(600)
+    uniform = 31 / 599
+    again, constant = meetings([planner(sizes).plan(epoch) for epoch in range(12)], 600)
+    assert again <= 3 * uniform
+    assert not constant.any()
+    pure, _ = meetings([planner(sizes, 0).plan(epoch) for epoch in range(12)], 600)
+    assert pure > 5 * uniform  # as it was
+
+
+@pytest.mark.parametrize(("mix", "tensors"), [(0, 1), (0.01, 2), (0.5, 6), (1, 32)])
+def test_the_dial_counts_tensors(mix, tensors):
+    assert tensors_of(mix, 32) == tensors
+    plan = planner(photographs(600), mix).plan(0)
+    most = max(len(parts(step)) for step in plan)
+    assert most <= tensors
+    assert most >= min(tensors, 6)
+
+
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121"])
+def test_parts_of_one_shape_are_as_one_batch(name):
+    torch.manual_seed(0)
+    one = build_trunk(name).train()
+    parts, images = copy.deepcopy(one), torch.randn(6, 3, 64, 80)
+    torch.manual_seed(1)  # of stochastic depth
+    want = one(images)
+    torch.manual_seed(1)
+    got = torch.cat(joint(parts, [images[:1], images[1:3], images[3:]]))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    for found, expected in zip(parts.buffers(), one.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_batch_norm_is_over_all_tensors():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)).double().train()
+    tensors = [torch.randn(n, 3, h, w, dtype=torch.double) for n, h, w in ((2, 9, 12), (3, 12, 9), (1, 7, 7))]
+    found = joint(net, tensors)
+    maps = [net[0](x) for x in tensors]
+    pixels = torch.cat([m.permute(1, 0, 2, 3).flatten(1) for m in maps], 1)
+    mean, var = (v.view(1, 4, 1, 1) for v in (pixels.mean(1), pixels.var(1, unbiased=False)))
+    for got, of in zip(found, maps, strict=True):
+        torch.testing.assert_close(got, ((of - mean) / (var + net[1].eps).sqrt()).relu())
+
+
+def test_gradients_of_several_tensors():
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2, momentum=0), nn.Tanh()).double().train()
+    a, b = (torch.randn(n, 3, h, w, dtype=torch.double, requires_grad=True) for n, h, w in ((2, 4, 5), (1, 5, 3)))
+    assert torch.autograd.gradcheck(lambda *tensors: tuple(joint(net, tensors)), (a, b))
+
+
+@pytest.mark.parametrize("pool", ["spp", "gap"])
+def test_the_classifier_takes_several_tensors(pool):
+    model = SppClassifier("tiny", ["a", "b"], pool=pool)
+    tensors = [torch.randn(2, 3, 32, 48), torch.randn(3, 3, 48, 32)]
+    assert model(tensors).shape == (5, 2)
+    model.eval()
+    torch.testing.assert_close(model(tensors), torch.cat([model(tensor) for tensor in tensors]))
+
+
+def test_a_network_of_one_shape_is_named():
+    with pytest.raises(ConfigError, match=r"data.mix: this network takes tensors of one shape only .*; use data.mix=0"):
+        joint(build_trunk("shufflenet_v2_x0_5").train(), [torch.randn(2, 3, 64, 80), torch.randn(2, 3, 80, 64)])
