@@ -70,6 +70,7 @@ class Summary(TypedDict, total=False):
     train_megapixels: float
     val_images: int
     data_costs: list[dict[str, Any]]
+    mixing: dict[str, Any]
 
 
 class RunFolder:

@@ -35,7 +35,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         by_aspect = self.batches == "aspect" or (self.batches == "auto" and self.fit == "keep")
-        self._by: Fit = "keep" if by_aspect else "warp"
+        self.membership: Membership = "aspect" if by_aspect else "random"
         self.tensors = tensors_of(self.mix, self.batch_size) if by_aspect else 1  # parts that a step is made of
 
     def plan(self, epoch: int, world: int = 1, schedule: Schedule | None = None) -> TrainingPlan:
@@ -43,14 +43,15 @@ class Planner:
         of = self._cut(world), schedule or self.schedule, epoch, self.seed
         if self.tensors > 1:
             return MixedPlan(*of, self.tensors // 2)
-        if self.fit != self._by and self.fit == "keep":
+        if self.fit == "keep" and self.membership == "random":
             return RandomPlan(*of, aspect_buckets(self.sizes, self.max_aspect))
         return TrainingPlan(*of)
 
     def _cut(self, world: int) -> Cut:
         if world not in self._cuts:
             size = self.batch_size if self.tensors == 1 else self.batch_size // 2
-            self._cuts[world] = cut_images(self.sizes, size, world, self.fit, self.max_aspect, by=self._by)
+            by: Fit = "keep" if self.membership == "aspect" else "warp"
+            self._cuts[world] = cut_images(self.sizes, size, world, self.fit, self.max_aspect, by)
         return self._cuts[world]
 
     def largest_batch(self, world: int = 1) -> Batch:

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.data.cut import Sizes, cut_images
 from sppcls.data.decode import decode_array, quiet, shown
 from sppcls.data.files import scan
 from sppcls.data.folders import Groups, class_folders, image_files, part_folders, table_parts
-from sppcls.data.geometry import Fit
-from sppcls.data.plan import TrainingPlan
+from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError, counted
+from sppcls.measure.mixing import Mixing, mixing
+from sppcls.settings import DataSpec
 from sppcls.terminal import track
 
 Counts = dict[str, tuple[int | None, ...]]  # class -> its images in each part, None if it has no folder there
@@ -63,28 +63,33 @@ class DataFacts:
     broken: dict[Path, str]  # and why
     copies: list[Copies]  # across parts first, then across classes
     costs: list[ScaleCost]  # an epoch of the first part
+    mixing: Mixing | None  # of that epoch's steps
 
 
-def scale_costs(
-    sizes: Sizes, scales: Sequence[int], *, fit: Fit = "keep", batch_size: int = 32, max_aspect: float = 4.0
-) -> list[ScaleCost]:
-    """Return the cost of an epoch of images of ``sizes`` [N, 2] (H, W) at each scale; reads no file.
+def scale_costs(planner: Planner, scales: Sequence[int]) -> list[ScaleCost]:
+    """Return the cost of an epoch at each scale; reads no file.
 
     Raises:
         ConfigError: A scale below 1.
     """
     if min(scales, default=1) < 1:
         raise ConfigError(f"scale {min(scales)}: a scale is a shorter side in pixels; give 1 or more")
+    sizes, fit = planner.sizes, planner.fit
     short, long = sizes.min(axis=1), sizes.max(axis=1)
     lost = float(1 - (short / long).mean()) if fit == "crop" else 0.0
-    distortion = float(np.exp(np.log(long / short).mean())) if fit == "warp" else 1.0
-    costs, cut = [], cut_images(sizes, batch_size=batch_size, fit=fit, max_aspect=max_aspect)
+    costs, distortion = [], mean_distortion(planner)
     for scale in scales:
-        plan = TrainingPlan(cut, Schedule("single", (scale,)), 0, 0)
+        plan = planner.plan(0, schedule=Schedule("single", (scale,)))
         padding = plan.padding(sizes) if fit == "keep" else 0.0
         upscaled = float((short < scale).mean())
         costs.append(ScaleCost(scale, padding, plan.pixels / 1e6, upscaled, lost, distortion, plan.shapes))
     return costs
+
+
+def mean_distortion(planner: Planner) -> float:
+    """Return the geometric mean of the factors, 1 or more, by which an epoch changes the aspects of its images."""
+    aspects = np.log(planner.sizes[:, 1] / planner.sizes[:, 0])
+    return float(np.exp(np.abs(aspects).mean())) if planner.fit == "warp" else 1.0
 
 
 def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False) -> DataFacts:
@@ -111,7 +116,7 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
         raise DataError(f"{shown(folder)}: no images in class folders ({found}); put images into one folder per class")
     classes = _class_counts(parts, Counter(places[file] for file in sizes))
     filled = [row[0] for row in classes.values() if row[0]]
-    training = np.array([size for file, size in sizes.items() if places[file][0] == next(iter(parts))])
+    planner, targets = _training(sizes, places, next(iter(parts)), scales)
     heights, widths = np.array(list(sizes.values())).T
     columns = {"height": heights, "width": widths, "shorter side": np.minimum(heights, widths)}
     columns["aspect"] = widths / heights
@@ -128,8 +133,20 @@ def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False
         decoded=decode_all,
         broken=broken,
         copies=_copies(list(sizes), places),
-        costs=scale_costs(training, scales) if len(training) else [],
+        costs=scale_costs(planner, scales) if targets else [],
+        mixing=mixing(planner, targets) if targets else None,
     )
+
+
+def _training(
+    sizes: Mapping[Path, list[int]], places: Mapping[Path, tuple[str, str]], part: str, scales: Sequence[int]
+) -> tuple[Planner, list[int]]:
+    """Return the plan of a training with the default settings on the first part, and the classes of its images."""
+    files = [file for file in sizes if places[file][0] == part]
+    names = {name: k for k, name in enumerate(sorted({places[file][1] for file in files}))}
+    defaults = DataSpec()
+    of = np.array([sizes[file] for file in files]), Schedule("single", (max(scales, default=1),)), defaults.batch_size
+    return Planner(*of, mix=defaults.mix), [names[places[file][1]] for file in files]
 
 
 def _class_counts(parts: Mapping[str, Groups], counts: Mapping[tuple[str, str], int]) -> Counts:

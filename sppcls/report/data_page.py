@@ -7,6 +7,7 @@ from sppcls.data.decode import shown
 from sppcls.measure.dataset import DataFacts, Histogram
 from sppcls.report.page import percent, write_page
 from sppcls.report.plots import histogram
+from sppcls.report.run_lines import mixing_lines
 
 Sheet = tuple[list[str], list[list[str]]]  # columns and rows of a table
 
@@ -59,6 +60,7 @@ def remarks(facts: DataFacts) -> list[str]:
     """Return one line for each thing to know before training."""
     looked = "every file decoded" if facts.decoded else "only headers read; --decode reads whole files"
     lines = [f"broken files: {len(facts.broken)} ({looked}); groups of identical files: {len(facts.copies)}"]
+    lines += [f"training, by default: {line}" for line in (mixing_lines(facts.mixing) if facts.mixing else ())]
     if facts.imbalance is not None:
         lines.append(f"imbalance: the largest class has {facts.imbalance:.1f} times the images of the smallest")
     for number, part in enumerate(facts.parts):

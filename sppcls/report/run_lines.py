@@ -1,11 +1,15 @@
 """What a run shows on the terminal: its data, its plan and its results."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sppcls.data.catalog import Splits
+from sppcls.data.cut import Sizes
 from sppcls.data.planner import Planner
 from sppcls.errors import counted
+from sppcls.measure.dataset import mean_distortion
+from sppcls.measure.mixing import Mixing, mixing
 from sppcls.report.page import points, scale_cells
 from sppcls.run_folder import Summary
 from sppcls.spec import Spec
@@ -13,6 +17,25 @@ from sppcls.terminal import ece_column, table
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+def plan_lines(spec: Spec, planner: Planner, targets: Sequence[int] | Sizes, world: int = 1) -> "list[Table | str]":
+    """Return the plan of a run as it is shown before its first epoch, with warnings."""
+    found = mixing(planner, targets, world)
+    return [plan_table(spec, planner, world), *mixing_lines(found), *untrained_lines(spec, planner)]
+
+
+def mixing_lines(found: Mixing) -> list[str]:
+    """Return what the steps are like, beside random ones, and a warning where they hold few classes."""
+    by = f"images by {found.by}, from {counted(found.tensors, 'tensor')}" if found.by == "aspect" else "any images"
+    lines = [
+        f"steps: {by}; {found.classes:.1f} classes in each (random steps: {found.classes_random:.1f})",
+        f"two images that share a step share the next epoch's in {found.again:.1%} (random steps: "
+        f"{found.again_random:.1%})",
+    ]
+    if found.poor:
+        lines.append("warning: steps hold few classes, which average pooling learns less from; raise data.mix")
+    return lines
 
 
 def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
@@ -26,15 +49,16 @@ def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
         drawn = sorted(set(planner.schedule.scales_of(epoch, first_plan.steps)))
         return str(drawn[0]) if len(drawn) == 1 else f"{drawn[0]}..{drawn[-1]}"
 
-    heads, rows = ["epochs", "scale", "batches", "smallest batch", "shapes", "padding", "megapixels"], []
+    stretch = f"{mean_distortion(planner) - 1:.1%}"
+    heads, rows = ["epochs", "scale", "steps", "smallest step", "shapes", "padding", "stretch", "megapixels"], []
     stretches = [(scales, list(epochs)) for scales, epochs in groupby(range(spec.trainer.max_epochs), scales_of)]
     for scales, (first, *others) in stretches[:24]:
         plan = planner.plan(first, world)
         epochs = f"{first + 1}-{others[-1] + 1}" if others else f"{first + 1}"
         padding = f"{plan.padding(planner.sizes):.1%}" if spec.data.fit == "keep" else "-"
         million = plan.pixels / 1e6
-        cells = [len(plan), plan.smallest, plan.shapes]
-        rows.append([epochs, scales, *map(str, cells), padding, f"{million:.2g}" if million < 10 else f"{million:.0f}"])
+        cells = [epochs, scales, *map(str, (plan.steps, plan.smallest, plan.shapes)), padding, stretch]
+        rows.append([*cells, f"{million:.2g}" if million < 10 else f"{million:.0f}"])
     return table(title, heads, rows)
 
 

@@ -89,6 +89,11 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     found = [(name.replace("_", " "), f"{values[name]:,}") for name in names if values.get(name) is not None]
     if summary.get("scale_area") is not None:
         found.insert(0, ("mean top-1 over log scale", page.percent(summary["scale_area"])))
+    if mixing := summary.get("mixing"):
+        found += [
+            ("classes a step", f"{mixing['classes']:.1f} (random steps {mixing['classes_random']:.1f})"),
+            ("images of a step that share the next", f"{mixing['again']:.1%} (random {mixing['again_random']:.1%})"),
+        ]
     return found + [
         (name, "-" if value is None else f"{value:.4g}") for name, value in (summary.get("measures") or {}).items()
     ]

@@ -18,12 +18,13 @@ from sppcls.errors import SppclsError, counted
 from sppcls.files import write_json, write_text
 from sppcls.measure.answers import surest
 from sppcls.measure.dataset import scale_costs
+from sppcls.measure.mixing import mixing
 from sppcls.measure.scales import ScaleResult, evaluate_scales, gap_subset
 from sppcls.model_files import checkpoint_path
 from sppcls.models.backbones import Triple
 from sppcls.models.classifier import SppClassifier
 from sppcls.process import Signals
-from sppcls.report.run_lines import plan_table, untrained_lines
+from sppcls.report.run_lines import plan_lines
 from sppcls.run_folder import MISTAKES, SKIPPED, SUMMARY, GapRow, Summary
 from sppcls.signature import far_scales, refuse_small
 from sppcls.spec import Spec
@@ -48,8 +49,8 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     data = build_data(spec, splits, network.mean)
     trainer = build_trainer(spec, folder, signals, started, resumed)
     data.trainer = trainer  # before Lightning does, so that the plan knows the number of ranks
-    plan = plan_table(spec, data.planner, trainer.world_size)
-    show(_device_line(trainer.strategy.root_device), plan, *untrained_lines(spec, data.planner))
+    show(_device_line(trainer.strategy.root_device))
+    show(*plan_lines(spec, data.planner, splits.train.targets, trainer.world_size))
     if data.caches:  # they are allocated here, before the first epoch
         show(data.cache_line)
     module = _module(spec, network, data, trainer.strategy.root_device)
@@ -149,8 +150,7 @@ def _measured(
 
 def _facts(spec: Spec, network: SppClassifier, data: MultiScaleDataModule, trainer: pl.Trainer) -> Summary:
     """Return what a run was, beside what was measured."""
-    how = spec.data.model_dump(include={"fit", "batch_size", "max_aspect"})
-    costs = scale_costs(data.train.sizes, data.schedule.choices, **how)
+    costs = scale_costs(data.planner, data.schedule.choices)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return {
         "val_scale": data.val_scale,
@@ -167,6 +167,7 @@ def _facts(spec: Spec, network: SppClassifier, data: MultiScaleDataModule, train
         "train_repeats": data.plan(0).repeats,
         "val_images": len(data.val.targets) if data.val else 0,
         "data_costs": [asdict(cost) for cost in costs],
+        "mixing": asdict(mixing(data.planner, data.train.targets, trainer.world_size)),
     }
 
 

@@ -12,7 +12,7 @@ from sppcls.checkpoints import has_checkpoint
 from sppcls.errors import ConfigError, SppclsError, one_line
 from sppcls.files import read_json
 from sppcls.process import Interrupted, Signals
-from sppcls.report.run_lines import closing_lines, data_lines, plan_table, result_table, untrained_lines
+from sppcls.report.run_lines import closing_lines, data_lines, plan_lines, result_table
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.run_folder import LOG, STATUS, RunFolder, fresh_folder, logging_to, read_summary
 from sppcls.spec import Spec, parse
@@ -67,7 +67,7 @@ def run(spec: Spec, *, anew: bool = False) -> int:
             if spec.plan_only:
                 splits, ranks = precheck(spec), local_ranks(spec)
                 planner = build_planner(spec, splits.train.sizes)
-                show(*data_lines(splits), plan_table(spec, planner, ranks), *untrained_lines(spec, planner))
+                show(*data_lines(splits), *plan_lines(spec, planner, splits.train.targets, ranks))
             elif joined_rank():
                 from sppcls.training.ranks import follow
 
