@@ -17,7 +17,7 @@ from sppcls.files import checked_path
 from sppcls.models.classifier import SppClassifier
 from sppcls.models.weights import fault_of, load_plain
 from sppcls.signature import Signature, read_signature
-from sppcls.spec import Spec, parse, parse_model
+from sppcls.spec import Spec, parse_model, parse_stored
 from sppcls.terminal import printable
 
 KEY = "sppcls"
@@ -173,7 +173,7 @@ def _rebuilt(described: object, weights: Mapping[str, Tensor], file: Path) -> Mo
         raise SppclsError(f"{file} has schema {got}, this version reads {SCHEMA}; use the version that wrote it")
     known = read_signature(described.get("signature"), str(file))
     try:
-        spec = parse(described["spec"]) if described.get("spec") else None
+        spec = parse_stored(described["spec"]) if described.get("spec") else None
         with _no_larger_than(file.stat().st_size, len(weights)):
             network = _network(described, known, spec)
         network.load_state_dict({name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()})

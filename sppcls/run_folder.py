@@ -17,7 +17,7 @@ import yaml
 from sppcls.checkpoints import CHECKPOINTS, LAST, clear_leftovers
 from sppcls.errors import ConfigError
 from sppcls.files import read_config_values, read_json, write_json, write_text
-from sppcls.spec import Spec, parse
+from sppcls.spec import Spec, parse_stored
 from sppcls.terminal import close_output, is_only_logged, log
 
 CONFIG, STATUS, SUMMARY, LOG, LOCK = "config.yaml", "status.json", "summary.json", "train.log", ".lock"
@@ -235,7 +235,7 @@ def read_config(run: str | Path) -> Spec:
     """Return the spec of a run folder; raises ``ConfigError`` if it is not one."""
     file = Path(run) / CONFIG
     try:
-        return parse(read_config_values(file))
+        return parse_stored(read_config_values(file))
     except ValueError as error:
         raise ConfigError(f"{run} is not a run folder: {error}") from None
     except ConfigError as error:

@@ -14,17 +14,13 @@ def _path(text: str) -> str:
     return text
 
 
-SCHEDULES = ("single", "alternate", "random", "progressive")  # that need no other package, as
-OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES, OPTIMIZERS = ("single", "alternate", "random", "progressive"), ("adamw", "sgd")  # without other packages
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-From0 = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Width = Annotated[int, Field(ge=1, le=65_536)]
 Drawn = Annotated[int, Field(ge=1, le=1_000_000)]  # number of images of the embedded data set
 AtLeast0 = Annotated[float, Field(ge=0)]
-Level = Annotated[int, Field(ge=1, le=64)]
 Scale = Annotated[int, Field(ge=8, le=8192)]
 PathText = Annotated[str, AfterValidator(_path)]
 
@@ -73,7 +69,7 @@ class DataSpec(Values):
     """How images are fitted to a scale: keep the aspect; crop and warp are baselines to compare with."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Images per step and process; planned batches have between half and all of it."""
-    mix: Annotated[float, Field(ge=0, le=1)] = 0.5
+    mix: Share = 0.5
     """How mixed a step is: 0 is one tensor of one aspect; above, a step has batch_size ** mix tensors."""
     batches: Literal["auto", "aspect", "random"] = "auto"
     """Which images share a step: of similar aspect, or any; auto is aspect for fit=keep, else random."""
@@ -126,13 +122,13 @@ class ModelSpec(Values):
     """What to freeze; backbone trains only the head."""
     pool: Literal["spp", "gap", "fixed"] = "spp"
     """Pooling: pyramid, global average, or the paper's fixed-size baseline."""
-    levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=32)] = (4, 2, 1)
+    levels: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=32)] = (4, 2, 1)
     """Grid sizes of the pyramid."""
     mode: Literal["max", "avg"] = "max"
     """Pooling inside each bin."""
     head: Literal["levels", "stack"] = "levels"
     """One classifier per level, or the paper's stack of layers on all bins."""
-    hidden: Annotated[tuple[Width, ...], Field(max_length=32)] = ()
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(max_length=32)] = ()
     """Hidden layer widths of head=stack, e.g. [4096, 4096]."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout before the classifier."""
@@ -246,9 +242,9 @@ class MetricsSpec(Values):
     """Scale of validation, top-1 and gap; null is the largest training scale."""
     test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
     """Test scales at the end; null is 0.5 to 2 times the largest training scale, plus the training scales."""
-    gap_images: From0 = 600
+    gap_images: Annotated[int, Field(ge=0, lt=2**31)] = 600
     """Training images used to measure the gap; 0 turns it off."""
-    gap_every: From0 | None = None
+    gap_every: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Epochs between rows of gap.csv; null costs at most a tenth of the training's pixels, 0 is never."""
     gap_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
     """Scales of the gap; null is the schedule's."""

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -89,6 +89,12 @@ class Spec(Values):
                 f"model.pool=fixed takes one square size, got data.fit={self.data.fit} and schedule.scales="
                 f"{list(self.schedule.scales)}; use data.fit=crop or warp with schedule=single"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_takes_one_tensor(self) -> "Spec":
+        if self.trainer.compile and self.data.fit == "keep" and (self.data.mix or self.data.batches == "random"):
+            raise ValueError("trainer.compile=true takes one tensor a step; add data.mix=0 and no data.batches=random")
         return self
 
     @property
@@ -176,6 +182,11 @@ def parse(values: Mapping[str, object]) -> Spec:
         return Spec.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_first_line(error)) from None
+
+
+def parse_stored(values: Mapping[str, Any]) -> Spec:
+    """Return the spec that a run has stored; those from before ``data.mix`` did not mix their steps."""
+    return parse({**values, "data": {"mix": 0.0, **values.get("data", {})}})
 
 
 def _first_line(error: ValidationError, prefix: str = "") -> str:

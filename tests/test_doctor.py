@@ -15,9 +15,10 @@ from PIL import Image
 
 from sppcls.commands import data
 from sppcls.commands.data import data_tables
-from sppcls.data.cut import bucket_size, cut_images
-from sppcls.data.geometry import fitted_size
+from sppcls.data.cut import Sizes, bucket_size, cut_images
+from sppcls.data.geometry import Fit, fitted_size
 from sppcls.data.plan import plan_epoch
+from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError
 from sppcls.measure import dataset
@@ -73,7 +74,8 @@ def test_counts_of_parts_whose_classes_differ(tmp_path: Path) -> None:
         "train: no images of cat, empty; training would fail",
         "val: no images of ant, empty; training would fail",
     ]
-    assert facts.costs == scale_costs(np.full((6, 2), (40, 50)), [16]), "an epoch is one of the training images"
+    planned = Planner(np.full((6, 2), (40, 50)), Schedule("single", (16,)), 32, mix=0.5)
+    assert facts.costs == scale_costs(planned, [16]), "an epoch is one of the training images"
 
 
 def test_counts_of_a_table(tmp_path: Path) -> None:
@@ -216,7 +218,11 @@ def test_wrong_inputs(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"scale {scale}: .*give 1 or more"):
             examine(tmp_path / "good", [16, scale])
         with pytest.raises(ConfigError, match=f"scale {scale}: "):
-            scale_costs(np.ones((1, 2), np.int64), [scale])
+            scale_costs(planner(np.ones((1, 2), np.int64)), [scale])
+
+
+def planner(sizes: Sizes, batch_size: int = 32, fit: Fit = "keep") -> Planner:
+    return Planner(sizes, Schedule("single", (16,)), batch_size, fit)
 
 
 # --- costs -----------------------------------------------------------------------------------------------------------
@@ -228,7 +234,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1
 @given(sizes=SIZES, scale=st.integers(1, 128), batch_size=st.integers(1, 16))
 def test_costs_of_keep_are_those_of_its_batches(sizes: list[tuple[int, int]], scale: int, batch_size: int) -> None:
     array = np.array(sizes)
-    (cost,) = scale_costs(array, [scale], batch_size=batch_size)
+    (cost,) = scale_costs(planner(array, batch_size), [scale])
     cut = cut_images(array, batch_size=batch_size)
     shapes = [bucket_size(*buckets, scale) for buckets in zip(cut.lowest.tolist(), cut.highest.tolist(), strict=True)]
     images = iter(cut.members[cut.picks].tolist())  # not shuffled
@@ -251,8 +257,8 @@ def test_costs_of_keep_are_those_of_its_batches(sizes: list[tuple[int, int]], sc
 @settings(max_examples=60, deadline=None)
 @given(sizes=SIZES, scale=st.integers(1, 128))
 def test_costs_of_crop_and_warp_are_those_of_their_images(sizes: list[tuple[int, int]], scale: int) -> None:
-    (crop,) = scale_costs(np.array(sizes), [scale], fit="crop")
-    (warp,) = scale_costs(np.array(sizes), [scale], fit="warp")
+    (crop,) = scale_costs(planner(np.array(sizes), fit="crop"), [scale])
+    (warp,) = scale_costs(planner(np.array(sizes), fit="warp"), [scale])
     lost, factors = 0.0, 1.0
     for h, w in sizes:
         height, width = fitted_size(scale, scale, (h, w))

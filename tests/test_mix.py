@@ -12,14 +12,23 @@ from test_plan import batch_sizes, image_sizes, photographs, worlds
 from torch import nn
 
 from sppcls.data.cut import aspect_buckets, bucket_size
+from sppcls.data.images import BatchDataset, readable
 from sppcls.data.mix import tensors_of
 from sppcls.data.plan import Step
 from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
+from sppcls.data.shapes import ShapesSource
 from sppcls.errors import ConfigError
+from sppcls.measure.mixing import EPOCHS, mixing
+from sppcls.measure.scales import Evaluation
+from sppcls.measure.views import recalibrate_bn
 from sppcls.models.backbones import build_trunk
 from sppcls.models.classifier import SppClassifier
 from sppcls.models.parts import joint
+from sppcls.report.run_lines import mixing_lines
+from sppcls.spec import parse
+from sppcls.training.datamodule import MultiScaleDataModule
+from sppcls.training.module import LitSppClassifier
 
 SCHEDULES = [Schedule("alternate", (32, 48)), Schedule("random", (32, 48), every="batch")]
 
@@ -185,3 +194,88 @@ def test_the_classifier_takes_several_tensors(pool):
 def test_a_network_of_one_shape_is_named():
     with pytest.raises(ConfigError, match=r"data.mix: this network takes tensors of one shape only .*; use data.mix=0"):
         joint(build_trunk("shufflenet_v2_x0_5").train(), [torch.randn(2, 3, 64, 80), torch.randn(2, 3, 80, 64)])
+
+
+def obvious_mixing(plans, targets):
+    """Return classes a step and the chance to meet again, counted pair by pair."""
+    classes = []
+    for step in plans[0]:
+        counts = np.unique([targets[i] for i in images(step)], return_counts=True)[1]
+        shares = counts / counts.sum()
+        classes.append(np.exp(-(shares * np.log(shares)).sum()))
+    chances = []
+    for one, other in itertools.pairwise(plans):
+        after = {i: number for number, step in enumerate(other) for i in images(step)}
+        pairs = [pair for step in one for pair in itertools.combinations(images(step), 2)]
+        chances.append(np.mean([after[a] == after[b] for a, b in pairs]) if pairs else 0)
+    return np.mean(classes), np.mean(chances)
+
+
+@given(image_sizes, st.integers(2, 12), st.sampled_from([0, 0.3, 1]), st.sampled_from(["auto", "random"]), st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_the_steps_are_like_is_counted(sizes, batch_size, mix, batches, data):
+    targets = data.draw(st.lists(st.integers(0, 4), min_size=len(sizes), max_size=len(sizes)))
+    of = planner(sizes, mix, batch_size, batches=batches)
+    found = mixing(of, targets)
+    classes, again = obvious_mixing([of.plan(epoch) for epoch in range(EPOCHS)], targets)
+    assert found.classes == pytest.approx(classes)
+    assert found.again == pytest.approx(again)
+
+
+def test_classes_that_aspect_tells_apart_make_poor_steps_unless_they_are_mixed():
+    sizes = np.repeat([[60, 100], [60, 90], [60, 80], [60, 60], [80, 60], [90, 60], [100, 60], [120, 60]], 64, axis=0)
+    targets = np.repeat(np.arange(8), 64)
+    pure, mixed = (mixing(planner(sizes, mix), targets) for mix in (0, 0.5))
+    assert pure.classes == pytest.approx(1)
+    assert pure.poor
+    assert mixed.classes > 4
+    assert not mixed.poor
+    assert mixing(planner(sizes, batches="random"), targets).classes == pytest.approx(mixed.classes_random, rel=0.1)
+    assert "warning: steps hold few classes" in mixing_lines(pure)[-1]
+    assert len(mixing_lines(mixed)) == 2
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_loss_of_a_mixed_step_is_the_weighted_sum_over_its_images(world):
+    source = ShapesSource("train", 40)
+    data = MultiScaleDataModule(source, schedule=(24, 32), batch_size=8, mix=0.5)
+    plan = data.planner.plan(0, world)
+    dataset = BatchDataset(source)
+    module = LitSppClassifier(SppClassifier("tiny", source.classes).eval())
+    for step in plan:
+        batch = dataset[step]
+        assert [tuple(part["images"].shape[2:]) for part in batch["parts"]] == [part.size for part in step.parts]
+        _, losses = module.loss(*zip(*map(readable, batch["parts"]), strict=True))
+        one_by_one = [module.loss([x[None]], [y[None]])[1] for x, y in each_image(batch)]
+        torch.testing.assert_close(losses, torch.cat(one_by_one), rtol=1e-4, atol=1e-5)
+
+
+def each_image(batch):
+    return [pair for part in batch["parts"] for pair in zip(part["images"], part["targets"], strict=True)]
+
+
+def test_statistics_of_a_recalibrated_network_are_those_of_mixed_steps():
+    source = ShapesSource("train", 64)
+    network = SppClassifier("tiny", source.classes)
+    look = Evaluation(source, "keep", 16, 0, 4.0, torch.device("cpu"))
+    found = recalibrate_bn(network, 32, look, images=64, mix=0.5)
+    want = copy.deepcopy(network).train()
+    norms = [module for module in want.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    want.head.eval()
+    plan = Planner(source.sizes, Schedule("single", (32,)), 16, mix=0.5).plan(0)
+    for step in itertools.islice(plan, 4):
+        want([network.normalize(part["images"]) for part in look.dataset(network)[step]["parts"]])
+    got = [module for module in found.modules() if isinstance(module, nn.BatchNorm2d)]
+    for one, other in zip(got, norms, strict=True):
+        torch.testing.assert_close(one.running_mean, other.running_mean)
+        torch.testing.assert_close(one.running_var, other.running_var)
+
+
+def test_compile_takes_one_tensor_a_step():
+    with pytest.raises(ConfigError, match=r"trainer.compile=true takes one tensor a step; add data.mix=0"):
+        parse({"trainer": {"compile": True}})
+    assert parse({"trainer": {"compile": True}, "data": {"mix": 0}}).trainer.compile
+    assert parse({"trainer": {"compile": True}, "data": {"fit": "warp"}}).trainer.compile

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from sppcls import MultiScaleDataModule, load_model
 from sppcls.data.plan import plan_epoch
+from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
 from sppcls.measure.scales import Evaluation, evaluate_scales
@@ -78,13 +79,8 @@ def test_two_ranks_train_one_run_and_measure_it_as_one_does(tmp_path):
     assert_measured_as_by_one(run)
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert len(checkpoint["ranks"]) == 2
-    assert (
-        checkpoint["global_step"]
-        == 2
-        * plan_epoch(
-            ShapesSource("train", 44).sizes, Schedule("alternate", (24, 32)), 0, seed=0, batch_size=8, world=2
-        ).steps
-    )
+    planner = Planner(ShapesSource("train", 44).sizes, Schedule("alternate", (24, 32)), 8, mix=0.5)
+    assert checkpoint["global_step"] == 2 * planner.plan(0, world=2).steps
 
 
 @pytest.mark.slow

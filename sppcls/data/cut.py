@@ -137,7 +137,8 @@ class Cut:
         edges: Where in ``members`` a bucket ends and the next one begins.
         picks: [N] places in ``members`` (shuffled within their bucket), step after step.
         counts: [S] images of each step.
-        lowest, highest: [S] the least and the greatest bucket of each step.
+        lowest, highest: [S] the least and the greatest bucket of each step's tensor.
+    aspect: [S] twice the middle bucket of each step's images.
         world: Number of ranks, which share a step.
     """
 
@@ -147,6 +148,7 @@ class Cut:
     counts: Sizes
     lowest: Sizes
     highest: Sizes
+    aspect: Sizes
     world: int
 
     @property
@@ -185,7 +187,7 @@ def cut_images(
     members = np.argsort(buckets.astype(np.int16), kind="stable")  # small integers are radix-sorted
     buckets = buckets[members]
     steps = cut_into_steps(buckets, batch_size, world)
-    shapes = buckets if fit == "keep" else np.zeros_like(buckets)
-    lowest, highest = (shapes[[step[end] for step in steps]] for end in (0, -1))
     counts = np.array([len(step) for step in steps])
-    return Cut(members, _edges(buckets), np.concatenate(steps), counts, lowest, highest, world)
+    lowest, highest = (buckets[[step[end] for step in steps]] for end in (0, -1))
+    tensors = (lowest, highest) if fit == "keep" else (np.zeros_like(counts),) * 2
+    return Cut(members, _edges(buckets), np.concatenate(steps), counts, *tensors, lowest + highest, world)

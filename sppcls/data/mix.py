@@ -3,10 +3,13 @@
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from sppcls.data.cut import Cut, Sizes, bucket_size
 from sppcls.data.plan import Batch, Step, TrainingPlan, padding_share
 from sppcls.data.schedule import Schedule
+
+Places = npt.NDArray[np.float64]
 
 
 def tensors_of(mix: float, batch_size: int) -> int:
@@ -22,8 +25,8 @@ class MixedPlan(TrainingPlan):
     """Two batches of half the size a step, cut into parts and dealt anew among the steps of their scale.
 
     Every rank's share of a batch is cut into ``parts``. A step has two of the first parts, two of the second, and so
-    on, each of a batch drawn at random. So its gradient and its batch-norm statistics are those of many aspects,
-    although each tensor has one. Parts of one shape are joined.
+    on, drawn at random from the whole range of aspects, evenly. So its gradient and its batch-norm statistics are those
+    of all aspects, although each tensor has one. Parts of one shape are joined.
     """
 
     _together = 2
@@ -41,12 +44,15 @@ class MixedPlan(TrainingPlan):
     def _dealt(self) -> Sizes:
         """[parts, B] the step of each part of each batch."""
         rng, scales = np.random.default_rng([self.seed, self.epoch, 2]), self._batch[:, 3]
+        aspects = self._cut.aspect[self._order]
         dealt = np.empty((self._parts, len(scales)), np.int64)
         for scale in np.unique(scales):
-            batches = np.flatnonzero(scales == scale)
+            batches = rng.permutation(np.flatnonzero(scales == scale))
+            batches = batches[np.argsort(aspects[batches], kind="stable")]
             steps = np.unique(batches // self._together)
-            for row in dealt:
-                row[rng.permutation(batches)] = np.resize(steps, len(batches))
+            places = rng.random((2, len(steps)))
+            for part, row in enumerate(dealt):
+                row[batches] = steps[_spread(places + part / self._parts, 1 / self._parts, len(batches), rng)]
         return dealt
 
     @cached_property
@@ -68,6 +74,16 @@ class MixedPlan(TrainingPlan):
         place = np.where(longer, place % (each + 1), (place - more) % np.maximum(each, 1))
         of: Sizes = self._dealt[place % self._parts, np.repeat(np.arange(len(counts)), counts)]
         return of
+
+
+def _spread(places: Places, width: float, count: int, rng: np.random.Generator) -> Sizes:
+    """Return which of S steps each of ``count`` batches in order of aspect goes to, at most two to a step.
+
+    A step draws one batch of the narrower half and one of the wider, within ``width`` of its ``places`` [2, S] there.
+    """
+    drawn = ((places + width * rng.random(places.shape)) % 1 + [[0], [1]]).ravel()
+    order: Sizes = np.argsort(drawn) % places.shape[1]
+    return order if len(order) == count else np.delete(order, rng.integers(len(order)))
 
 
 class RandomPlan(TrainingPlan):

@@ -11,7 +11,7 @@ from sppcls.data.plan import TrainingPlan
 from sppcls.data.planner import Planner
 
 EPOCHS = 3  # that meetings are counted in
-POOR = 0.7  # of the classes of random steps
+POOR = 0.5  # of the classes of random steps
 
 
 @dataclass(frozen=True)

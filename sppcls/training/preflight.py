@@ -17,7 +17,7 @@ from sppcls.plugins import plugin
 from sppcls.report.runs import flat
 from sppcls.run_folder import STATUS, read_config
 from sppcls.settings import OPTIMIZERS
-from sppcls.spec import Spec, parse
+from sppcls.spec import Spec, parse, parse_stored
 
 # None of these changes what a step computes, only for how long, on what and by how many processes.
 _MAY_CHANGE = (
@@ -143,7 +143,7 @@ def resume_point(spec: Spec) -> Resumed:
     checkpoint = read_checkpoint(file)
     try:
         done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
-        epoch, before = checkpoint["epoch"] + 1, parse(checkpoint[KEY]["spec"])
+        epoch, before = checkpoint["epoch"] + 1, parse_stored(checkpoint[KEY]["spec"])
         classes = tuple(checkpoint[KEY]["signature"]["classes"])
     except (KeyError, TypeError, ConfigError):
         raise SppclsError(f"{file} does not record the training position; resume a run folder of train.py") from None
