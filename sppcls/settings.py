@@ -69,7 +69,7 @@ class DataSpec(Values):
     """How images are fitted to a scale: keep the aspect; crop and warp are baselines to compare with."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Images per step and process; planned batches have between half and all of it."""
-    mix: Share = 0.5
+    mix: Share = 0.45
     """How mixed a step is: 0 is one tensor of one aspect; above, a step has batch_size ** mix tensors."""
     batches: Literal["auto", "aspect", "random"] = "auto"
     """Which images share a step: of similar aspect, or any; auto is aspect for fit=keep, else random."""

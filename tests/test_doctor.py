@@ -74,7 +74,7 @@ def test_counts_of_parts_whose_classes_differ(tmp_path: Path) -> None:
         "train: no images of cat, empty; training would fail",
         "val: no images of ant, empty; training would fail",
     ]
-    planned = Planner(np.full((6, 2), (40, 50)), Schedule("single", (16,)), 32, mix=0.5)
+    planned = Planner(np.full((6, 2), (40, 50)), Schedule("single", (16,)), 32, mix=0.45)
     assert facts.costs == scale_costs(planned, [16]), "an epoch is one of the training images"
 
 

@@ -33,7 +33,7 @@ from sppcls.training.module import LitSppClassifier
 SCHEDULES = [Schedule("alternate", (32, 48)), Schedule("random", (32, 48), every="batch")]
 
 
-def planner(sizes, mix=0.5, batch_size=32, schedule=SCHEDULES[0], **how):
+def planner(sizes, mix=0.45, batch_size=32, schedule=SCHEDULES[0], **how):
     return Planner(sizes, schedule, batch_size, seed=3, mix=mix, **how)
 
 
@@ -45,7 +45,7 @@ def images(step):
     return [i for part in parts(step) for i in part.indices]
 
 
-dials = st.sampled_from([0.1, 0.4, 0.5, 0.7, 1.0])
+dials = st.sampled_from([0.1, 0.4, 0.45, 0.7, 1.0])
 
 
 @given(image_sizes, batch_sizes, worlds, dials, st.integers(0, 3), st.sampled_from(SCHEDULES))
@@ -141,13 +141,13 @@ def test_mixed_steps_meet_anew_and_no_two_images_stay_together():
     assert pure > 5 * uniform  # as it was
 
 
-@pytest.mark.parametrize(("mix", "tensors"), [(0, 1), (0.01, 2), (0.5, 6), (1, 32)])
+@pytest.mark.parametrize(("mix", "tensors"), [(0, 1), (0.01, 2), (0.45, 5), (0.5, 6), (1, 32)])
 def test_the_dial_counts_tensors(mix, tensors):
     assert tensors_of(mix, 32) == tensors
     plan = planner(photographs(600), mix).plan(0)
     most = max(len(parts(step)) for step in plan)
     assert most <= tensors
-    assert most >= min(tensors, 6)
+    assert most >= min(tensors, 5)
 
 
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121"])

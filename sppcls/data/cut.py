@@ -189,5 +189,6 @@ def cut_images(
     steps = cut_into_steps(buckets, batch_size, world)
     counts = np.array([len(step) for step in steps])
     lowest, highest = (buckets[[step[end] for step in steps]] for end in (0, -1))
-    tensors = (lowest, highest) if fit == "keep" else (np.zeros_like(counts),) * 2
-    return Cut(members, _edges(buckets), np.concatenate(steps), counts, *tensors, lowest + highest, world)
+    aspect, kept = lowest + highest, int(fit == "keep")
+    tensors = lowest * kept, highest * kept
+    return Cut(members, _edges(buckets), np.concatenate(steps), counts, *tensors, aspect, world)

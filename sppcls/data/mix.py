@@ -3,87 +3,86 @@
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from sppcls.data.cut import Cut, Sizes, bucket_size
 from sppcls.data.plan import Batch, Step, TrainingPlan, padding_share
 from sppcls.data.schedule import Schedule
 
-Places = npt.NDArray[np.float64]
-
 
 def tensors_of(mix: float, batch_size: int) -> int:
-    """Return the number of tensors in a step: 1 where ``mix`` is 0, else an even number, one an image where it is 1.
+    """Return the number of tensors in a step: 1 where ``mix`` is 0, one an image where it is 1.
 
-    >>> [tensors_of(mix, 32) for mix in (0, 0.2, 0.4, 0.5, 0.6, 1)]
-    [1, 2, 4, 6, 8, 32]
+    >>> [tensors_of(mix, 32) for mix in (0, 0.2, 0.45, 0.6, 1)]
+    [1, 2, 5, 8, 32]
     """
-    return 2 * max(round(batch_size**mix / 2), 1) if mix and batch_size > 1 else 1
+    return max(round(batch_size**mix), 2) if mix and batch_size > 1 else 1
 
 
 class MixedPlan(TrainingPlan):
     """Two batches of half the size a step, cut into parts and dealt anew among the steps of their scale.
 
-    Every rank's share of a batch is cut into ``parts``. A step has two of the first parts, two of the second, and so
-    on, drawn at random from the whole range of aspects, evenly. So its gradient and its batch-norm statistics are those
-    of all aspects, although each tensor has one. Parts of one shape are joined.
+    A step has one of each part of the narrower half of the batches and one of each part of the wider half, drawn at
+    random over all their aspects, evenly. So its gradient and its batch-norm statistics are those of all aspects,
+    although each tensor has one. ``tensors`` is the number of parts together; if it is odd, the halves take turns in
+    having one more. What has one shape is one tensor.
     """
 
     _together = 2
 
-    def __init__(self, cut: Cut, schedule: Schedule, epoch: int, seed: int, parts: int) -> None:
+    def __init__(self, cut: Cut, schedule: Schedule, epoch: int, seed: int, tensors: int) -> None:
         super().__init__(cut, schedule, epoch, seed)
-        self._parts = parts
+        self._parts = np.array([tensors // 2, tensors - tensors // 2])[[epoch % 2, 1 - epoch % 2]]  # of each half
 
     def __getitem__(self, number: int) -> Step:
         """Return what a rank gets of a step; ranks agree on the batches that it is made of."""
         step, rank = divmod(range(len(self))[number], self.world)
-        return Step.of(self._share(batch, rank, slice(part, None, self._parts)) for part, batch in self._found[step])
+        return Step.of(
+            self._share(batch, rank, slice(part, None, self._cut_into[batch])) for part, batch in self._found[step]
+        )
 
     @cached_property
     def _dealt(self) -> Sizes:
-        """[parts, B] the step of each part of each batch."""
+        """[parts, B] the step of each part of each batch; -1 where a batch has fewer parts."""
         rng, scales = np.random.default_rng([self.seed, self.epoch, 2]), self._batch[:, 3]
         aspects = self._cut.aspect[self._order]
-        dealt = np.empty((self._parts, len(scales)), np.int64)
+        dealt = np.full((self._parts.max(), len(scales)), -1)
         for scale in np.unique(scales):
             batches = rng.permutation(np.flatnonzero(scales == scale))
             batches = batches[np.argsort(aspects[batches], kind="stable")]
             steps = np.unique(batches // self._together)
-            places = rng.random((2, len(steps)))
-            for part, row in enumerate(dealt):
-                row[batches] = steps[_spread(places + part / self._parts, 1 / self._parts, len(batches), rng)]
+            for half, parts in zip(np.split(batches, [len(steps)]), self._parts.tolist(), strict=True):
+                places = rng.random(len(steps))
+                for part in range(parts):
+                    order = np.argsort((places + (part + rng.random(len(steps))) / parts) % 1)
+                    if len(half) < len(order):  # the last step has one batch
+                        order = np.delete(order, rng.integers(len(order)))
+                    dealt[part, half] = steps[order]
         return dealt
+
+    @cached_property
+    def _cut_into(self) -> Sizes:
+        """[B] the number of parts of each batch."""
+        cut: Sizes = (self._dealt >= 0).sum(axis=0)
+        return cut
 
     @cached_property
     def _found(self) -> list[list[tuple[int, int]]]:
         """The (part, batch) of each step."""
         found: list[list[tuple[int, int]]] = [[] for _ in range(self.steps)]
-        for part, row in enumerate(self._dealt.tolist()):
-            for batch, step in enumerate(row):
-                found[step].append((part, batch))
+        for part, batch in np.argwhere(self._dealt >= 0).tolist():
+            found[self._dealt[part, batch]].append((part, batch))
         return found
 
     @property
     def step_of(self) -> Sizes:
         """[M] the step of each image in `sequence`."""
         counts = self._batch[:, 0]
-        each, more = (np.repeat(of, counts) for of in np.divmod(counts, self.world))
-        place = np.arange(counts.sum()) - np.repeat(self._starts, counts)
-        longer = place < more * (each + 1)
-        place = np.where(longer, place % (each + 1), (place - more) % np.maximum(each, 1))
-        of: Sizes = self._dealt[place % self._parts, np.repeat(np.arange(len(counts)), counts)]
+        batches = np.repeat(np.arange(len(counts)), counts)
+        each, more = (of[batches] for of in np.divmod(counts, self.world))
+        place = np.arange(counts.sum()) - self._starts[batches]
+        place = np.where(place < more * (each + 1), place % (each + 1), (place - more) % np.maximum(each, 1))
+        of: Sizes = self._dealt[place % self._cut_into[batches], batches]
         return of
-
-
-def _spread(places: Places, width: float, count: int, rng: np.random.Generator) -> Sizes:
-    """Return which of S steps each of ``count`` batches in order of aspect goes to, at most two to a step.
-
-    A step draws one batch of the narrower half and one of the wider, within ``width`` of its ``places`` [2, S] there.
-    """
-    drawn = ((places + width * rng.random(places.shape)) % 1 + [[0], [1]]).ravel()
-    order: Sizes = np.argsort(drawn) % places.shape[1]
-    return order if len(order) == count else np.delete(order, rng.integers(len(order)))
 
 
 class RandomPlan(TrainingPlan):

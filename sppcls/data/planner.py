@@ -42,7 +42,7 @@ class Planner:
         """Return the plan of an epoch for so many ranks."""
         of = self._cut(world), schedule or self.schedule, epoch, self.seed
         if self.tensors > 1:
-            return MixedPlan(*of, self.tensors // 2)
+            return MixedPlan(*of, self.tensors)
         if self.fit == "keep" and self.membership == "random":
             return RandomPlan(*of, aspect_buckets(self.sizes, self.max_aspect))
         return TrainingPlan(*of)

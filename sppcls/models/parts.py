@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sppcls.errors import ConfigError
 
+_POINTWISE = {F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.gelu, F.leaky_relu}  # of one value each
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -38,7 +39,25 @@ class Parts:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.tensors = tuple(tensors)
+        self._tensors = tuple(tensors)
+        self._sizes = [(len(part), *part.shape[2:]) for part in self._tensors]
+        self._flat: Tensor | None = None  # all pixels, [1, C, pixels, 1]: the parts are views of it
+
+    def of_flat(self, flat: Tensor) -> "Parts":
+        """Return the parts of these sizes that are views of one tensor; it is cut when they are asked for."""
+        parts = Parts(())
+        parts._sizes, parts._flat = self._sizes, flat
+        return parts
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The parts, [N_i, C, H_i, W_i]."""
+        if not self._tensors and self._flat is not None:
+            pixels = self._flat.permute(0, 2, 3, 1).flatten(0, 2)
+            cut = torch.split(pixels, [n * h * w for n, h, w in self._sizes])
+            parts = zip(cut, self._sizes, strict=True)
+            self._tensors = tuple(part.view(*size, -1).permute(0, 3, 1, 2) for part, size in parts)
+        return self._tensors
 
     @property
     def shape(self) -> torch.Size:
@@ -89,9 +108,11 @@ class Parts:
                 function(list(of_part), *args[1:], **kwargs)
                 for of_part in zip(*(p.tensors for p in args[0]), strict=True)
             )
-        if kwargs.get("inplace"):  # parts of one normalised tensor share its memory and version
-            kwargs["inplace"] = False
         parts = next(value for value in (*args, *kwargs.values()) if isinstance(value, Parts))
+        if function in _POINTWISE and parts._flat is not None:
+            return parts.of_flat(function(parts._flat, *args[1:], **kwargs))
+        if kwargs.get("inplace"):  # parts of one tensor share its memory and version
+            kwargs["inplace"] = False
         return parts._map(function, args, kwargs)
 
     def _map(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -111,9 +132,7 @@ class Parts:
 
 
 def _batch_norm(x: Parts, *args: Any, **kwargs: Any) -> Parts:
-    """Normalise all pixels of all parts as one tensor [pixels, C], which channels-last memory is already."""
+    """Normalise all pixels of all parts as one tensor, in channels-last memory."""
     channels = x.tensors[0].shape[1]
-    pixels = [part.permute(0, 2, 3, 1) for part in x.tensors]
-    normal = F.batch_norm(torch.cat([part.reshape(-1, channels) for part in pixels]), *args, **kwargs)
-    parts = torch.split(normal, [part[..., 0].numel() for part in pixels])
-    return Parts(part.view(like.shape).permute(0, 3, 1, 2) for part, like in zip(parts, pixels, strict=True))
+    pixels = torch.cat([part.permute(0, 2, 3, 1).reshape(-1, channels) for part in x.tensors])
+    return x.of_flat(F.batch_norm(pixels[None, :, None].permute(0, 3, 1, 2), *args, **kwargs))
