@@ -26,7 +26,7 @@ from sppcls.measure.scales import ScaleResult, ScaleRow
 from sppcls.measure.statistics import Estimate, crossed, estimate
 from sppcls.report import plots, sweep_page
 from sppcls.report.page import MOST, confusion, interval, percent, points
-from sppcls.report.runs import Run, chosen_baseline, flat, read_runs, variants
+from sppcls.report.runs import Run, chosen_baseline, flat, read_run, read_runs, variants
 from sppcls.report.study import TESTED, study, values_of
 from sppcls.report.sweep_page import MEASURES, write_sweep_report
 from sppcls.spec import parse
@@ -69,7 +69,7 @@ def answered(right, *, seed=0, images=IMAGES, classes=3):
 def write_run(
     folder, right=RIGHT, *, seed=0, variant=None, baseline=None, state="finished", error=None, images=IMAGES,
     classes=("cat", "dog", "owl"), gap=0.1, curve=(0.2, 0.4, 0.5), megapixels=10.0, thumbnails=("AAAA",) * 2,
-    seconds=12.5, **config,
+    seconds=12.5, mixing=None, **config,
 ):  # fmt: skip
     """Write a run folder as training leaves it, from a few numbers; a run that is not finished has its curves alone.
 
@@ -88,6 +88,7 @@ def write_run(
         megapixels: Of each epoch.
         thumbnails: A mistake each, in base64.
         seconds: What it took.
+        mixing: What its steps are like.
         **config: Groups of the spec, as ``model={"pool": "gap"}``.
     """
     folder.mkdir(parents=True)
@@ -123,7 +124,8 @@ def write_run(
         | {"gaps": [{"scale": s, "train_acc1": right[s] / images + gap, "generalization_gap": gap} for s in at]}
         | {"val_scale": last, "epochs": len(curve), "train_megapixels": len(curve) * megapixels, "seed": seed}
         | {"parameters": 1234, "classes": len(classes), "train_images": 80, "val_images": images}
-        | {"data_costs": [{"scale": scale, **costs} for scale in trained], "seconds": seconds, "gap_seconds": 1.0},
+        | {"data_costs": [{"scale": scale, **costs} for scale in trained], "seconds": seconds, "gap_seconds": 1.0}
+        | ({"mixing": mixing} if mixing else {}),
     )
     worst = [
         {"image": f"photos/{n}.jpg", "class": classes[n % 2], "predicted": classes[n % 2 + 1], "confidence": 0.9}
@@ -1170,3 +1172,22 @@ def test_a_sweep_copied_elsewhere_has_the_same_report(small, tmp_path):
         write_sweep_report(tmp_path / place)
     for name in ("summary.csv", "summary.json"):
         assert (tmp_path / "copied" / name).read_text() == (tmp_path / "again" / name).read_text()
+
+
+def test_the_report_says_where_variants_have_other_steps(tmp_path):
+    def steps(by, classes):
+        return {"by": by, "classes": classes, "classes_random": 8.5}
+
+    def noted(**kinds):
+        folder = tmp_path / "-".join(kinds)
+        runs = {}
+        for name, mixing in kinds.items():
+            runs[name] = [read_run(write_run(folder / f"{name}-{n}", seed=n, mixing=mixing)) for n in (0, 1)]
+        return [line for line in sweep_page.notes(study(runs, next(iter(kinds)))) if line.startswith("Steps")]
+
+    (same,) = noted(keep=steps("aspect", 6.1), gap=steps("aspect", 6.1))
+    assert same == "Steps of all variants: images of similar aspect, mixed, 6.1 classes in each (random steps: 8.5)."
+    (other,) = noted(keep=steps("aspect", 3.4), warp=steps("random", 8.4))
+    assert other.startswith("Steps differ, and so may what is learned from them: keep: images of similar aspect")
+    assert "warp: any images, 8.4 classes" in other
+    assert noted(old=None) == []

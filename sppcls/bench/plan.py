@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from sppcls.bench import BenchReport, Row, paired
-from sppcls.data.cut import Sizes, aspect_buckets, cut_images
-from sppcls.data.plan import TrainingPlan
+from sppcls.data.cut import Sizes, aspect_buckets
+from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
+from sppcls.settings import DataSpec
 
 CASES = ((1_280_000, 256, 64), (14_000_000, 256, 8))  # images, batch size, ranks: ImageNet's, ImageNet-21k's
 FEW = 200_000
@@ -20,16 +21,16 @@ SCHEDULE = Schedule("alternate", (160, 224))
 
 
 def plan() -> BenchReport:
-    """Time the cut, and an epoch until rank 0 has its batches, each case in its own process.
+    """Time the cut, and an epoch until rank 0 has its steps, mixed as by default, each case in its own process.
 
-    The ratio is for an epoch's batches, without the cut, at 200,000 images.
+    The ratio is for an epoch's steps, without the cut, at 200,000 images.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
         measured = list(fresh.map(_measure, *zip(*CASES, strict=True)))
     rows: list[Row] = [(*(f"{n:,}" for n in case), *found) for case, found in zip(CASES, measured, strict=True)]
     sizes = photographs(FEW)
-    cut = cut_images(sizes, batch_size=256)
-    ratio = paired(lambda: list(TrainingPlan(cut, SCHEDULE, 0, 0)), lambda: grouped(sizes), 5)[2]
+    planner = _planner(sizes, 256)
+    ratio = paired(lambda: list(planner.plan(0)), lambda: grouped(sizes), 5)[2]
     summary = {"slowest_seconds": max(cutting + epoch for cutting, epoch, _ in measured), "ratio_to_grouping": ratio}
     columns = ("images", "batch size", "ranks", "seconds to cut, once", "seconds per epoch", "peak MB")
     return BenchReport("plan: assigning images to batches", columns, rows, summary)
@@ -59,11 +60,18 @@ def grouped(sizes: Sizes) -> list[list[int]]:
     return batches + list(waiting.values())
 
 
+def _planner(sizes: Sizes, batch_size: int) -> Planner:
+    return Planner(sizes, SCHEDULE, batch_size, mix=DataSpec().mix)
+
+
 def _measure(count: int, batch_size: int, world: int) -> tuple[float, float, float]:
     """Return the seconds of the cut and of an epoch, and the peak memory of this process in MB."""
     sizes, started = photographs(count), time.perf_counter()
-    cut, cut_at = cut_images(sizes, batch_size=batch_size, world=world), time.perf_counter()
-    list(TrainingPlan(cut, SCHEDULE, 0, 0).of_rank(0))
+    planner = _planner(sizes, batch_size)
+    planner.plan(0, world)
+    cut_at = time.perf_counter()
+    for _ in planner.plan(1, world).of_rank(0):
+        pass
     # getrusage would also count the parent process before the exec.
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]  # type: ignore[index]
     return cut_at - started, time.perf_counter() - cut_at, float(peak) / 1e3

@@ -36,9 +36,7 @@ class MixedPlan(TrainingPlan):
     def __getitem__(self, number: int) -> Step:
         """Return what a rank gets of a step; ranks agree on the batches that it is made of."""
         step, rank = divmod(range(len(self))[number], self.world)
-        return Step.of(
-            self._share(batch, rank, slice(part, None, self._cut_into[batch])) for part, batch in self._found[step]
-        )
+        return Step.of(self._share(batch, rank, part) for batch, part in self._found[step])
 
     @cached_property
     def _dealt(self) -> Sizes:
@@ -66,11 +64,14 @@ class MixedPlan(TrainingPlan):
         return cut
 
     @cached_property
-    def _found(self) -> list[list[tuple[int, int]]]:
-        """The (part, batch) of each step."""
-        found: list[list[tuple[int, int]]] = [[] for _ in range(self.steps)]
-        for part, batch in np.argwhere(self._dealt >= 0).tolist():
-            found[self._dealt[part, batch]].append((part, batch))
+    def _found(self) -> list[list[tuple[int, slice]]]:
+        """The (batch, part of it) of each step."""
+        found: list[list[tuple[int, slice]]] = [[] for _ in range(self.steps)]
+        every = self._cut_into.tolist()
+        for part, row in enumerate(self._dealt.tolist()):
+            for batch, step in enumerate(row):
+                if step >= 0:
+                    found[step].append((batch, slice(part, None, every[batch])))
         return found
 
     @property

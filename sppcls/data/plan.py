@@ -102,15 +102,24 @@ class TrainingPlan(EpochPlan):
 
     def _share(self, batch: int, rank: int, part: slice = slice(None)) -> Batch:
         """Return part of a batch for a rank: the images are dealt to the ranks, the first ones may have one more."""
-        count, height, width, scale = self._batch[batch].tolist()
+        start, count, height, width, scale = self._rows[batch]
         each, more = divmod(count, self.world)
-        start = int(self._starts[batch])
         first = start + rank * each + min(rank, more)
         indices = self.sequence[first : first + each + (rank < more)][part].tolist()
-        weight = len(self) / (self.images - self.repeats)
+        weight = self._weight
         if self.repeats and each == 1 and indices:
             weight /= int((self.sequence[start : start + count] == indices[0]).sum())
         return Batch(tuple(indices), (height, width), scale, self.epoch, weight)
+
+    @cached_property
+    def _rows(self) -> list[list[int]]:
+        """The start of each batch in `sequence`, its images, H, W and scale."""
+        rows: list[list[int]] = np.column_stack([self._starts, self._batch]).tolist()
+        return rows
+
+    @cached_property
+    def _weight(self) -> float:
+        return len(self) / (self.images - self.repeats)
 
     @cached_property
     def sequence(self) -> Sizes:

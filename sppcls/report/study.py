@@ -165,6 +165,23 @@ def contributions(answers: Answers, scale: int) -> dict[str, FloatArray]:
     return at | {"scale_area": np.array(shares) @ right, "scale_spread": spread}
 
 
+def steps_of(found: Study) -> list[str]:
+    """Return what the variants' steps are like, so that an effect can be told from its batches."""
+    kinds: dict[str, list[str]] = {}
+    for name, one in found.variants.items():
+        of = [mixing for run in one.runs if (mixing := run.summary.get("mixing"))]
+        for by in sorted({mixing["by"] for mixing in of}):
+            classes, random = (np.mean([m[key] for m in of if m["by"] == by]) for key in ("classes", "classes_random"))
+            images = "any images" if by == "random" else "images of similar aspect, mixed"
+            kinds.setdefault(f"{images}, {classes:.1f} classes in each (random steps: {random:.1f})", []).append(name)
+    if not kinds:
+        return []
+    if len(kinds) == 1:
+        return [f"Steps of all variants: {next(iter(kinds))}."]
+    said = "; ".join(f"{', '.join(names)}: {kind}" for kind, names in kinds.items())
+    return [f"Steps differ, and so may what is learned from them: {said}. data.batches gives all variants the same."]
+
+
 def as_values(found: Study) -> dict[str, Any]:
     """Return a study as plain values, for summary.json."""
 

@@ -14,7 +14,7 @@ from sppcls.measure.statistics import Estimate, estimate
 from sppcls.report import page
 from sppcls.report.plots import SCALES, Curve, Figure, dot_plot, estimate_curve, line_figure
 from sppcls.report.runs import Run, chosen_baseline, differences, flat, is_run, read_manifest, read_runs, variants
-from sppcls.report.study import Study, Variant, as_values, study
+from sppcls.report.study import Study, Variant, as_values, steps_of, study
 from sppcls.terminal import markdown, markdown_text, table, width
 
 _WIDE = ("consistency", "at equal compute", "equal compute at", "seconds", "seeds")  # not on a narrow terminal
@@ -82,6 +82,7 @@ def notes(found: Study) -> list[str]:
             f"Equal compute: read at {page.amount(found.budget)} megapixels (MP) seen, the cheapest run's total, "
             "between the measurements around it. By then a longer run has only done part of its rate schedule."
         )
+    lines += steps_of(found)
     apart = [name for name, measures in found.comparisons.items() if not measures]
     lines += [f"{name}: no seed and measure in common with {found.baseline}, so not compared" for name in apart]
     tests = [one for measures in found.comparisons.values() for one in measures.items()]
