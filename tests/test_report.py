@@ -1074,7 +1074,8 @@ def test_the_twenty_classes_are_those_that_are_confused_most():
 
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=3), st.lists(st.integers(), max_size=3))
 keys = st.text("abc_", min_size=1, max_size=3)
-trees = st.dictionaries(keys, st.recursive(leaves, lambda inner: st.dictionaries(keys, inner, max_size=3)), max_size=4)
+groups = st.dictionaries(keys, leaves | st.dictionaries(keys, leaves, max_size=3), max_size=3)
+trees = st.dictionaries(keys, leaves | groups, max_size=4)
 
 
 @settings(max_examples=60, deadline=None)

@@ -79,6 +79,9 @@ class Parts:
             return found
         return lambda *args, **how: self._map(getattr(Tensor, name), (self, *args), how)
 
+    def __getitem__(self, key: Any) -> Any:
+        return self._map(Tensor.__getitem__, (self, key), {})
+
     def __len__(self) -> int:
         return sum(map(len, self.tensors))
 
