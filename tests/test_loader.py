@@ -15,9 +15,10 @@ import torch
 
 import sppcls
 from sppcls.data import loader as loading
+from sppcls.data.batch import IGNORED
 from sppcls.data.cache import PixelCache
 from sppcls.data.cut import own_tensors
-from sppcls.data.images import IGNORED, Augment, BatchDataset
+from sppcls.data.images import Augment, BatchDataset
 from sppcls.data.loader import PlannedLoader, batches_of
 from sppcls.data.plan import plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule

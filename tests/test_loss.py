@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sppcls import LitSppClassifier
+from sppcls.data.batch import IGNORED
 from sppcls.data.catalog import load_splits
-from sppcls.data.images import IGNORED
 from sppcls.data.loader import PlannedLoader
 from sppcls.data.plan import Batch, plan_epoch
 from sppcls.data.schedule import Schedule

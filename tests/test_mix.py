@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from test_plan import batch_sizes, image_sizes, photographs, worlds
 from torch import nn
 
+from sppcls.data.batch import readable
 from sppcls.data.cut import aspect_buckets, bucket_size
-from sppcls.data.images import BatchDataset, readable
+from sppcls.data.images import BatchDataset
 from sppcls.data.mix import tensors_of
 from sppcls.data.plan import Step
 from sppcls.data.planner import Planner

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from wild_files import picture, whole_files
 
+from sppcls.data.batch import IGNORED
 from sppcls.data.decode import shown
 from sppcls.data.files import FileSource, scan
 from sppcls.data.folders import image_files
-from sppcls.data.images import IGNORED, BatchDataset
+from sppcls.data.images import BatchDataset
 from sppcls.data.loader import PlannedLoader
 from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule

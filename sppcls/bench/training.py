@@ -13,7 +13,7 @@ from torch.nn import functional
 from sppcls.bench import BenchReport, Row
 from sppcls.build import build_classifier, build_splits, pick_device
 from sppcls.checkpoints import LAST
-from sppcls.data.images import ImageBatch
+from sppcls.data.batch import ImageBatch
 from sppcls.data.schedule import Schedule
 from sppcls.models.classifier import SppClassifier
 from sppcls.settings import DataSpec, ModelSpec

@@ -19,7 +19,8 @@ from sppcls.process import STATUSES, signals_held
 if TYPE_CHECKING:  # the server of workers begins before torch is imported
     from torch.utils.data import DataLoader
 
-    from sppcls.data.images import BatchDataset, ImageBatch, MixedBatch
+    from sppcls.data.batch import ImageBatch, MixedBatch
+    from sppcls.data.images import BatchDataset
 
 Batches = Generator["ImageBatch", None, None]
 Steps = Generator["ImageBatch | MixedBatch", None, None]

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sppcls.data.batch import IGNORED, ImageBatch
 from sppcls.data.cache import PixelCache
 from sppcls.data.geometry import Fit
-from sppcls.data.images import IGNORED, BatchDataset, ImageBatch
+from sppcls.data.images import BatchDataset
 from sppcls.data.loader import Batches, batches_of
 from sppcls.data.plan import plan_evaluation
 from sppcls.data.source import Source, Subset

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sppcls.data.images import batches_in
+from sppcls.data.batch import batches_in
 from sppcls.data.loader import batches_of
 from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule

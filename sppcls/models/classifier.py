@@ -139,10 +139,7 @@ class SppClassifier(nn.Module):
         return self.trunk.recipe | {"pool": self.pool, "levels": self.levels, "mode": self.mode} | self._recipe
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return logits [N, K] of images as `features` takes them, of one tensor or of several of other shapes.
-
-        In training batch norm is over all the tensors, as if they were one.
-        """
+        """Return logits [N, K] of one tensor as `features` takes it, or of several, with batch norm over all."""
         if isinstance(images, Tensor):
             return self.classify_map(self.features(images))
         maps = joint(self.trunk, [self._checked(some) for some in images])

@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from sppcls.checkpoints import BEST, LAST, Content
+from sppcls.data.batch import ImageBatch, MixedBatch, batches_in
 from sppcls.data.geometry import Size
-from sppcls.data.images import ImageBatch, MixedBatch, batches_in
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.files import write_csv

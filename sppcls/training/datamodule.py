@@ -45,7 +45,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         cache: Cache the pixels of each scale between epochs, in shared memory (``ram``) or a mapped file (``disk``).
         gap_scales: Other scales at which validation images are measured during training; cached as well.
         mix, batches: How steps are mixed (`sppcls.data.planner.Planner`). Where ``mix`` is above 0, the loader yields
-            a `sppcls.data.images.MixedBatch`.
+            a `sppcls.data.batch.MixedBatch`.
         mean: The padding colour, RGB in 0..1: the network's mean, so that it is 0 after normalisation.
     """
 

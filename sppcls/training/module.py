@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sppcls.checkpoints import Content
-from sppcls.data.images import IGNORED, ImageBatch, MixedBatch, batches_in, readable
+from sppcls.data.batch import IGNORED, ImageBatch, MixedBatch, batches_in, readable
 from sppcls.data.source import class_difference
 from sppcls.errors import DataError, SppclsError, counted
 from sppcls.measure.answers import UNREAD, Answers

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sppcls.data.images import ImageBatch, MixedBatch, batches_in, readable
+from sppcls.data.batch import ImageBatch, MixedBatch, batches_in, readable
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier
