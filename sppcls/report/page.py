@@ -141,7 +141,7 @@ def data_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     for name, summary in summaries.items():
         for cost in summary.get("data_costs", []):
             shares = [percent(cost[key]) for key in ("padding", "lost", "upscaled")]
-            cells = (str(cost["scale"]), *shares[:2], f"{cost['distortion']:.2f}", shares[2])
+            cells = (str(cost["scale"]), *shares[:2], f"{cost['distortion']:.2f}", shares[2], str(cost["shapes"]))
             rows.setdefault((*cells, f"{cost['megapixels']:,.1f}"), []).append(name)
     every = len(summaries)
     return [["all" if len(names) == every > 1 else ", ".join(names), *cells] for cells, names in rows.items()]

@@ -15,7 +15,7 @@ from sppcls.run_folder import Summary
 from sppcls.terminal import markdown
 
 _KEYS = (
-    "data.name", "data.root", "data.fit", "data.batch_size", "model.backbone", "model.weights", "model.pool",
+    "data.name", "data.root", "data.fit", "data.batch_size", "data.mix", "data.batches", "model.backbone", "model.weights", "model.pool",
     "model.levels", "schedule.kind", "schedule.scales", "optim.name", "optim.lr", "seed",
 )  # fmt: skip
 _EPOCH = ("epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", "lr", "megapixels", "images_per_s")
@@ -92,7 +92,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     if mixing := summary.get("mixing"):
         found += [
             ("classes a step", f"{mixing['classes']:.1f} (random steps {mixing['classes_random']:.1f})"),
-            ("images of a step that share the next", f"{mixing['again']:.1%} (random {mixing['again_random']:.1%})"),
+            ("images of a step that meet again", f"{mixing['again']:.1%} (random {mixing['again_random']:.1%})"),
         ]
     return found + [
         (name, "-" if value is None else f"{value:.4g}") for name, value in (summary.get("measures") or {}).items()
