@@ -186,7 +186,8 @@ def parse(values: Mapping[str, object]) -> Spec:
 
 def parse_stored(values: Mapping[str, Any]) -> Spec:
     """Return the spec that a run has stored; those from before ``data.mix`` did not mix their steps."""
-    return parse({**values, "data": {"mix": 0.0, **values.get("data", {})}})
+    data = values.get("data") if isinstance(values, Mapping) else None
+    return parse({**values, "data": {"mix": 0.0, **data}} if isinstance(data, Mapping) else values)
 
 
 def _first_line(error: ValidationError, prefix: str = "") -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from sppcls.data.batch import readable
 from sppcls.data.cut import aspect_buckets, bucket_size
 from sppcls.data.images import BatchDataset
-from sppcls.data.mix import tensors_of
+from sppcls.data.mix import parts_of
 from sppcls.data.plan import Step
 from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
@@ -25,7 +25,7 @@ from sppcls.measure.scales import Evaluation
 from sppcls.measure.views import recalibrate_bn
 from sppcls.models.backbones import build_trunk
 from sppcls.models.classifier import SppClassifier
-from sppcls.models.parts import joint
+from sppcls.models.parts import Parts, joint
 from sppcls.report.run_lines import mixing_lines
 from sppcls.spec import parse
 from sppcls.training.datamodule import MultiScaleDataModule
@@ -61,12 +61,37 @@ def test_every_image_once_and_ranks_agree(sizes, batch_size, world, mix, epoch, 
     for number, step in enumerate(zip(*shares, strict=True)):
         assert {part.scale for of_rank in step for part in parts(of_rank)} == {drawn[number]}
         assert all(1 <= len(images(of_rank)) <= batch_size for of_rank in step)
-        assert all(len({part.size for part in parts(of_rank)}) <= of.tensors for of_rank in step)
+        assert all(len({part.size for part in parts(of_rank)}) <= of.parts for of_rank in step)
         handed += [(i, number) for of_rank in step for i in images(of_rank)]
     assert {i for i, _ in handed} == set(range(len(sizes)))
     assert len(handed) == len(sizes) + plan.repeats
     assert sorted(handed) == sorted(zip(plan.sequence.tolist(), plan.step_of.tolist(), strict=True))
     assert list(plan.of_rank(0, 1)) == shares[0][1:]
+
+
+@given(image_sizes, batch_sizes, worlds, dials)
+@settings(max_examples=60, deadline=None)
+def test_the_smallest_step_is_that_of_a_rank(sizes, batch_size, world, mix):
+    plan = planner(sizes, mix, batch_size).plan(0, world)
+    assert plan.smallest == min(len(images(step)) for step in plan)
+
+
+@pytest.mark.parametrize("count", [40, 100, 101, 150])
+@pytest.mark.parametrize(
+    "how", [{}, {"batches": "random"}, {"mix": 0}, {"fit": "warp"}, {"fit": "warp", "batches": "aspect"}]
+)
+def test_no_step_is_larger_than_the_largest(count, how):
+    of = planner(photographs(count), schedule=Schedule("single", (48,)), **how)
+    most, (height, width), _ = of.largest_step()
+    for epoch in range(5):
+        for step in of.plan(epoch):
+            assert sum(len(part.indices) * part.size[0] * part.size[1] for part in parts(step)) <= most * height * width
+
+
+def test_a_planner_knows_what_it_may_be_given():
+    for how in ({"mix": 2}, {"mix": -1}, {"mix": float("nan")}, {"batches": "aspects"}):
+        with pytest.raises(ValueError, match="expected"):
+            planner(photographs(20), **how)
 
 
 @given(image_sizes, batch_sizes, worlds, dials)
@@ -144,7 +169,7 @@ def test_mixed_steps_meet_anew_and_no_two_images_stay_together():
 
 @pytest.mark.parametrize(("mix", "tensors"), [(0, 1), (0.01, 2), (0.45, 5), (0.5, 6), (1, 32)])
 def test_the_dial_counts_tensors(mix, tensors):
-    assert tensors_of(mix, 32) == tensors
+    assert parts_of(mix, 32) == tensors
     plan = planner(photographs(600), mix).plan(0)
     most = max(len(parts(step)) for step in plan)
     assert most <= tensors
@@ -192,8 +217,59 @@ def test_the_classifier_takes_several_tensors(pool):
     torch.testing.assert_close(model(tensors), torch.cat([model(tensor) for tensor in tensors]))
 
 
+class _Sized(nn.Module):
+    """Ends at the size that it began with."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return nn.functional.interpolate(self.layer(x), size=x.shape[-2:])
+
+
+class _Own(nn.BatchNorm2d):
+    def forward(self, x):
+        how = self.weight, self.bias, self.running_mean, self.running_var, True, 0.1, self.eps, False
+        return torch.batch_norm(x, *how)
+
+
+class _Centred(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) - x.mean(0, keepdim=True)
+
+
+class _InPlace(nn.BatchNorm2d):
+    def forward(self, x):
+        same = x * 1
+        other = nn.functional.relu(same, inplace=True)
+        return (1 - super().forward(other)) / 2 - same + (x * 2).relu_()
+
+
+@pytest.mark.parametrize("net", [_Sized(nn.BatchNorm2d(3)), _Own(3), _Centred(3)])
+def test_what_holds_for_one_tensor_only_is_refused(net):
+    with pytest.raises(ConfigError, match="use data.mix=0"):
+        joint(net.train(), [torch.randn(2, 3, 8, 12), torch.randn(3, 3, 16, 8)])
+
+
+def test_in_place_is_in_place():
+    net, x = _InPlace(3).double().train(), torch.randn(5, 3, 6, 6, dtype=torch.double)
+    torch.testing.assert_close(torch.cat(joint(net, [x[:2], x[2:]])), net(x))
+
+
+def test_numbers_by_image_are_dealt_however_they_are_multiplied():
+    x, each = torch.randn(5, 3, 4, 4), torch.randn(5, 1, 1, 1)
+    for times in (lambda p: p * each, lambda p: each * p, lambda p: torch.mul(p, each), lambda p: p.mul(each)):
+        got = times(Parts([x[:1], x[1:2], x[2:]]))
+        torch.testing.assert_close(torch.cat(got.tensors), x * each)
+    layer_scale = torch.randn(3, 1, 1)
+    torch.testing.assert_close(torch.cat((Parts([x[:1], x[1:]]) * layer_scale).tensors), x * layer_scale)
+
+
 def test_a_network_of_one_shape_is_named():
-    with pytest.raises(ConfigError, match=r"data.mix: this network takes tensors of one shape only .*; use data.mix=0"):
+    with pytest.raises(
+        ConfigError, match=r"this network cannot take the several tensors of a mixed step .*; use data.mix=0"
+    ):
         joint(build_trunk("shufflenet_v2_x0_5").train(), [torch.randn(2, 3, 64, 80), torch.randn(2, 3, 80, 64)])
 
 

@@ -1177,7 +1177,7 @@ def test_a_sweep_copied_elsewhere_has_the_same_report(small, tmp_path):
 
 def test_the_report_says_where_variants_have_other_steps(tmp_path):
     def steps(by, classes):
-        return {"by": by, "classes": classes, "classes_random": 8.5}
+        return {"by": by, "parts": 5 if by == "aspect" else 1, "classes": classes, "classes_random": 8.5}
 
     def noted(**kinds):
         folder = tmp_path / "-".join(kinds)
@@ -1187,8 +1187,8 @@ def test_the_report_says_where_variants_have_other_steps(tmp_path):
         return [line for line in sweep_page.notes(study(runs, next(iter(kinds)))) if line.startswith("Steps")]
 
     (same,) = noted(keep=steps("aspect", 6.1), gap=steps("aspect", 6.1))
-    assert same == "Steps of all variants: images of similar aspect, mixed, 6.1 classes in each (random steps: 8.5)."
+    assert same == "Steps of keep, gap: images by aspect, in 5 parts, 6.1 classes in each."
     (other,) = noted(keep=steps("aspect", 3.4), warp=steps("random", 8.4))
-    assert other.startswith("Steps differ, and so may what is learned from them: keep: images of similar aspect")
+    assert other.startswith("Steps differ, and so may what is learned from them: keep: images by aspect")
     assert "warp: any images, 8.4 classes" in other
     assert noted(old=None) == []

@@ -9,10 +9,10 @@ from sppcls.data.plan import Batch, Step, TrainingPlan, padding_share
 from sppcls.data.schedule import Schedule
 
 
-def tensors_of(mix: float, batch_size: int) -> int:
-    """Return the number of tensors in a step: 1 where ``mix`` is 0, one an image where it is 1.
+def parts_of(mix: float, batch_size: int) -> int:
+    """Return the number of parts of a step: 1 where ``mix`` is 0, else at least 2, one an image where it is 1.
 
-    >>> [tensors_of(mix, 32) for mix in (0, 0.2, 0.45, 0.6, 1)]
+    >>> [parts_of(mix, 32) for mix in (0, 0.2, 0.45, 0.6, 1)]
     [1, 2, 5, 8, 32]
     """
     return max(round(batch_size**mix), 2) if mix and batch_size > 1 else 1
@@ -23,15 +23,15 @@ class MixedPlan(TrainingPlan):
 
     A step has one of each part of the narrower half of the batches and one of each part of the wider half, drawn at
     random over all their aspects, evenly. So its gradient and its batch-norm statistics are those of all aspects,
-    although each tensor has one. ``tensors`` is the number of parts together; if it is odd, the halves take turns in
-    having one more. What has one shape is one tensor.
+    although each tensor has one. If the number of ``parts`` of a step is odd, the halves take turns in having one more.
+    Parts of one shape are one tensor.
     """
 
     _together = 2
 
-    def __init__(self, cut: Cut, schedule: Schedule, epoch: int, seed: int, tensors: int) -> None:
+    def __init__(self, cut: Cut, schedule: Schedule, epoch: int, seed: int, parts: int) -> None:
         super().__init__(cut, schedule, epoch, seed)
-        self._parts = np.array([tensors // 2, tensors - tensors // 2])[[epoch % 2, 1 - epoch % 2]]  # of each half
+        self._parts = np.array([parts // 2, parts - parts // 2])[[epoch % 2, 1 - epoch % 2]]  # of each half
 
     def __getitem__(self, number: int) -> Step:
         """Return what a rank gets of a step; ranks agree on the batches that it is made of."""
@@ -77,12 +77,8 @@ class MixedPlan(TrainingPlan):
     @property
     def step_of(self) -> Sizes:
         """[M] the step of each image in `sequence`."""
-        counts = self._batch[:, 0]
-        batches = np.repeat(np.arange(len(counts)), counts)
-        each, more = (of[batches] for of in np.divmod(counts, self.world))
-        place = np.arange(counts.sum()) - self._starts[batches]
-        place = np.where(place < more * (each + 1), place % (each + 1), (place - more) % np.maximum(each, 1))
-        of: Sizes = self._dealt[place % self._cut_into[batches], batches]
+        batches, _, places = self._places
+        of: Sizes = self._dealt[places % self._cut_into[batches], batches]
         return of
 
 
@@ -128,6 +124,6 @@ class RandomPlan(TrainingPlan):
 
     @property
     def largest(self) -> Batch:
-        """The first step's images, as if all had the most pixels."""
-        widest = self.tensors[self.tensors[:, :2].prod(axis=1).argmax()].tolist()
-        return Batch(self._share(0, 0).indices, (widest[0], widest[1]), widest[2], self.epoch)
+        """The most images of a step, as if all had the most pixels."""
+        height, width, scale = self.tensors[self.tensors[:, :2].prod(axis=1).argmax()].tolist()
+        return Batch(self._share(int(self._batch[:, 0].argmax()), 0).indices, (height, width), scale, self.epoch)

@@ -129,7 +129,18 @@ class TrainingPlan(EpochPlan):
     @property
     def step_of(self) -> Sizes:
         """[M] the step of each image in `sequence`."""
-        return np.repeat(np.arange(self.steps), self._batch[:, 0])
+        return self._places[0]
+
+    @property
+    def _places(self) -> tuple[Sizes, Sizes, Sizes]:
+        """[M] each: the batch of each image in `sequence`, the rank that it is dealt to, its place in that share."""
+        counts = self._batch[:, 0]
+        batches = np.repeat(np.arange(len(counts)), counts)
+        each, more = (of[batches] for of in np.divmod(counts, self.world))
+        place = np.arange(counts.sum()) - self._starts[batches]
+        first = place < more * (each + 1)  # of the ranks that have one more
+        ranks, places = np.where(first, np.divmod(place, each + 1), np.divmod(place - more, each))
+        return batches, ranks, places
 
     @cached_property
     def repeats(self) -> int:
@@ -160,7 +171,7 @@ class TrainingPlan(EpochPlan):
     @property
     def smallest(self) -> int:
         """Images of the smallest step of a rank."""
-        return int(np.bincount(self.step_of).min()) // self.world
+        return int(np.bincount(self.step_of * self.world + self._places[1]).min())
 
     @property
     def largest(self) -> Batch:

@@ -86,7 +86,9 @@ def evaluate(model: str, options: Options) -> Evaluated:
     predict = multi_view(max(network.scales), options.places) if multi else full_view
     prepare = None
     if options.recalibrate_bn:
-        prepare = partial(recalibrate_bn, look=Evaluation(images.train(), *how), mix=spec.data.mix)
+        prepare = partial(
+            recalibrate_bn, look=Evaluation(images.train(), *how), mix=spec.data.mix, batches=spec.data.batches
+        )
     measure = partial(evaluate_scales, network, predict=predict, prepare=prepare)
     result = measure(look, scales)
     found: dict[str, Any] = {"model": model, "checkpoint": str(opened.file.resolve()), "epoch": opened.epoch}
@@ -167,7 +169,7 @@ def _sources(network: SppClassifier, spec: Spec, options: Options) -> _Images:
 
 def _spec_of(signature: Signature) -> Spec:
     """Return a spec for a model trained in another way: its usage is known, its data set is not."""
-    data = DataSpec(name="folder", fit=signature.fit, max_aspect=signature.max_aspect)  # type: ignore[arg-type]
+    data = DataSpec(name="folder", fit=signature.fit, max_aspect=signature.max_aspect, mix=0)  # type: ignore[arg-type]
     scales = signature.scales or (signature.scale,)
     schedule = ScheduleSpec(kind="single" if len(set(scales)) == 1 else "alternate", scales=scales)
     return Spec(data=data, schedule=schedule, model=ModelSpec(pool=signature.pool))  # type: ignore[arg-type]

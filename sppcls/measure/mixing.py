@@ -19,8 +19,8 @@ class Mixing:
     """What the steps of a training are like, beside random ones of as many images."""
 
     by: str  # aspect or random: which images share a step
-    tensors: int  # that a step is cut from
-    classes: float  # in a step: the exponential of the entropy of its classes, mean over steps
+    parts: int  # that a step is dealt from
+    classes: float  # in a step, over all ranks: the exponential of the entropy of its classes, mean over steps
     classes_random: float
     again: float  # chance that two images that share a step share one in the next epoch
     again_random: float
@@ -40,7 +40,7 @@ def mixing(planner: Planner, targets: Sequence[int] | Sizes, world: int = 1) -> 
     sizes = np.bincount(steps)
     return Mixing(
         by=planner.membership,
-        tensors=planner.tensors,
+        parts=planner.parts,
         classes=_classes(of_image, steps),
         classes_random=_classes(shuffled, steps),
         again=float(np.mean(chances)),

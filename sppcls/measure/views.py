@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sppcls.data.batch import batches_in
 from sppcls.data.loader import batches_of
-from sppcls.data.planner import Planner
+from sppcls.data.planner import Membership, Planner
 from sppcls.data.schedule import Schedule
 from sppcls.deploy.runtime import Runtime, open_model
 from sppcls.measure.scales import Evaluation, Predict, averaged
@@ -52,7 +52,12 @@ def multi_view(side: int, places: int = 3) -> Predict:
 
 
 def recalibrate_bn(
-    network: SppClassifier, scale: int, look: Evaluation, images: int = 512, mix: float = 0.0
+    network: SppClassifier,
+    scale: int,
+    look: Evaluation,
+    images: int = 512,
+    mix: float = 0.0,
+    batches: Membership = "auto",
 ) -> SppClassifier:
     """Return a copy whose batch-norm statistics are those of training images at ``scale``, without augmentation.
 
@@ -66,7 +71,8 @@ def recalibrate_bn(
         norm.momentum = None  # a cumulative average
         norm.train()
     schedule = Schedule("single", (scale,))
-    plan = Planner(look.source.sizes, schedule, look.batch_size, look.fit, look.max_aspect, mix=mix).plan(0)
+    how = look.batch_size, look.fit, look.max_aspect
+    plan = Planner(look.source.sizes, schedule, *how, mix=mix, batches=batches).plan(0)
     drawn = itertools.islice(plan, -(-images // look.batch_size))
     steps = batches_of(look.dataset(network), drawn, look.num_workers)
     with closing(steps), torch.inference_mode():

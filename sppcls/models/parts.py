@@ -1,6 +1,7 @@
 """One network on tensors of several shapes together: layer by layer, with batch norm over all of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 
 from sppcls.errors import ConfigError
 
+_PER_IMAGE = {"mul", "div"}  # that may take a number an image, [N, 1, 1, 1]
+_STATISTICS = {"mean", "var", "std", "var_mean", "std_mean"}  # refused over the images
 _POINTWISE = {F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.gelu, F.leaky_relu}  # of one value each
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -29,13 +32,16 @@ def joint(net: nn.Module, tensors: Sequence[Tensor]) -> list[Tensor]:
         if "memory" in str(error):
             raise
         what = str(error).partition("\n")[0]
-        raise ConfigError(f"data.mix: this network takes tensors of one shape only ({what}); use data.mix=0") from error
+        raise ConfigError(
+            f"this network cannot take the several tensors of a mixed step ({what}); use data.mix=0 data.batches=auto"
+        ) from error
 
 
 class Parts:
     """Tensors that every torch function is applied to in turn; ``batch_norm`` is applied to all their pixels at once.
 
     ``shape[0]`` is the number of all images: what a layer draws for each image, [N, 1, 1, 1], is dealt to the parts.
+    A function in place changes these parts, not their tensors. What holds for one tensor only raises ``TypeError``.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -60,11 +66,12 @@ class Parts:
         return self._tensors
 
     @property
-    def shape(self) -> torch.Size:
-        """[N, C, H, W] with N over all parts, and the H and W of the first."""
-        return torch.Size([len(self), *self.tensors[0].shape[1:]])
+    def shape(self) -> tuple[Any, ...]:
+        """(N, C, H, W) with N over all parts; a side that differs is an object that cannot be reckoned with."""
+        sides = [set(of) for of in zip(*(part.shape[1:] for part in self.tensors), strict=True)]
+        return (len(self), *(side.pop() if len(side) == 1 else object() for side in sides))
 
-    def size(self, dim: int | None = None) -> torch.Size | int:
+    def size(self, dim: int | None = None) -> Any:
         """Return `shape`, or one side of it."""
         return self.shape if dim is None else self.shape[dim]
 
@@ -75,25 +82,33 @@ class Parts:
     def __getattr__(self, name: str) -> Any:
         """Return a method that is applied to each part, or what is the same for all, such as ``device``."""
         found = getattr(self.tensors[0], name)
-        if not callable(found):
-            return found
-        return lambda *args, **how: self._map(getattr(Tensor, name), (self, *args), how)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._map(Tensor.__getitem__, (self, key), {})
+        return partial(self._call, getattr(Tensor, name)) if callable(found) else found
 
     def __len__(self) -> int:
         return sum(map(len, self.tensors))
 
+    def __getitem__(self, key: Any) -> Any:
+        return self._call(Tensor.__getitem__, key)
+
     def __add__(self, other: Any) -> Any:
-        return self._map(torch.add, (self, other), {})
+        return self._call(torch.add, other)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._call(torch.sub, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._call(torch.rsub, other)
 
     def __mul__(self, other: Any) -> Any:
-        if isinstance(other, Tensor) and other.shape[1:].numel() == 1 and len(other) == len(self):  # a number an image
-            other = Parts(torch.split(other, list(map(len, self.tensors))))
-        return self._map(torch.mul, (self, other), {})
+        return self._call(torch.mul, other)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._call(torch.div, other)
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.__torch_function__(function, (), (self, *args), kwargs)
 
     @classmethod
     def __torch_function__(
@@ -103,35 +118,54 @@ class Parts:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs, name = dict(kwargs or {}), function.__name__
         if function is F.batch_norm:
             return _batch_norm(*args, **kwargs)
         if function in (torch.cat, torch.concat):
-            return Parts(
-                function(list(of_part), *args[1:], **kwargs)
-                for of_part in zip(*(p.tensors for p in args[0]), strict=True)
-            )
-        parts = next(value for value in (*args, *kwargs.values()) if isinstance(value, Parts))
+            joined = zip(*(parts.tensors for parts in args[0]), strict=True)
+            return Parts(function(list(of_part), *args[1:], **kwargs) for of_part in joined)
+        if "batch_norm" in name or (name in _STATISTICS and _over_images(*args[1:2], **kwargs)):
+            raise TypeError(f"{name} over the images")
+        parts: Parts = next(value for value in (*args, *kwargs.values()) if isinstance(value, Parts))
         if function in _POINTWISE and parts._flat is not None:
             return parts.of_flat(function(parts._flat, *args[1:], **kwargs))
-        if kwargs.get("inplace"):  # parts of one tensor share its memory and version
-            kwargs["inplace"] = False
+        if kwargs.get("inplace"):
+            return parts._become(parts._map(function, args, kwargs | {"inplace": False}))
+        if name.endswith("_") and not name.startswith("__"):
+            return parts._become(parts._map(getattr(Tensor, name[:-1]), args, kwargs))
         return parts._map(function, args, kwargs)
 
+    def _become(self, found: "Parts") -> "Parts":
+        self._tensors, self._flat = found.tensors, None
+        return self
+
     def _map(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        columns = [self._column(value) for value in args]
-        named = {name: self._column(value) for name, value in kwargs.items()}
+        dealt = function.__name__ in _PER_IMAGE
+        columns = [self._column(value, dealt) for value in args]
+        named = {name: self._column(value, dealt) for name, value in kwargs.items()}
         every = range(len(self.tensors))
         found = [function(*(c[i] for c in columns), **{name: c[i] for name, c in named.items()}) for i in every]
         if isinstance(found[0], tuple | list):  # of chunk or split
             return tuple(map(Parts, zip(*found, strict=True)))
-        return Parts(found) if isinstance(found[0], Tensor) else found[0]
+        if isinstance(found[0], Tensor):
+            return Parts(found)
+        if any(one != found[0] for one in found):
+            raise TypeError(f"{function.__name__} differs")
+        return found[0]
 
-    def _column(self, value: Any) -> Sequence[Any]:
+    def _column(self, value: Any, dealt: bool) -> Sequence[Any]:
         """Return what each part gets of an argument."""
         if isinstance(value, Parts):
             return value.tensors
+        if dealt and isinstance(value, Tensor) and value.ndim == 4 and value.shape == (len(self), 1, 1, 1):
+            return torch.split(value, list(map(len, self.tensors)))
         return [value] * len(self.tensors)
+
+
+def _over_images(dim: Any = None, **_: Any) -> bool:
+    """Return whether a reduction over these dimensions mixes images."""
+    dims = dim if isinstance(dim, tuple | list) else (dim,)
+    return not all(isinstance(one, int) and one % 4 != 0 for one in dims)
 
 
 def _batch_norm(x: Parts, *args: Any, **kwargs: Any) -> Parts:

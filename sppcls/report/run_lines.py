@@ -27,14 +27,17 @@ def plan_lines(spec: Spec, planner: Planner, targets: Sequence[int] | Sizes, wor
 
 def mixing_lines(found: Mixing) -> list[str]:
     """Return what the steps are like, beside random ones, and a warning where they hold few classes."""
-    by = f"images by {found.by}, from {counted(found.tensors, 'tensor')}" if found.by == "aspect" else "any images"
+    parts = f", in {found.parts} parts" if found.parts > 1 else ""
+    by = f"images by aspect{parts}" if found.by == "aspect" else "any images"
     lines = [
         f"steps: {by}; {found.classes:.1f} classes in each (random steps: {found.classes_random:.1f})",
         f"two images that share a step share the next epoch's in {found.again:.1%} (random steps: "
         f"{found.again_random:.1%})",
     ]
     if found.poor:
-        lines.append("warning: steps hold few classes, which average pooling learns less from; raise data.mix")
+        lines.append(
+            "warning: steps hold few classes, which is learned less from; raise data.mix, or data.batches=random"
+        )
     return lines
 
 

@@ -167,19 +167,19 @@ def contributions(answers: Answers, scale: int) -> dict[str, FloatArray]:
 
 def steps_of(found: Study) -> list[str]:
     """Return what the variants' steps are like, so that an effect can be told from its batches."""
-    kinds: dict[str, list[str]] = {}
-    for name, one in found.variants.items():
-        of = [mixing for run in one.runs if (mixing := run.summary.get("mixing"))]
-        for by in sorted({mixing["by"] for mixing in of}):
-            classes, random = (np.mean([m[key] for m in of if m["by"] == by]) for key in ("classes", "classes_random"))
-            images = "any images" if by == "random" else "images of similar aspect, mixed"
-            kinds.setdefault(f"{images}, {classes:.1f} classes in each (random steps: {random:.1f})", []).append(name)
-    if not kinds:
-        return []
-    if len(kinds) == 1:
-        return [f"Steps of all variants: {next(iter(kinds))}."]
-    said = "; ".join(f"{', '.join(names)}: {kind}" for kind, names in kinds.items())
-    return [f"Steps differ, and so may what is learned from them: {said}. data.batches gives all variants the same."]
+    kinds: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for name, run in ((name, run) for name, one in found.variants.items() for run in one.runs):
+        if mixing := run.summary.get("mixing"):
+            kinds.setdefault((mixing["by"], mixing["parts"]), {}).setdefault(name, []).append(mixing["classes"])
+    said = []
+    for (by, parts), names in kinds.items():
+        images = "any images" if by == "random" else f"images by aspect{f', in {parts} parts' if parts > 1 else ''}"
+        classes = np.mean([value for values in names.values() for value in values])
+        said.append(f"{', '.join(names)}: {images}, {classes:.1f} classes in each")
+    if len(said) < 2:
+        return [f"Steps of {one}." for one in said]
+    differ = "Steps differ, and so may what is learned from them"
+    return [f"{differ}: {'; '.join(said)}. With the same data.batches and data.mix they are the same."]
 
 
 def as_values(found: Study) -> dict[str, Any]:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class MultiScaleDataModule(pl.LightningDataModule):
-    """Batches of one (H, W) each, at a scale set by the schedule, without crop or warp.
+    """Steps of one or several (H, W), at a scale set by the schedule, without crop or warp.
 
     Args:
         train: Training images: a ``Source``; a map-style data set of (image, label), such as ``ImageFolder``, without a
@@ -44,8 +44,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         fit: ``keep`` (neither crop nor warp), ``crop`` or ``warp``.
         cache: Cache the pixels of each scale between epochs, in shared memory (``ram``) or a mapped file (``disk``).
         gap_scales: Other scales at which validation images are measured during training; cached as well.
-        mix, batches: How steps are mixed (`sppcls.data.planner.Planner`). Where ``mix`` is above 0, the loader yields
-            a `sppcls.data.batch.MixedBatch`.
+        mix, batches: How steps are mixed (`sppcls.data.planner.Planner`). Where they are, or with ``keep`` are random,
+            the loader yields a `sppcls.data.batch.MixedBatch`.
         mean: The padding colour, RGB in 0..1: the network's mean, so that it is 0 after normalisation.
     """
 
@@ -133,10 +133,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         return batches_of(dataset, itertools.islice(batches, count), self._num_workers)
 
     def largest_step(self) -> tuple[int, Size, int]:
-        """Return the most images of a step of a rank, the (H, W) with the most pixels, and the number of tensors."""
-        largest = self.planner.largest_batch(self._world)
-        together = min(self.planner.tensors, 2)
-        return min(together * len(largest.indices), self.batch_size), largest.size, self.planner.tensors
+        """Return the largest step, as `sppcls.data.planner.Planner.largest_step` does."""
+        return self.planner.largest_step(self._world)
 
     @property
     def _world(self) -> int:
