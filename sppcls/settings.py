@@ -70,7 +70,7 @@ class DataSpec(Values):
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Images per step and process, at most; steps are about as large, the smallest a quarter to half of it."""
     mix: Share = 0.45
-    """How mixed a step is: 0 is one tensor of one aspect; above, a step has batch_size ** mix parts of other aspects."""
+    """How mixed a step is: 0 is one tensor of one aspect; above, it has batch_size ** mix parts of many aspects."""
     batches: Literal["auto", "aspect", "random"] = "auto"
     """Which images share a step: of similar aspect, or any; auto is aspect for fit=keep, else random."""
     num_workers: Annotated[int, Field(ge=0, le=128)] = 2

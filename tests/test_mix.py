@@ -248,7 +248,7 @@ class _InPlace(nn.BatchNorm2d):
 
 @pytest.mark.parametrize("net", [_Sized(nn.BatchNorm2d(3)), _Own(3), _Centred(3)])
 def test_what_holds_for_one_tensor_only_is_refused(net):
-    with pytest.raises(ConfigError, match="use data.mix=0"):
+    with pytest.raises(ConfigError, match=r"use data\.mix=0"):
         joint(net.train(), [torch.randn(2, 3, 8, 12), torch.randn(3, 3, 16, 8)])
 
 

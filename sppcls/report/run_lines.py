@@ -35,9 +35,7 @@ def mixing_lines(found: Mixing) -> list[str]:
         f"{found.again_random:.1%})",
     ]
     if found.poor:
-        lines.append(
-            "warning: steps hold few classes, which is learned less from; raise data.mix, or data.batches=random"
-        )
+        lines.append("warning: steps hold few classes, so less is learned; raise data.mix, or use data.batches=random")
     return lines
 
 
