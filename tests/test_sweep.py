@@ -74,9 +74,9 @@ def test_a_sweep_says_a_line_a_job_and_keeps_the_rest_in_the_jobs_log(train, tmp
     assert [line.split(" (")[1] for line in lines][-1] == "2 of 2 done)"
     assert all(": finished, top-1 " in line for line in lines)
     assert len(lines) == 2
-    assert "smallest batch" not in out
+    assert "smallest step" not in out
     logs = [path.read_text() for path in tmp_path.glob("t/*/train.log")]
-    assert all("smallest batch" in log and "epoch   2/2" in log and "Validation" in log for log in logs)
+    assert all("smallest step" in log and "epoch   2/2" in log and "Validation" in log for log in logs)
 
 
 def test_a_failing_job_stops_no_other_and_does_not_hide(train, tmp_path, capsys):
