@@ -138,7 +138,7 @@ class Cut:
         picks: [N] places in ``members`` (shuffled within their bucket), step after step.
         counts: [S] images of each step.
         lowest, highest: [S] the least and the greatest bucket of each step's tensor.
-    aspect: [S] twice the middle bucket of each step's images.
+        aspect: [S] twice the middle bucket of each step's images.
         world: Number of ranks, which share a step.
     """
 

@@ -1,7 +1,7 @@
 """One network on tensors of several shapes together: layer by layer, with batch norm over all of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any
 
 import torch
@@ -87,28 +87,14 @@ class Parts:
     def __len__(self) -> int:
         return sum(map(len, self.tensors))
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._call(Tensor.__getitem__, key)
-
-    def __add__(self, other: Any) -> Any:
-        return self._call(torch.add, other)
-
-    def __sub__(self, other: Any) -> Any:
-        return self._call(torch.sub, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._call(torch.rsub, other)
-
-    def __mul__(self, other: Any) -> Any:
-        return self._call(torch.mul, other)
-
-    def __truediv__(self, other: Any) -> Any:
-        return self._call(torch.div, other)
-
-    __radd__, __rmul__ = __add__, __mul__
-
     def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.__torch_function__(function, (), (self, *args), kwargs)
+
+    __getitem__ = partialmethod(_call, Tensor.__getitem__)
+    __add__ = __radd__ = partialmethod(_call, torch.add)
+    __mul__ = __rmul__ = partialmethod(_call, torch.mul)
+    __sub__, __rsub__ = partialmethod(_call, torch.sub), partialmethod(_call, torch.rsub)
+    __truediv__ = partialmethod(_call, torch.div)
 
     @classmethod
     def __torch_function__(

@@ -1,15 +1,13 @@
 """What a run shows on the terminal: its data, its plan and its results."""
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sppcls.data.catalog import Splits
-from sppcls.data.cut import Sizes
 from sppcls.data.planner import Planner
 from sppcls.errors import counted
 from sppcls.measure.dataset import mean_distortion
-from sppcls.measure.mixing import Mixing, mixing
+from sppcls.measure.mixing import Mixing
 from sppcls.report.page import points, scale_cells
 from sppcls.run_folder import Summary
 from sppcls.spec import Spec
@@ -19,9 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def plan_lines(spec: Spec, planner: Planner, targets: Sequence[int] | Sizes, world: int = 1) -> "list[Table | str]":
+def plan_lines(spec: Spec, planner: Planner, found: Mixing, world: int = 1) -> "list[Table | str]":
     """Return the plan of a run as it is shown before its first epoch, with warnings."""
-    found = mixing(planner, targets, world)
     return [plan_table(spec, planner, world), *mixing_lines(found), *untrained_lines(spec, planner)]
 
 

@@ -50,7 +50,8 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     trainer = build_trainer(spec, folder, signals, started, resumed)
     data.trainer = trainer  # before Lightning does, so that the plan knows the number of ranks
     show(_device_line(trainer.strategy.root_device))
-    show(*plan_lines(spec, data.planner, splits.train.targets, trainer.world_size))
+    mixed = mixing(data.planner, data.train.targets, trainer.world_size)
+    show(*plan_lines(spec, data.planner, mixed, trainer.world_size))
     if data.caches:  # they are allocated here, before the first epoch
         show(data.cache_line)
     module = _module(spec, network, data, trainer.strategy.root_device)
@@ -67,7 +68,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
         write_text(folder / SKIPPED, "".join(f"{shown(path)}\t{why}\n" for path, why in skipped.items()))
         log.warning("skipped as unreadable, listed in skipped.txt: %s", counted(len(skipped), "file"))
     measured = _measured(spec, network, data, folder, trainer.strategy.root_device)
-    write_json(folder / SUMMARY, measured | _facts(spec, network, data, trainer))
+    write_json(folder / SUMMARY, measured | _facts(spec, network, data, trainer) | {"mixing": asdict(mixed)})
 
 
 def build_data(spec: Spec, splits: Splits, mean: Triple) -> MultiScaleDataModule:
@@ -167,7 +168,6 @@ def _facts(spec: Spec, network: SppClassifier, data: MultiScaleDataModule, train
         "train_repeats": data.plan(0).repeats,
         "val_images": len(data.val.targets) if data.val else 0,
         "data_costs": [asdict(cost) for cost in costs],
-        "mixing": asdict(mixing(data.planner, data.train.targets, trainer.world_size)),
     }
 
 

@@ -11,6 +11,7 @@ from sppcls.build import build_planner
 from sppcls.checkpoints import has_checkpoint
 from sppcls.errors import ConfigError, SppclsError, one_line
 from sppcls.files import read_json
+from sppcls.measure.mixing import mixing
 from sppcls.process import Interrupted, Signals
 from sppcls.report.run_lines import closing_lines, data_lines, plan_lines, result_table
 from sppcls.report.run_page import write_run_page, write_run_tables
@@ -67,7 +68,8 @@ def run(spec: Spec, *, anew: bool = False) -> int:
             if spec.plan_only:
                 splits, ranks = precheck(spec), local_ranks(spec)
                 planner = build_planner(spec, splits.train.sizes)
-                show(*data_lines(splits), *plan_lines(spec, planner, splits.train.targets, ranks))
+                mixed = mixing(planner, splits.train.targets, ranks)
+                show(*data_lines(splits), *plan_lines(spec, planner, mixed, ranks))
             elif joined_rank():
                 from sppcls.training.ranks import follow
 
