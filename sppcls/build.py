@@ -26,7 +26,16 @@ def build_schedule(spec: Spec) -> Schedule:
 def build_planner(spec: Spec, sizes: Sizes) -> Planner:
     """Return the planner of a run's epochs, for images of these sizes."""
     how = spec.data.model_dump(include={"batch_size", "fit", "max_aspect", "mix", "batches"})
-    return Planner(sizes, build_schedule(spec), seed=spec.seed, **how)
+    return Planner(sizes, build_schedule(spec), seed=spec.seed, multiple=_multiple(spec), **how)
+
+
+def _multiple(spec: Spec) -> int:
+    """Return what the sides of images are multiples of, which is the stride of a network that is built to know it."""
+    if spec.data.align != "stretch" or spec.model.pool == "fixed":
+        return 1
+    from sppcls.models.backbones import build_trunk
+
+    return build_trunk(spec.model.backbone, width=spec.model.width, norm=spec.model.norm).stride
 
 
 def build_augment(spec: AugmentSpec, seed: int) -> "Augment":
@@ -41,7 +50,18 @@ def build_splits(spec: DataSpec) -> Splits:
     if spec.name not in DATA_SETS:
         splits: Splits = plugin("sources", spec.name, "data.name", DATA_SETS)(spec)
         return splits
-    loading = {"name", "fit", "batch_size", "mix", "batches", "num_workers", "cache", "split_seed", "max_aspect"}
+    loading = {
+        "name",
+        "fit",
+        "batch_size",
+        "mix",
+        "batches",
+        "num_workers",
+        "cache",
+        "split_seed",
+        "max_aspect",
+        "align",
+    }
     return load_splits(spec.name, seed=spec.split_seed, **spec.model_dump(exclude=loading))
 
 
@@ -49,6 +69,7 @@ def build_classifier(
     spec: ModelSpec,
     classes: Sequence[str],
     scales: Sequence[int],
+    align: str = "none",
     *,
     pretrained: bool = True,
     input_size: tuple[int, int] | None = None,
@@ -72,6 +93,7 @@ def build_classifier(
         dropout=spec.dropout,
         input_size=(input_size or scales[0]) if spec.pool == "fixed" else None,
         scales=tuple(scales),
+        align=align,
     )
     if spec.freeze == "backbone":
         network.freeze_trunk()

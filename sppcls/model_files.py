@@ -220,4 +220,6 @@ def _network(described: Mapping[str, Any], known: Signature, spec: Spec | None) 
         model = parse_model(described["model"])
     else:
         raise SppclsError("its trunk was not built by name; build the SppClassifier yourself and load its state_dict")
-    return build_classifier(model, known.classes, known.scales, pretrained=False, input_size=known.input_size)
+    return build_classifier(
+        model, known.classes, known.scales, known.align, pretrained=False, input_size=known.input_size
+    )

@@ -11,6 +11,7 @@ from sppcls.errors import ConfigError, SppclsError
 
 Triple = tuple[float, float, float]
 INPUTS = ("normalized", "uint8", "float")
+ALIGN = ("stretch", "pad", "none")
 
 
 def far_scales(asked: Sequence[int], trained: Sequence[int]) -> str:
@@ -41,6 +42,8 @@ class Signature:
         scales: Training scales (shorter sides) in pixels.
         pool: ``spp``, ``gap`` or ``fixed``; the last takes only ``input_size``, (H, W).
         fit, max_aspect: How images are fitted to a scale (`sppcls.data.plan`).
+        align: How sides become multiples of the stride: ``stretch``, of the images themselves; ``pad``, by the network,
+            which repeats the last row and column; ``none``, not.
         mean, std: Per colour channel, in units of 0..1.
         smallest, stride: Of the trunk, in pixels.
         input: The values of [N, 3, H, W]: ``normalized`` floats, ``uint8`` 0..255 or ``float`` 0..1.
@@ -63,6 +66,12 @@ class Signature:
     probabilities: bool = False
     half: bool = False
     regions: bool = False
+    align: str = "none"
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of images are multiples of."""
+        return self.stride if self.align == "stretch" and self.input_size is None else 1
 
     @property
     def scale(self) -> int:
@@ -125,6 +134,7 @@ def _cast(values: Mapping[str, Any]) -> Signature:
         probabilities=_checked(values["probabilities"], bool),
         half=_checked(values["half"], bool),
         regions=_checked(values["regions"], bool),
+        align=_one_of(values["align"], ALIGN),
     )
     if len(set(found.classes)) < max(len(found.classes), 2) or not all(found.classes):
         raise ValueError("classes must be at least two distinct names")

@@ -14,13 +14,12 @@ from sppcls.settings import (
     DataSpec,
     MetricsSpec,
     ModelSpec,
-    OptimSpec,
     PathText,
     ScheduleSpec,
     Seed,
-    TrainerSpec,
     Values,
 )
+from sppcls.training_settings import OptimSpec, TrainerSpec
 
 # Names that other trainers use.
 _ELSEWHERE = {
@@ -185,9 +184,9 @@ def parse(values: Mapping[str, object]) -> Spec:
 
 
 def parse_stored(values: Mapping[str, Any]) -> Spec:
-    """Return the spec that a run has stored; those from before ``data.mix`` did not mix their steps."""
+    """Return the spec that a run has stored; those from before ``data.mix`` or ``data.align`` did neither."""
     data = values.get("data") if isinstance(values, Mapping) else None
-    return parse({**values, "data": {"mix": 0.0, **data}} if isinstance(data, Mapping) else values)
+    return parse({**values, "data": {"mix": 0.0, "align": "none", **data}} if isinstance(data, Mapping) else values)
 
 
 def _first_line(error: ValidationError, prefix: str = "") -> str:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sppcls.data import cut as cutting
 from sppcls.data.cut import cut_images, cut_into_steps
-from sppcls.data.plan import TrainingPlan, aspect_buckets, bucket_size, padding_share, plan_epoch, plan_evaluation
+from sppcls.data.geometry import fitted_size, to_multiple
+from sppcls.data.plan import TrainingPlan, aspect_buckets, bucket_size, plan_epoch, plan_evaluation
 from sppcls.data.schedule import Schedule
 
 sides = st.integers(1, 3000)
@@ -28,8 +29,9 @@ def photographs(count: int, seed: int = 0) -> np.ndarray:
 
 
 def padding(batches, sizes) -> float:
-    tensors = np.array([batch.size for batch in batches for _ in batch.indices])
-    return padding_share(tensors, sizes[[index for batch in batches for index in batch.indices]])
+    pairs = [(batch.size, sizes[index].tolist()) for batch in batches for index in batch.indices]
+    used = sum(np.prod(fitted_size(*image, size)) for size, image in pairs)
+    return 1 - used / sum(np.prod(size) for size, _ in pairs)
 
 
 @given(image_sizes, batch_sizes, worlds, st.integers(0, 5), st.sampled_from(["keep", "crop", "warp"]))
@@ -258,3 +260,54 @@ def test_the_bench_measures_each_case_in_a_process_of_its_own(monkeypatch):
     assert all(0 < value < 1000 for row in report.rows for value in row[3:])
     assert sorted(i for batch in bench.grouped(bench.photographs(700)) for i in batch) == list(range(700))
     assert report.summary["ratio_to_grouping"] > 0
+
+
+# --- multiples of the stride ------------------------------------------------------------------------------------------
+
+
+@given(image_sizes, st.sampled_from([4, 8, 12, 32]), st.integers(8, 300), st.sampled_from(["keep", "warp"]))
+@settings(max_examples=100, deadline=None)
+def test_every_tensor_and_image_has_sides_that_are_multiples(sizes, multiple, scale, fit):
+    schedule = Schedule("single", (scale,))
+    training = plan_epoch(sizes, schedule, 0, seed=0, batch_size=4, fit=fit, multiple=multiple)
+    measuring = plan_evaluation(sizes, scale, batch_size=4, fit=fit, multiple=multiple)
+    for batch in [*training, *measuring]:
+        assert not any(side % multiple for side in batch.size)
+        for index in batch.indices:
+            if fit == "keep":
+                assert not any(side % multiple for side in fitted_size(*sizes[index].tolist(), batch.size, multiple))
+
+
+@given(image_sizes, st.sampled_from([4, 8, 32]), st.integers(8, 300))
+@settings(max_examples=100, deadline=None)
+def test_an_aspect_changes_by_at_most_half_a_multiple(sizes, multiple, scale):
+    for batch in plan_evaluation(sizes, scale, batch_size=4, multiple=multiple):
+        assert min(batch.size) == to_multiple(scale, multiple)  # a neighbouring scale is the same picture
+        for index in batch.indices:
+            image = sizes[index].tolist()
+            factor = min(side / length for side, length in zip(batch.size, image, strict=True))
+            for side, length in zip(fitted_size(*image, batch.size, multiple), image, strict=True):
+                # ... or is one multiple, if the picture is thinner than that.
+                assert abs(side - length * factor) <= multiple / 2 + 1e-6 or side == multiple > length * factor
+
+
+def test_the_plan_says_how_much_aspects_change():
+    sizes = np.array([[100, 133], [100, 151], [100, 100], [300, 200]])
+    plan = plan_epoch(sizes, Schedule("single", (32,)), 0, seed=0, batch_size=2, multiple=8)
+    factors = []
+    for batch in plan:
+        for index in batch.indices:
+            (h, w), (height, width) = sizes[index].tolist(), fitted_size(*sizes[index].tolist(), batch.size, 8)
+            factors.append(abs(np.log(width / height * h / w)))
+    assert plan.stretch(sizes) == pytest.approx(np.exp(np.mean(factors)))
+    assert plan.stretch(sizes) > 1.01
+    assert plan_epoch(sizes, Schedule("single", (32,)), 0, seed=0, batch_size=2).stretch(sizes) == 1
+
+
+def test_a_multiple_leaves_fewer_shapes():
+    sizes = photographs(2000)
+    shapes = [
+        plan_epoch(sizes, Schedule("single", (96,)), 0, seed=0, batch_size=32, multiple=multiple).shapes
+        for multiple in (1, 8, 32)
+    ]
+    assert shapes[0] > shapes[1] > 2 * shapes[2]

@@ -295,7 +295,7 @@ def test_each_region_comes_from_the_scale_where_it_is_nearest_to_the_training_ar
 
 def test_boxes_move_with_the_pixels_and_edges_stay_edges():
     # A 60 x 81 image in a tensor of 40 x 55: 54 columns of image and one of padding.
-    moved = _moved(np.array([[0, 0, 81, 60], [40.5, 30, 54, 59.0]]), (60, 81), (40, 55))
+    moved = _moved(np.array([[0, 0, 81, 60], [40.5, 30, 54, 59.0]]), (60, 81), (40, 55), 1)
     assert moved[0].tolist() == [0, 0, 55, 40]
     assert moved[1].tolist() == pytest.approx([27, 20, 36, 39.3333333])
 

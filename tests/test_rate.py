@@ -10,8 +10,9 @@ from sppcls import MultiScaleDataModule
 from sppcls.build import build_classifier
 from sppcls.data.shapes import ShapesSource
 from sppcls.errors import ConfigError
-from sppcls.settings import ModelSpec, OptimSpec
+from sppcls.settings import ModelSpec
 from sppcls.training.optim import HIGHEST, LOWEST, STEPS, find_rate
+from sppcls.training_settings import OptimSpec
 
 
 @pytest.fixture(scope="module")

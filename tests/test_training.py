@@ -28,7 +28,6 @@ from sppcls.model_files import load
 from sppcls.models.backbones import build_trunk
 from sppcls.report.run_lines import plan_table, untrained_lines
 from sppcls.run_folder import read_config
-from sppcls.settings import OptimSpec
 from sppcls.spec import parse
 from sppcls.training import overfitting
 from sppcls.training.callbacks import Curves, LargestShapeFirst, SaveLastAndBest
@@ -36,6 +35,7 @@ from sppcls.training.optim import parameter_groups
 from sppcls.training.preflight import resume_point, threads_of_each
 from sppcls.training.run import run
 from sppcls.training.trainer import DurableCheckpointIO, build_trainer, plain_trainer, quiet_lightning
+from sppcls.training_settings import OptimSpec
 
 SCALES = (24, 32)
 

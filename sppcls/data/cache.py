@@ -45,19 +45,19 @@ class PixelCache:
     Args:
         source: The images.
         tensors: The (H, W) [N, 2] of each image's tensor, or (0, 0), by the tensors' shorter side.
-        fit: As `fit_image` takes it.
+        fit, multiple: As `fit_image` takes them.
     """
 
     _buffer: "torch.Tensor"
 
-    def __init__(self, source: Source, tensors: Mapping[int, Shapes], fit: Fit = "keep") -> None:
-        self.source, self.fit, self.shorts = source, fit, tuple(sorted(tensors))
+    def __init__(self, source: Source, tensors: Mapping[int, Shapes], fit: Fit = "keep", multiple: int = 1) -> None:
+        self.source, self.fit, self.multiple, self.shorts = source, fit, multiple, tuple(sorted(tensors))
         self._sizes = source.sizes
         boxes = np.stack([tensors[short] for short in self.shorts])
         if fit == "crop":
             self._shapes, rooms = _decoded(source, self.shorts, boxes)
         else:
-            self._shapes = fitted_sizes(source.sizes, boxes) if fit == "keep" else boxes
+            self._shapes = fitted_sizes(source.sizes, boxes, multiple) if fit == "keep" else boxes
             rooms = 3 * self._shapes.prod(-1)
         ends = np.cumsum(rooms, 0)
         images = len(self.shorts) + ends[-1]  # one flag per scale, then the slots
@@ -102,7 +102,8 @@ class PixelCache:
             return None
         slot = self._slot(k, index)
         h, w = self._sizes[index].tolist()
-        return slot if self.fit == "crop" or slot.shape[1:] == content_size((h, w), size, self.fit) else None
+        inner = content_size((h, w), size, self.fit, self.multiple)
+        return slot if self.fit == "crop" or slot.shape[1:] == inner else None
 
     def put(self, index: int, image: "torch.Tensor", short: int, fit_image: "Callable[..., torch.Tensor]") -> None:
         """Cache image ``index``, read with ``min_short=short``, at every scale where reading gives the same pixels."""

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.data.geometry import Fit
+from sppcls.data.geometry import Fit, to_multiple
 
 Sizes = npt.NDArray[np.int64]
 
@@ -42,24 +42,30 @@ def aspect_buckets(sizes: Sizes, max_aspect: float, fit: Fit = "keep") -> Sizes:
 
 
 @cache
-def bucket_size(lowest: int, highest: int, scale: int) -> tuple[int, int]:
+def bucket_size(lowest: int, highest: int, scale: int, multiple: int = 1) -> tuple[int, int]:
     """Return the (H, W) that holds every bucket from ``lowest`` to ``highest`` with the shorter side at ``scale``.
 
-    >>> bucket_size(14, 14, 64), bucket_size(-14, -14, 64), bucket_size(0, 0, 64)
-    ((64, 96), (96, 64), (64, 64))
+    First the scale and then the longer side are set to the nearest ``multiple``.
+
+    >>> bucket_size(14, 14, 64), bucket_size(-14, -14, 64), bucket_size(0, 0, 65), bucket_size(14, 14, 65, 16)
+    ((64, 96), (96, 64), (65, 65), (64, 96))
     """
+    short = to_multiple(scale, multiple)
 
     def long_side(bucket: int) -> int:
-        return round(scale * EDGE * 2 ** (bucket / BUCKETS_PER_OCTAVE)) if bucket > 0 else scale
+        return to_multiple(short * EDGE * 2 ** (bucket / BUCKETS_PER_OCTAVE), multiple) if bucket > 0 else short
 
     return long_side(-lowest), long_side(highest)
 
 
-def own_tensors(sizes: Sizes, scales: Sequence[int], fit: Fit = "keep", max_aspect: float = 4.0) -> dict[int, Sizes]:
-    """Return the (H, W) [N, 2] of each image's tensor by scale, as `plan_evaluation` plans it."""
+def own_tensors(
+    sizes: Sizes, scales: Sequence[int], fit: Fit = "keep", max_aspect: float = 4.0, multiple: int = 1
+) -> dict[int, Sizes]:
+    """Return the (H, W) [N, 2] of each image's tensor by its shorter side, as `plan_evaluation` plans it."""
     buckets, which = np.unique(aspect_buckets(sizes, max_aspect, fit), return_inverse=True)
     return {
-        scale: np.array([bucket_size(bucket, bucket, scale) for bucket in buckets.tolist()])[which] for scale in scales
+        to_multiple(scale, multiple): np.array([bucket_size(b, b, scale, multiple) for b in buckets.tolist()])[which]
+        for scale in scales
     }
 
 
@@ -140,6 +146,7 @@ class Cut:
         lowest, highest: [S] the least and the greatest bucket of each step's tensor.
         aspect: [S] twice the middle bucket of each step's images.
         world: Number of ranks, which share a step.
+        multiple: Sides of tensors are multiples of it.
     """
 
     members: Sizes
@@ -150,6 +157,7 @@ class Cut:
     highest: Sizes
     aspect: Sizes
     world: int
+    multiple: int = 1
 
     @property
     def dealt(self) -> Sizes:
@@ -177,7 +185,13 @@ class Cut:
 
 
 def cut_images(
-    sizes: Sizes, batch_size: int, world: int = 1, fit: Fit = "keep", max_aspect: float = 4.0, by: Fit | None = None
+    sizes: Sizes,
+    batch_size: int,
+    world: int = 1,
+    fit: Fit = "keep",
+    max_aspect: float = 4.0,
+    by: Fit | None = None,
+    multiple: int = 1,
 ) -> Cut:
     """Cut the images of ``sizes`` [N, 2] (H, W) into steps, every image into one (`cut_into_steps`).
 
@@ -191,4 +205,4 @@ def cut_images(
     lowest, highest = (buckets[[step[end] for step in steps]] for end in (0, -1))
     aspect, kept = lowest + highest, int(fit == "keep")
     tensors = lowest * kept, highest * kept
-    return Cut(members, _edges(buckets), np.concatenate(steps), counts, *tensors, aspect, world)
+    return Cut(members, _edges(buckets), np.concatenate(steps), counts, *tensors, aspect, world, multiple)

@@ -31,30 +31,41 @@ def images_at(size: tuple[int, int], batch_size: int) -> int:
     return max(1, min(batch_size, PIXELS // (size[0] * size[1])))
 
 
-def fitted_size(h: int, w: int, size: Size) -> Size:
-    """Return the (H, W), at least 1, of an h x w image scaled by one factor to touch the box ``size`` from inside.
+def to_multiple(length: float, multiple: int) -> int:
+    """Return the multiple that is nearest to a length, at least one.
 
-    >>> fitted_size(200, 300, (96, 160))
-    (96, 144)
+    >>> [to_multiple(length, 8) for length in (3, 60, 67, 69)]
+    [8, 64, 64, 72]
+    """
+    return max(round(length / multiple), 1) * multiple
+
+
+def fitted_size(h: int, w: int, size: Size, multiple: int = 1) -> Size:
+    """Return the (H, W) of an h x w image scaled by one factor to touch the box ``size`` from inside.
+
+    The other side is then set to the nearest ``multiple``, at least one, at most the box.
+
+    >>> fitted_size(200, 300, (96, 160)), fitted_size(200, 310, (96, 160), 8)
+    ((96, 144), (96, 152))
     """
     height, width = size
     if height * w <= width * h:
-        return height, max(1, round(w * height / h))
-    return max(1, round(h * width / w)), width
+        return height, min(to_multiple(w * height / h, multiple), width)
+    return min(to_multiple(h * width / w, multiple), height), width
 
 
-def content_size(native: Size, size: Size, fit: str) -> Size:
+def content_size(native: Size, size: Size, fit: str, multiple: int = 1) -> Size:
     """Return the (H, W) that an image of size ``native`` takes in a tensor of ``size``; the rest is padding."""
-    return fitted_size(*native, size) if fit == "keep" else size
+    return fitted_size(*native, size, multiple) if fit == "keep" else size
 
 
-def fitted_sizes(sizes: Whole, boxes: Whole) -> npt.NDArray[np.int64]:
+def fitted_sizes(sizes: Whole, boxes: Whole, multiple: int = 1) -> npt.NDArray[np.int64]:
     """Return `fitted_size` of images of ``sizes`` [N, 2] in ``boxes`` [..., N, 2], (0, 0) where there is no box."""
     (h, w), (height, width) = sizes.T, np.moveaxis(boxes, -1, 0)
-    by_height = np.stack([height, np.rint(w * height / h)], -1)
-    by_width = np.stack([np.rint(h * width / w), width], -1)
+    by_height = np.stack([height, np.rint(w * height / h / multiple) * multiple], -1)
+    by_width = np.stack([np.rint(h * width / w / multiple) * multiple, width], -1)
     fitted = np.where((height * w <= width * h)[..., None], by_height, by_width)
-    return np.where(boxes > 0, np.maximum(fitted, 1), 0).astype(np.int64)
+    return np.minimum(np.maximum(fitted, multiple), boxes).astype(np.int64)
 
 
 def reduction(short: int, wanted: int) -> int:
@@ -106,14 +117,14 @@ _ROWS = 256  # at a time, so that the wider copies of large images stay small
 
 
 def fit_array(
-    image: Pixels, size: Size, fit: str = "keep", pad: Colour = BLACK, *, native: Size | None = None
+    image: Pixels, size: Size, fit: str = "keep", pad: Colour = BLACK, *, native: Size | None = None, multiple: int = 1
 ) -> Pixels:
     """Put an image [h, w, 3] into exactly ``size``, (H, W); as `sppcls.data.images.fit_image`, cut at the centre."""
     if fit == "crop":
         top, bottom, left, right = cut_box(image.shape[0], image.shape[1], size)
         image, native = image[top:bottom, left:right], None
     h, w = native or (image.shape[0], image.shape[1])
-    inner = content_size((h, w), size, fit)
+    inner = content_size((h, w), size, fit, multiple)
     out = np.full((*size, 3), pad, np.uint8)
     out[: inner[0], : inner[1]] = _resized(image, inner, (h, w))
     return out

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ def fit_image(
     *,
     offset: tuple[float, float] = (0.5, 0.5),
     native: Size | None = None,
+    multiple: int = 1,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Put an image into exactly ``size``, (H, W), resized (bilinear, antialiased) at most once.
@@ -43,6 +44,7 @@ def fit_image(
         pad: RGB, 0 to 255.
         offset: Where ``crop`` cuts, as fractions (top, left) of the free space; (0.5, 0.5) is the centre.
         native: Full (h, w) of the file if `decode` reduced it: the file's own aspect is then kept.
+        multiple: ``keep`` sets both sides of the image to multiples of it (`fitted_size`).
         out: [3, H, W] uint8 to write into and return; without it ``image`` itself may be returned.
 
     Raises:
@@ -55,7 +57,7 @@ def fit_image(
         top, bottom, left, right = cut_box(image.shape[1], image.shape[2], size, offset)
         image, native = image[:, top:bottom, left:right], None
     h, w = native or (image.shape[1], image.shape[2])
-    inner = content_size((h, w), size, fit)
+    inner = content_size((h, w), size, fit, multiple)
     resized = _resize(image, inner, (h, w))
     if out is None:
         if inner == size:
@@ -156,10 +158,14 @@ class BatchDataset(Dataset[ImageBatch]):
     pad: Colour = BLACK
     augment: Augment | None = None
     cache: PixelCache | None = None
+    multiple: int = 1
 
     def __post_init__(self) -> None:
-        if self.cache and self.cache.fit != self.fit:
-            raise ValueError(f"fit is {self.fit} and the cache's is {self.cache.fit}; expected the same")
+        if self.cache and (self.cache.fit, self.cache.multiple) != (self.fit, self.multiple):
+            raise ValueError(
+                f"fit is {self.fit} and the cache's is {self.cache.fit}, multiple {self.multiple} and "
+                f"{self.cache.multiple}; expected the same"
+            )
 
     @overload
     def __getitem__(self, batch: Batch) -> ImageBatch: ...
@@ -194,9 +200,10 @@ class BatchDataset(Dataset[ImageBatch]):
         image, native = self._read(index, batch.size)
         draw = self.augment.draw(batch.epoch, index) if self.augment and batch.epoch >= 0 else None
         offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
-        fit_image(image, batch.size, self.fit, self.pad, offset=offset, native=native, out=out)
+        how: dict[str, Any] = {"offset": offset, "native": native, "multiple": self.multiple}
+        fit_image(image, batch.size, self.fit, self.pad, **how, out=out)
         if self.augment and draw:
-            h, w = content_size(native, batch.size, self.fit)
+            h, w = content_size(native, batch.size, self.fit, self.multiple)
             content = out[:, :h, :w]
             content.copy_(self.augment(content, draw))
 

@@ -5,7 +5,7 @@ from functools import cached_property
 import numpy as np
 
 from sppcls.data.cut import Cut, Sizes, bucket_size
-from sppcls.data.plan import Batch, Step, TrainingPlan, padding_share
+from sppcls.data.plan import Batch, Step, TrainingPlan
 from sppcls.data.schedule import Schedule
 
 
@@ -94,7 +94,13 @@ class RandomPlan(TrainingPlan):
         whole = self._share(*divmod(range(len(self))[number], self.world))
         buckets = self._buckets[list(whole.indices)].tolist()
         return Step.of(
-            Batch((index,), bucket_size(bucket, bucket, whole.scale), whole.scale, whole.epoch, whole.weight)
+            Batch(
+                (index,),
+                bucket_size(bucket, bucket, whole.scale, self._cut.multiple),
+                whole.scale,
+                whole.epoch,
+                whole.weight,
+            )
             for index, bucket in zip(whole.indices, buckets, strict=True)
         )
 
@@ -103,7 +109,8 @@ class RandomPlan(TrainingPlan):
         """[M, 3] the H and W of each image in `sequence`, and its scale."""
         scales = np.repeat(self._batch[:, 3], self._batch[:, 0])
         pairs, which = np.unique([self._buckets[self.sequence], scales], axis=1, return_inverse=True)
-        sizes = np.array([(*bucket_size(bucket, bucket, scale), scale) for bucket, scale in pairs.T.tolist()])
+        multiple = self._cut.multiple
+        sizes = np.array([(*bucket_size(bucket, bucket, scale, multiple), scale) for bucket, scale in pairs.T.tolist()])
         own: Sizes = sizes[which]
         return own
 
@@ -118,9 +125,9 @@ class RandomPlan(TrainingPlan):
         different: Sizes = np.unique(self._own, axis=0)
         return different
 
-    def padding(self, sizes: Sizes) -> float:
-        """Return the share of padding in the pixels."""
-        return padding_share(self._own[:, :2], sizes[self.sequence])
+    def _held(self, sizes: Sizes) -> tuple[Sizes, Sizes]:
+        """Return the (H, W) [M, 2] of tensors and of the images in them."""
+        return self._own[:, :2], sizes[self.sequence]
 
     @property
     def largest(self) -> Batch:

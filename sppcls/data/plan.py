@@ -7,11 +7,12 @@ rank and every worker agrees without communication, and an epoch can be resumed 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 
 import numpy as np
 
 from sppcls.data.cut import Cut, Sizes, aspect_buckets, bucket_size, cut_images
-from sppcls.data.geometry import Fit, images_at
+from sppcls.data.geometry import Fit, fitted_sizes, images_at
 from sppcls.data.schedule import Schedule
 
 
@@ -88,7 +89,7 @@ class TrainingPlan(EpochPlan):
         self.steps = -(-len(self._order) // self._together)  # that each rank takes
         scales = np.repeat(schedule.scales_of(epoch, self.steps), self._together)[: len(self._order)]
         buckets = cut.lowest[self._order].tolist(), cut.highest[self._order].tolist()
-        sizes = np.array(list(map(bucket_size, *buckets, scales.tolist())))
+        sizes = np.array(list(map(bucket_size, *buckets, scales.tolist(), repeat(cut.multiple))))
         # [B, 4] images of each batch, its H and W, its scale.
         self._batch = np.column_stack([cut.dealt[self._order], sizes, scales])
         self._starts = np.cumsum(self._batch[:, 0]) - self._batch[:, 0]
@@ -180,10 +181,24 @@ class TrainingPlan(EpochPlan):
         return self._share(int((-(-counts // self.world) * heights * widths).argmax()), 0)
 
     def padding(self, sizes: Sizes) -> float:
-        """Return the share of padding in the pixels, of images of ``sizes`` not shuffled within their bucket."""
+        """Return the share of padding in the pixels, of images of ``sizes`` in their aspect."""
+        tensors, images = self._held(sizes)
+        used = fitted_sizes(images, tensors, self._cut.multiple)
+        return float(1 - used.prod(axis=1).sum() / tensors.prod(axis=1).sum())
+
+    def stretch(self, sizes: Sizes) -> float:
+        """Return the geometric mean of the factors, 1 or more, by which the multiple changes the images' aspects."""
+        tensors, images = self._held(sizes)
+        if self._cut.multiple == 1:  # aspects change by the rounding of a pixel
+            return 1.0
+        factors = np.log(fitted_sizes(images, tensors, self._cut.multiple) / images)
+        return float(np.exp(np.abs(factors[:, 0] - factors[:, 1]).mean()))
+
+    def _held(self, sizes: Sizes) -> tuple[Sizes, Sizes]:
+        """Return the (H, W) [N, 2] of tensors and of the images in them, not shuffled within their bucket."""
         tensors = np.empty((len(self._batch), 2), np.int64)
         tensors[self._order] = self._batch[:, 1:3]
-        return padding_share(np.repeat(tensors, self._cut.counts, axis=0), sizes[self._cut.members[self._cut.picks]])
+        return np.repeat(tensors, self._cut.counts, axis=0), sizes[self._cut.members[self._cut.picks]]
 
 
 def plan_epoch(
@@ -196,13 +211,15 @@ def plan_epoch(
     world: int = 1,
     fit: Fit = "keep",
     max_aspect: float = 4.0,
+    multiple: int = 1,
 ) -> TrainingPlan:
     """Plan one training epoch of images of ``sizes`` [N, 2] (H, W).
 
     A step that spans neighbouring aspect buckets takes the larger tensor. So no batch is under ``batch_size // 2``
     images (unless the whole set is) and no remainder is dropped.
     """
-    return TrainingPlan(cut_images(sizes, batch_size, world, fit, max_aspect), schedule, epoch, seed)
+    cut = cut_images(sizes, batch_size, world, fit, max_aspect, multiple=multiple)
+    return TrainingPlan(cut, schedule, epoch, seed)
 
 
 def plan_evaluation(
@@ -212,6 +229,7 @@ def plan_evaluation(
     batch_size: int,
     fit: Fit = "keep",
     max_aspect: float = 4.0,
+    multiple: int = 1,
     largest: int | None = None,
 ) -> tuple[Batch, ...]:
     """Plan one pass for measuring: every image once, in a tensor whose (H, W) depends on that image alone.
@@ -223,14 +241,7 @@ def plan_evaluation(
     batches: list[Batch] = []
     for bucket in np.unique(buckets).tolist():
         members = np.flatnonzero(buckets == bucket).tolist()
-        size, widest = (bucket_size(bucket, bucket, side) for side in (scale, largest or scale))
+        size, widest = (bucket_size(bucket, bucket, side, multiple) for side in (scale, largest or scale))
         count = images_at(widest, batch_size)
         batches += [Batch(tuple(members[i : i + count]), size, scale) for i in range(0, len(members), count)]
     return tuple(batches)
-
-
-def padding_share(tensors: Sizes, sizes: Sizes) -> float:
-    """Return the share of padding in ``tensors`` [N, 2] (H, W) that hold images of ``sizes`` [N, 2] in their aspect."""
-    factor = (tensors / sizes).min(axis=1, keepdims=True)
-    used = np.rint(sizes * factor).clip(1).prod(axis=1).sum()
-    return float(1 - used / tensors.prod(axis=1).sum())

@@ -20,6 +20,7 @@ class Planner:
         batches: Which images share a step. ``aspect``: similar ones, mixed by ``mix``, whatever ``fit`` is.
             ``random``: any. ``auto``: by aspect if ``fit`` is ``keep``, random if all tensors are square anyway.
             Two fits with the same ``batches`` have the same images in every step.
+        multiple: Sides of tensors are multiples of it, and so are those of the images in them.
         mix: From 0, a step is one tensor of one aspect, to 1, it has a part for each image. Of no effect on random
             steps. A step that is drawn from several scales (``every="batch"``) is mixed among those of its scale.
 
@@ -35,6 +36,7 @@ class Planner:
     seed: int = 0
     mix: float = 0.0
     batches: Membership = "auto"
+    multiple: int = 1
     _cuts: dict[int, Cut] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -59,7 +61,7 @@ class Planner:
         if world not in self._cuts:
             size = self.batch_size if self.parts == 1 else self.batch_size // 2
             by: Fit = "keep" if self.membership == "aspect" else "warp"
-            self._cuts[world] = cut_images(self.sizes, size, world, self.fit, self.max_aspect, by)
+            self._cuts[world] = cut_images(self.sizes, size, world, self.fit, self.max_aspect, by, self.multiple)
         return self._cuts[world]
 
     def largest_step(self, world: int = 1) -> tuple[int, Size, int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from sppcls.data.cut import BUCKETS_PER_OCTAVE, EDGE
+from sppcls.data.geometry import to_multiple
 from sppcls.errors import ConfigError
 from sppcls.files import to_json, write_bytes
 from sppcls.model_files import KEY
@@ -150,10 +151,10 @@ def write_onnx(program: ExportedProgram, signature: Signature, description: Mapp
 
 
 _SIZES = {
-    "keep": "One of H and W is {scale}; the other is {scale} too for a square image, else round({scale} * {edge} * "
-    "2 ** (k / {octave})), k = ceil({octave} * log2(longer side / shorter side / {edge})), at least 1 and at most "
-    "{most}. Resize by one factor so that the image just fits into H x W; pad on the right or at the bottom with "
-    "the colour pad.",
+    "keep": "One of H and W is {scale}; the other is {scale} too for a square image, else {scale} * {edge} * "
+    "2 ** (k / {octave}) to the nearest multiple of {multiple}, k = ceil({octave} * log2(longer side / shorter side / "
+    "{edge})), at least 1 and at most {most}. Resize by one factor so that the image just fits into H x W, its other "
+    "side to the nearest multiple of {multiple}; pad on the right or at the bottom with the colour pad.",
     "crop": "Cut out the largest centred part with the aspect of {size} and resize it to {size}.",
     "warp": "Resize the image to {size}, each side by its own factor.",
 }
@@ -166,9 +167,10 @@ _VALUES = {
 
 def instructions(signature: Signature) -> dict[str, str]:
     """Return how to use a graph without this package: texts, and values in JSON, by name."""
-    height, width = signature.input_size or (signature.scale,) * 2
+    scale = to_multiple(signature.scale, signature.multiple)
+    height, width = signature.input_size or (scale, scale)
     most = math.ceil(BUCKETS_PER_OCTAVE * math.log2(signature.max_aspect))
-    names = {"scale": signature.scale, "size": f"{height} x {width} (H x W)", "most": most}
+    names = {"scale": scale, "multiple": signature.multiple, "size": f"{height} x {width} (H x W)", "most": most}
     sized = _SIZES[signature.fit].format(edge=EDGE, octave=BUCKETS_PER_OCTAVE, **names)
     steps = [
         "Decode to 8-bit RGB, apply the EXIF orientation, composite transparent parts on white.",
@@ -177,8 +179,8 @@ def instructions(signature: Signature) -> dict[str, str]:
     ]
     kind = "uint8" if signature.input == "uint8" else "float32"
     answers = "probabilities" if signature.probabilities else "logits; their softmax gives probabilities"
-    values = {"mean": signature.mean, "std": signature.std, "pad": signature.pad, "scale": signature.scale}
-    values |= {"classes": signature.classes, "longest": most}
+    values = {"mean": signature.mean, "std": signature.std, "pad": signature.pad, "scale": scale}
+    values |= {"multiple": signature.multiple, "classes": signature.classes, "longest": most}
     return {
         "preprocessing": " ".join(f"{number}. {step}" for number, step in enumerate(steps, 1)),
         "input": f"images [N, 3, H, W], {kind}, RGB",

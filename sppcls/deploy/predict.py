@@ -111,8 +111,8 @@ def plan_of(
         return []
     if signature.input_size:
         batch_size = images_at(signature.input_size, batch_size)
-    how = {"fit": signature.fit, "max_aspect": signature.max_aspect, "largest": largest}
-    batches = plan_evaluation(np.array(sizes, np.int64), scale, batch_size=batch_size, **how)  # type: ignore[arg-type]
+    how = {"fit": signature.fit, "max_aspect": signature.max_aspect, "multiple": signature.multiple}
+    batches = plan_evaluation(np.array(sizes, np.int64), scale, batch_size=batch_size, largest=largest, **how)  # type: ignore[arg-type]
     return [replace(batch, size=signature.input_size or batch.size) for batch in batches]
 
 
@@ -137,7 +137,8 @@ def _pixels(
 def fitted(model: Runtime, image: Readable, size: Size, native: Size) -> Images:
     """Return one image [H, W, 3] as it is in a batch of ``size``."""
     pixels = decode_array(image, min(size)) if isinstance(image, Path) else image
-    return model.fit(pixels, size, model.signature.fit, model.signature.pad, native=native)
+    how = model.signature
+    return model.fit(pixels, size, how.fit, how.pad, native=native, multiple=how.multiple)
 
 
 def answer(image: Readable, said: Floats, classes: Sequence[str], count: int) -> dict[str, Any]:

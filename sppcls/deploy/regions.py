@@ -108,7 +108,7 @@ def classify(model: Runtime, path: Path, boxes: Boxes, scales: Sequence[int]) ->
         pixels = fitted(model, path, size, native).transpose(2, 0, 1)[None]
         mine = chosen == scale
         said[mine] = model.as_probabilities(
-            model.regions(np.ascontiguousarray(pixels), _moved(boxes[mine], native, size))
+            model.regions(np.ascontiguousarray(pixels), _moved(boxes[mine], native, size, model.signature.multiple))
         )
     return said
 
@@ -121,9 +121,9 @@ def _scale_of_each(boxes: Boxes, native: Size, scales: Sequence[int], trained: i
     return chosen
 
 
-def _moved(boxes: Boxes, native: Size, size: Size) -> Boxes:
+def _moved(boxes: Boxes, native: Size, size: Size, multiple: int) -> Boxes:
     """Return boxes in the pixels of a batch; the image's right and bottom edges become the batch's, with padding."""
-    height, width = fitted_size(*native, size)
+    height, width = fitted_size(*native, size, multiple)
     moved: Boxes = boxes * np.array([width / native[1], height / native[0]] * 2)
     for column, end, whole in ((2, native[1], size[1]), (3, native[0], size[0])):
         moved[:, column] = np.where(boxes[:, column] == end, whole, moved[:, column])

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -179,14 +179,12 @@ def of_network(network: "SppClassifier") -> Runtime:
     return Runtime(network.signature, run, _fit_by_torch, regions)
 
 
-def _fit_by_torch(
-    image: Images, size: tuple[int, int], fit: str, pad: tuple[int, int, int], *, native: tuple[int, int]
-) -> Images:
+def _fit_by_torch(image: Images, size: tuple[int, int], fit: str, pad: tuple[int, int, int], **how: Any) -> Images:
     # The same pixels as fit_array's, several times faster if torch is available.
     import torch
 
     from sppcls.data.images import fit_image
 
     tensor = torch.from_numpy(image).permute(2, 0, 1)
-    fitted: Images = fit_image(tensor, size, fit, pad, native=native).permute(1, 2, 0).numpy()
+    fitted: Images = fit_image(tensor, size, fit, pad, **how).permute(1, 2, 0).numpy()
     return fitted

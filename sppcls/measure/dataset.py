@@ -15,6 +15,7 @@ import numpy.typing as npt
 from sppcls.data.decode import decode_array, quiet, shown
 from sppcls.data.files import scan
 from sppcls.data.folders import Groups, class_folders, image_files, part_folders, table_parts
+from sppcls.data.plan import TrainingPlan
 from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError, counted
@@ -35,7 +36,7 @@ class ScaleCost:
     megapixels: float  # of all tensors
     upscaled: float  # share of the images whose shorter side is below the scale
     lost: float  # mean share of an image's area that crop cuts away; otherwise 0
-    distortion: float  # geometric mean of the factors, 1 or more, by which warp changes the aspects; otherwise 1
+    distortion: float  # geometric mean of the factors, 1 or more, by which the images' aspects change
     shapes: int  # different tensor sizes
 
 
@@ -77,19 +78,22 @@ def scale_costs(planner: Planner, scales: Sequence[int]) -> list[ScaleCost]:
     sizes, fit = planner.sizes, planner.fit
     short, long = sizes.min(axis=1), sizes.max(axis=1)
     lost = float(1 - (short / long).mean()) if fit == "crop" else 0.0
-    costs, distortion = [], mean_distortion(planner)
+    costs = []
     for scale in scales:
         plan = planner.plan(0, schedule=Schedule("single", (scale,)))
         padding = plan.padding(sizes) if fit == "keep" else 0.0
         upscaled = float((short < scale).mean())
+        distortion = mean_distortion(planner, plan)
         costs.append(ScaleCost(scale, padding, plan.pixels / 1e6, upscaled, lost, distortion, plan.shapes))
     return costs
 
 
-def mean_distortion(planner: Planner) -> float:
+def mean_distortion(planner: Planner, plan: TrainingPlan) -> float:
     """Return the geometric mean of the factors, 1 or more, by which an epoch changes the aspects of its images."""
+    if planner.fit != "warp":
+        return plan.stretch(planner.sizes) if planner.fit == "keep" else 1.0
     aspects = np.log(planner.sizes[:, 1] / planner.sizes[:, 0])
-    return float(np.exp(np.abs(aspects).mean())) if planner.fit == "warp" else 1.0
+    return float(np.exp(np.abs(aspects).mean()))
 
 
 def examine(root: str | Path, scales: Sequence[int], *, decode_all: bool = False) -> DataFacts:

@@ -169,7 +169,8 @@ def _sources(network: SppClassifier, spec: Spec, options: Options) -> _Images:
 
 def _spec_of(signature: Signature) -> Spec:
     """Return a spec for a model trained in another way: its usage is known, its data set is not."""
-    data = DataSpec(name="folder", fit=signature.fit, max_aspect=signature.max_aspect, mix=0)  # type: ignore[arg-type]
+    how: dict[str, Any] = {name: getattr(signature, name) for name in ("fit", "align", "max_aspect")}
+    data = DataSpec(name="folder", mix=0, **how)
     scales = signature.scales or (signature.scale,)
     schedule = ScheduleSpec(kind="single" if len(set(scales)) == 1 else "alternate", scales=scales)
     return Spec(data=data, schedule=schedule, model=ModelSpec(pool=signature.pool))  # type: ignore[arg-type]

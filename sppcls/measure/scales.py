@@ -143,13 +143,15 @@ class Evaluation:
         Those of several scales have the same images if all are given the ``largest`` of them.
         """
         how: dict[str, Any] = {"batch_size": self.batch_size, "fit": self.fit, "max_aspect": self.max_aspect}
-        plan = plan_evaluation(self.source.sizes, scale, largest=largest, **how)
+        plan = plan_evaluation(self.source.sizes, scale, largest=largest, multiple=network.multiple, **how)
         return len(plan), batches_of(self.dataset(network), plan, self.num_workers)
 
     def dataset(self, network: SppClassifier) -> BatchDataset:
         """Return the data set of tensors, padded with the network's mean colour."""
         red, green, blue = (round(value * 255) for value in network.mean)
-        return BatchDataset(self.source, fit=self.fit, pad=(red, green, blue), cache=self.cache)
+        return BatchDataset(
+            self.source, fit=self.fit, pad=(red, green, blue), cache=self.cache, multiple=network.multiple
+        )
 
 
 def evaluate_scales(

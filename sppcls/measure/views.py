@@ -72,7 +72,7 @@ def recalibrate_bn(
         norm.train()
     schedule = Schedule("single", (scale,))
     how = look.batch_size, look.fit, look.max_aspect
-    plan = Planner(look.source.sizes, schedule, *how, mix=mix, batches=batches).plan(0)
+    plan = Planner(look.source.sizes, schedule, *how, mix=mix, batches=batches, multiple=network.multiple).plan(0)
     drawn = itertools.islice(plan, -(-images // look.batch_size))
     steps = batches_of(look.dataset(network), drawn, look.num_workers)
     with closing(steps), torch.inference_mode():
@@ -87,7 +87,7 @@ class GraphNetwork(nn.Module):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self.runtime, self.signature = runtime, runtime.signature
-        for name in ("classes", "scales", "pool", "smallest", "input_size", "mean", "std"):
+        for name in ("classes", "scales", "pool", "smallest", "input_size", "mean", "std", "multiple"):
             setattr(self, name, getattr(runtime.signature, name))
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)  # holds the device
 

@@ -6,50 +6,15 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sppcls.errors import did_you_mean
 from sppcls.models.backbones import Trunk, build_trunk
+from sppcls.models.heads import HEADS
 from sppcls.models.parts import joint
 from sppcls.ops import region_pyramid_pool2d, spatial_pyramid_levels2d
-from sppcls.signature import Signature
+from sppcls.signature import ALIGN, Signature
 
-
-class LevelsHead(nn.Module):
-    """One classifier per level, normalised separately so that none dominates; their logits are averaged."""
-
-    def __init__(self, lengths: Sequence[int], classes: int, hidden: Sequence[int], dropout: float) -> None:
-        super().__init__()
-        self.levels = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(n), nn.Dropout(dropout), _layers(n, classes, hidden, dropout)) for n in lengths
-        )
-
-    def forward(self, bins: Sequence[Tensor]) -> Tensor:
-        """Return logits [N, K] from one [N, C * n * n] per level."""
-        return torch.stack([level(x) for level, x in zip(self.levels, bins, strict=True)]).mean(0)
-
-
-class StackHead(nn.Module):
-    """One stack of layers on all bins together, as in the paper (there ``hidden=(4096, 4096), dropout=0.5``)."""
-
-    def __init__(self, lengths: Sequence[int], classes: int, hidden: Sequence[int], dropout: float) -> None:
-        super().__init__()
-        self.layers = _layers(sum(lengths), classes, hidden, dropout)
-
-    def forward(self, bins: Sequence[Tensor]) -> Tensor:
-        """Return logits [N, K] from one [N, C * n * n] per level."""
-        logits: Tensor = self.layers(torch.cat(list(bins), 1))
-        return logits
-
-
-def _layers(inputs: int, outputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(inputs, width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
-        inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
-
-
-_HEADS: dict[str, type[LevelsHead | StackHead]] = {"levels": LevelsHead, "stack": StackHead}
 _POOLS = ("spp", "gap", "fixed")
 
 
@@ -68,6 +33,8 @@ class SppClassifier(nn.Module):
         dropout: probability, before (``levels``) and after (both) the hidden layers.
         input_size: (H, W) or a side, in pixels; ``fixed`` only.
         scales: the training scales, stored for later use.
+        align: ``pad``: repeat the last row and column of images up to a multiple of the trunk's stride, since a strided
+            convolution meets false edges off it. ``stretch``: images are given in such sizes (`multiple`). ``none``.
 
     Attributes:
         levels: the grid sizes in use: (1,) for ``gap``, (6,) for ``fixed``.
@@ -97,13 +64,16 @@ class SppClassifier(nn.Module):
         dropout: float = 0.2,
         input_size: int | tuple[int, int] | None = None,
         scales: Sequence[int] = (),
+        align: str = "none",
     ) -> None:
         super().__init__()
         self.classes = _checked_classes(classes)
         self.input_size = _checked_size(pool, input_size)
-        if head not in _HEADS:
-            raise ValueError(f"head is {head!r}{did_you_mean(head, _HEADS)}")
-        self.pool, self.scales, self.frozen = pool, tuple(scales), False
+        if align not in ALIGN:
+            raise ValueError(f"align is {align!r}{did_you_mean(align, ALIGN)}")
+        if head not in HEADS:
+            raise ValueError(f"head is {head!r}{did_you_mean(head, HEADS)}")
+        self.pool, self.scales, self.align, self.frozen = pool, tuple(scales), align, False
         self.levels = {"spp": tuple(levels), "gap": (1,), "fixed": (6,)}[pool]
         self.mode = {"spp": mode, "gap": "avg", "fixed": "max"}[pool]
         spatial_pyramid_levels2d(torch.zeros(1, 1, 1, 1), self.levels, self.mode)  # rejects wrong levels and modes now
@@ -112,7 +82,7 @@ class SppClassifier(nn.Module):
         self.mean, self.std, self.smallest = self.trunk.mean, self.trunk.std, self.trunk.smallest
         self.fit, self.max_aspect = "warp" if pool == "fixed" else "keep", 4.0
         lengths = [self.trunk.channels * n * n for n in self.levels]
-        self.head = _HEADS[head](lengths, len(self.classes), hidden, dropout)
+        self.head = HEADS[head](lengths, len(self.classes), hidden, dropout)
         self._recipe = {"head": head, "hidden": tuple(hidden), "dropout": dropout}
 
     @property
@@ -129,7 +99,13 @@ class SppClassifier(nn.Module):
             smallest=self.smallest,
             stride=self.trunk.stride,
             input_size=self.input_size,
+            align=self.align,
         )
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of images should be multiples of."""
+        return self.signature.multiple
 
     @property
     def recipe(self) -> dict[str, object] | None:
@@ -194,7 +170,7 @@ class SppClassifier(nn.Module):
         if self.input_size is not None and (height, width) != self.input_size:
             fixed = "{}x{}".format(*self.input_size)
             raise ValueError(f"pool='fixed' takes images of {fixed} pixels (H x W) only, got {height}x{width}")
-        return images
+        return pad_to_stride(images, self.trunk.stride) if self.align == "pad" and self.input_size is None else images
 
     def predict(self, images: object, scale: int | None = None, top: int = 5) -> Any:
         """Return the most likely classes of images, preprocessed and formatted as in ``sppcls predict --json``.
@@ -229,6 +205,18 @@ class SppClassifier(nn.Module):
         if self.frozen:
             self.trunk.eval()
         return self
+
+
+def pad_to_stride(images: Tensor, stride: int) -> Tensor:
+    """Return images [N, 3, H, W] with their last row and column repeated up to the next multiple of ``stride``.
+
+    >>> pad_to_stride(torch.arange(3.0).expand(1, 3, 1, 3), 4)[0, 0, :2].tolist()
+    [[0.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 2.0]]
+    """
+    below, right = -images.shape[2] % stride, -images.shape[3] % stride
+    if not torch.compiler.is_exporting() and below == right == 0:
+        return images
+    return F.pad(images, (0, right, 0, below), mode="replicate")
 
 
 def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:

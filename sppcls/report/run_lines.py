@@ -47,14 +47,13 @@ def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
         drawn = sorted(set(planner.schedule.scales_of(epoch, first_plan.steps)))
         return str(drawn[0]) if len(drawn) == 1 else f"{drawn[0]}..{drawn[-1]}"
 
-    stretch = f"{mean_distortion(planner) - 1:.1%}"
     heads, rows = ["epochs", "scale", "steps", "smallest step", "shapes", "padding", "stretch", "megapixels"], []
     stretches = [(scales, list(epochs)) for scales, epochs in groupby(range(spec.trainer.max_epochs), scales_of)]
     for scales, (first, *others) in stretches[:24]:
         plan = planner.plan(first, world)
         epochs = f"{first + 1}-{others[-1] + 1}" if others else f"{first + 1}"
         padding = f"{plan.padding(planner.sizes):.1%}" if spec.data.fit == "keep" else "-"
-        million = plan.pixels / 1e6
+        stretch, million = f"{mean_distortion(planner, plan) - 1:.1%}", plan.pixels / 1e6
         cells = [epochs, scales, *map(str, (plan.steps, plan.smallest, plan.shapes)), padding, stretch]
         rows.append([*cells, f"{million:.2g}" if million < 10 else f"{million:.0f}"])
     return table(title, heads, rows)

@@ -15,7 +15,7 @@ from sppcls.data.cache import PixelCache, Shapes, cache_dir, open_caches
 from sppcls.data.catalog import load_splits
 from sppcls.data.cut import own_tensors
 from sppcls.data.datasets import from_datasets
-from sppcls.data.geometry import Fit, Size
+from sppcls.data.geometry import Fit, Size, to_multiple
 from sppcls.data.images import Augment, BatchDataset
 from sppcls.data.loader import PlannedLoader, Steps, batches_of
 from sppcls.data.plan import EpochPlan, TrainingPlan, plan_evaluation
@@ -46,6 +46,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         gap_scales: Other scales at which validation images are measured during training; cached as well.
         mix, batches: How steps are mixed (`sppcls.data.planner.Planner`). Where they are, or with ``keep`` are random,
             the loader yields a `sppcls.data.batch.MixedBatch`.
+        multiple: Sides of tensors are multiples of it, and so are those of the images in them; ``model.multiple``.
         mean: The padding colour, RGB in 0..1: the network's mean, so that it is 0 after normalisation.
     """
 
@@ -66,6 +67,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         max_aspect: float = 4.0,
         mix: float = 0.0,
         batches: Membership = "auto",
+        multiple: int = 1,
         mean: Triple = IMAGENET_MEAN,
         seed: int = 0,
     ) -> None:
@@ -77,8 +79,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
             schedule = Schedule("alternate" if len(schedule) > 1 else "single", schedule, seed=seed)
         self.schedule = schedule
         self.val_scale = val_scale or schedule.choices[-1]
-        self.batch_size, self.fit, self.max_aspect = batch_size, fit, max_aspect
-        self.planner = Planner(self.train.sizes, schedule, batch_size, fit, max_aspect, seed, mix, batches)
+        self.batch_size, self.fit, self.max_aspect, self.multiple = batch_size, fit, max_aspect, multiple
+        self.planner = Planner(self.train.sizes, schedule, batch_size, fit, max_aspect, seed, mix, batches, multiple)
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.skipped: dict[str, str] = {}  # files that could not be read, and why
@@ -118,9 +120,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """Return the validation batches of this rank, at one scale."""
         if self.val is None:
             return []
-        batches = plan_evaluation(
-            self.val.sizes, self.val_scale, batch_size=self.batch_size, fit=self.fit, max_aspect=self.max_aspect
-        )
+        how = {"fit": self.fit, "max_aspect": self.max_aspect, "multiple": self.multiple}
+        batches = plan_evaluation(self.val.sizes, self.val_scale, batch_size=self.batch_size, **how)  # type: ignore[arg-type]
         # A rank without a batch would leave the others waiting. Repeating another rank's answers changes nothing.
         shared = (batches * self._world)[: self._world] if len(batches) < self._world else batches
         plan = EpochPlan(shared, self._world)
@@ -141,7 +142,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def _dataset(self, split: str, source: Source, augment: Augment | None) -> BatchDataset:
-        return BatchDataset(source, self.fit, self.pad, augment, self.caches.get(split))
+        return BatchDataset(source, self.fit, self.pad, augment, self.caches.get(split), self.multiple)
 
     def _loader(
         self, split: str, source: Source, plan: Callable[[int], EpochPlan], augment: Augment | None
@@ -172,21 +173,24 @@ class MultiScaleDataModule(pl.LightningDataModule):
         """The caches, by split, opened on first use; raises ``ConfigError`` if there is not enough space."""
         if self._cache == "none":
             return {}
-        caches = {"train": PixelCache(self.train, self._train_tensors(), self.fit)}
+        caches = {"train": PixelCache(self.train, self._train_tensors(), self.fit, self.multiple)}
         if self.val is not None:
-            tensors = own_tensors(self.val.sizes, (self.val_scale, *self._gap_scales), self.fit, self.max_aspect)
-            caches["val"] = PixelCache(self.val, tensors, self.fit)
+            scales = (self.val_scale, *self._gap_scales)
+            tensors = own_tensors(self.val.sizes, scales, self.fit, self.max_aspect, self.multiple)
+            caches["val"] = PixelCache(self.val, tensors, self.fit, self.multiple)
         self.cache_line = open_caches(caches, cache_dir() if self._cache == "disk" else None)
         return caches
 
     def _train_tensors(self) -> dict[int, Shapes]:
         """Return the tensors of the training images at each scale, and those that mix wide and tall images."""
-        tensors = own_tensors(self.train.sizes, self.schedule.choices, self.fit, self.max_aspect)
+        tensors = own_tensors(self.train.sizes, self.schedule.choices, self.fit, self.max_aspect, self.multiple)
+        own = tuple(tensors)
         for height, width, scale in self.plan(0).tensors.tolist():
-            if min(height, width) > scale:  # always the same aspects, as the cut does not depend on the epoch
-                inside = np.all(tensors[scale] <= np.array([height, width]), axis=1)
-                for scale in self.schedule.choices:
-                    box = tensors[scale][inside].max(0)
+            short = to_multiple(scale, self.multiple)
+            if min(height, width) > short:  # always the same aspects, as the cut does not depend on the epoch
+                inside = np.all(tensors[short] <= np.array([height, width]), axis=1)
+                for short in own:
+                    box = tensors[short][inside].max(0)
                     tensors.setdefault(int(box.min()), np.where(inside[:, None], box, 0))
         return tensors
 

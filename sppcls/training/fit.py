@@ -42,11 +42,12 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     """Train according to ``spec`` and measure the network; rank 0 writes into ``folder``."""
     started = time.monotonic()
     pl.seed_everything(spec.seed, workers=True, verbose=False)
-    network = build_classifier(spec.model, splits.train.classes, spec.schedule.scales, pretrained=spec.resume is None)
+    own = spec.schedule.scales, spec.data.align
+    network = build_classifier(spec.model, splits.train.classes, *own, pretrained=spec.resume is None)
     _check_scales(spec, network)
     if spec.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
-    data = build_data(spec, splits, network.mean)
+    data = build_data(spec, splits, network.mean, network.multiple)
     trainer = build_trainer(spec, folder, signals, started, resumed)
     data.trainer = trainer  # before Lightning does, so that the plan knows the number of ranks
     show(_device_line(trainer.strategy.root_device))
@@ -71,8 +72,8 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     write_json(folder / SUMMARY, measured | _facts(spec, network, data, trainer) | {"mixing": asdict(mixed)})
 
 
-def build_data(spec: Spec, splits: Splits, mean: Triple) -> MultiScaleDataModule:
-    """Return the datamodule of a run."""
+def build_data(spec: Spec, splits: Splits, mean: Triple, multiple: int) -> MultiScaleDataModule:
+    """Return the datamodule of a run, for a network with this mean and `multiple`."""
     own = {"batch_size", "fit", "mix", "batches", "num_workers", "cache", "on_error", "max_aspect"}
     how = spec.data.model_dump(include=own)
     return MultiScaleDataModule(
@@ -83,6 +84,7 @@ def build_data(spec: Spec, splits: Splits, mean: Triple) -> MultiScaleDataModule
         augment=build_augment(spec.augment, spec.seed),
         gap_scales=spec.gap_scales if spec.metrics.gap_every and spec.metrics.gap_images else (),
         mean=mean,
+        multiple=multiple,
         seed=spec.seed,
         **how,
     )

@@ -19,11 +19,11 @@ from sppcls.measure.answers import UNREAD, Answers
 from sppcls.measure.scales import full_view, rows_of
 from sppcls.model_files import KEY, describe
 from sppcls.models.classifier import SppClassifier
-from sppcls.settings import OptimSpec
 from sppcls.spec import Spec
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule, gathered, replan
 from sppcls.training.optim import build_optimizer, build_scheduler, image_losses, mixer
+from sppcls.training_settings import OptimSpec
 
 
 class LitSppClassifier(pl.LightningModule):

@@ -14,7 +14,7 @@ from sppcls.data.source import Source
 from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier
 from sppcls.plugins import plugin
-from sppcls.settings import OPTIMIZERS, OptimSpec
+from sppcls.training_settings import OPTIMIZERS, OptimSpec
 
 
 def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, object]]:

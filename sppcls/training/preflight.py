@@ -16,8 +16,8 @@ from sppcls.errors import ConfigError, DataError, SppclsError, missing_extra
 from sppcls.plugins import plugin
 from sppcls.report.runs import flat
 from sppcls.run_folder import STATUS, read_config
-from sppcls.settings import OPTIMIZERS
 from sppcls.spec import Spec, parse, parse_stored
+from sppcls.training_settings import OPTIMIZERS
 
 # None of these changes what a step computes, only for how long, on what and by how many processes.
 _MAY_CHANGE = (
