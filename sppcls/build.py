@@ -83,7 +83,7 @@ def build_classifier(
 
     weights = spec.weights if pretrained else None
     network = SppClassifier(
-        build_trunk(spec.backbone, width=spec.width, norm=spec.norm, weights=weights),
+        build_trunk(spec.backbone, width=spec.width, norm=spec.norm, blur_pool=spec.blur_pool, weights=weights),
         classes,
         pool=spec.pool,
         levels=spec.levels,

@@ -118,6 +118,8 @@ class ModelSpec(Values):
     """Width multiplier on the trunk's channels."""
     norm: Literal["batch", "lrn", "group"] | None = None
     """Normalisation layers, for trunks that offer a choice."""
+    blur_pool: bool = False
+    """Anti-aliased striding: blur maps where the trunk strides, so that accuracy depends less on exact sizes."""
     weights: PathText | None = None
     """Initial weights: null, pretrained, or a .safetensors or .pth file."""
     freeze: Literal["none", "backbone"] = "none"

@@ -112,3 +112,12 @@ def test_the_bench_of_saves_says_what_one_a_minute_costs(tmp_path, monkeypatch):
     assert row[4] == pytest.approx(row[3] * row[5])
     assert row[5] == pytest.approx(60 / (60 + row[2]))
     assert not any(tmp_path.iterdir())
+
+
+def test_the_bench_of_options_times_each_against_the_plain_network(monkeypatch):
+    from sppcls.bench import options
+
+    monkeypatch.setattr(options, "IMAGES", 2)
+    rows = options.option_rows("tiny", (16, 24), repeats=2)
+    assert [row[:2] for row in rows] == [(f"tiny {name}", scale) for name in options.OPTIONS for scale in (16, 24)]
+    assert all(row[2] > 0 and row[3] > 0 for row in rows)

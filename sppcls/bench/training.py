@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from sppcls.bench import BenchReport, Row
+from sppcls.bench.options import option_rows
 from sppcls.build import build_classifier, build_splits, pick_device
 from sppcls.checkpoints import LAST
 from sppcls.data.batch import ImageBatch
@@ -29,7 +30,8 @@ BLOCK = 8  # steps between saves
 def train(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet18"), epochs: int = 4) -> BenchReport:
     """Time epochs of both scales; each real epoch is followed by a bare one with the same network, shapes and counts.
 
-    The images are those of ``data`` (a folder of class folders) or 240 shapes, with a filled ``data.cache=ram``.
+    The images are those of ``data`` (a folder of class folders) or 240 shapes, with a filled ``data.cache=ram``. Below
+    are steps with an option of the network against steps without.
     """
     spec = DataSpec(name="folder", root=data, train_per_class=3) if data else DataSpec(train_size=240, val_size=24)
     images, device = build_splits(spec).train, pick_device("auto")
@@ -49,6 +51,7 @@ def train(data: str | None = None, backbones: tuple[str, ...] = ("tiny", "resnet
         for who, name in ((0, ""), (1, "bare_")):
             summary[f"{backbone}_{name}seconds_over_pixels"] = median(large[who]) / median(small[who]) / pixels
     summary["worst_ratio"] = min(float(row[4]) for row in rows)
+    rows += [row for backbone in backbones for row in option_rows(backbone, SCALES)]
     columns = ("backbone", "scale", "ours images/s", "bare loop images/s", "ratio")
     return BenchReport(f"train: an epoch from the loader against a bare loop ({device})", columns, rows, summary)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sppcls.errors import ConfigError, did_you_mean, missing_extra
+from sppcls.models.blur import blur_strides
 from sppcls.models.lite import efficientnet_lite0
 from sppcls.models.trunks import TABLE, paper_trunk, tiny
 from sppcls.models.weights import load_weights, reason
@@ -39,7 +40,7 @@ class Trunk(nn.Module):
         stride: input pixels from one map cell to the next.
         smallest: the smallest side, in pixels, of a square input that gives a map of at least one cell.
         mean, std: per channel, in units of 0..1, for normalising images: those of ``net`` or else ImageNet's.
-        recipe: the arguments of `build_trunk`, ``backbone, width, norm``; None if built in another way.
+        recipe: the arguments of `build_trunk`, ``backbone, width, norm, blur_pool``; None if built in another way.
 
     Raises:
         ValueError: ``net`` does not output a map that grows with its input.
@@ -64,7 +65,14 @@ class Trunk(nn.Module):
         return features
 
 
-def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weights: str | None = None) -> Trunk:
+def build_trunk(
+    name: str,
+    *,
+    width: float = 1.0,
+    norm: str | None = None,
+    blur_pool: bool = False,
+    weights: str | None = None,
+) -> Trunk:
     """Build a trunk by its name.
 
     Args:
@@ -74,6 +82,7 @@ def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weigh
             maps [N, 3, H, W] to [N, C, h, w] and may have ``mean`` and ``std``. Names of this package take precedence.
         width: factor on the number of channels; only for ``tiny``, the paper's and registered networks.
         norm: ``lrn`` or ``batch`` for the paper's networks, ``batch`` or ``group`` for ``tiny``; the first by default.
+        blur_pool: blur its maps where they are strided (`sppcls.models.blur`); files of weights stay the same.
         weights: ``pretrained`` (ImageNet, from the library that has the network) or a local file (`load_weights`).
 
     Raises:
@@ -83,13 +92,15 @@ def build_trunk(name: str, *, width: float = 1.0, norm: str | None = None, weigh
         raise ConfigError(f"model.width={width}; allowed: a factor above 0, such as 0.5")
     pretrained = weights == "pretrained"
     net = _network(name, width=None if width == 1 else width, norm=norm, weights=weights if pretrained else None)
+    if blur_pool:
+        blur_strides(net, f"model.backbone={name}")
     try:
         trunk = Trunk(net)
     except ValueError as error:
         raise ConfigError(f"model.backbone={name}: {error}; choose a convolutional network such as resnet18") from error
     if weights is not None and not pretrained:
         load_weights(net, weights)
-    trunk.recipe = {"backbone": name, "width": width, "norm": norm}
+    trunk.recipe = {"backbone": name, "width": width, "norm": norm, "blur_pool": blur_pool}
     return trunk
 
 
