@@ -1,7 +1,7 @@
 """Builds objects from the names and numbers of a spec."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sppcls.data.catalog import DATA_SETS, Splits, load_splits
 from sppcls.data.cut import Sizes
@@ -65,6 +65,13 @@ def build_splits(spec: DataSpec) -> Splits:
     return load_splits(spec.name, seed=spec.split_seed, **spec.model_dump(exclude=loading))
 
 
+def model_of(spec: Spec) -> ModelSpec:
+    """Return the settings of a run's network, with the scales that ``norm_per_scale=true`` stands for."""
+    if spec.model.norm_per_scale is not True:
+        return spec.model
+    return spec.model.model_copy(update={"norm_per_scale": build_schedule(spec).choices})
+
+
 def build_classifier(
     spec: ModelSpec,
     classes: Sequence[str],
@@ -76,14 +83,18 @@ def build_classifier(
 ) -> "SppClassifier":
     """Return the network; ``pretrained=False`` ignores ``spec.weights``, since a checkpoint has its own.
 
-    ``input_size`` is for ``pool: fixed``; by default a square of the first scale.
+    ``input_size`` is for ``pool: fixed``; by default a square of the first scale. ``norm_per_scale: true`` stands for
+    ``scales``.
     """
     from sppcls.models.backbones import build_trunk
     from sppcls.models.classifier import SppClassifier
 
-    weights = spec.weights if pretrained else None
+    own: dict[str, Any] = spec.model_dump(include={"width", "norm", "blur_pool", "norm_affine"})
+    own["norm_scales"] = scales if spec.norm_per_scale is True else spec.norm_per_scale or ()
+    if spec.norm_per_scale and not own["norm_scales"]:
+        raise ConfigError("model.norm_per_scale=true has no scales here; name them, such as [48,64]")
     network = SppClassifier(
-        build_trunk(spec.backbone, width=spec.width, norm=spec.norm, blur_pool=spec.blur_pool, weights=weights),
+        build_trunk(spec.backbone, weights=spec.weights if pretrained else None, **own),
         classes,
         pool=spec.pool,
         levels=spec.levels,

@@ -215,7 +215,8 @@ def _network(described: Mapping[str, Any], known: Signature, spec: Spec | None) 
     from sppcls.build import build_classifier
 
     if spec is not None:
-        model = spec.model
+        # The recipe is what was built: it has the scales that norm_per_scale=true stood for.
+        model = parse_model(spec.model.model_dump() | dict(described.get("model") or {}))
     elif described["model"] is not None:
         model = parse_model(described["model"])
     else:

@@ -120,6 +120,10 @@ class ModelSpec(Values):
     """Normalisation layers, for trunks that offer a choice."""
     blur_pool: bool = False
     """Anti-aliased striding: blur maps where the trunk strides, so that accuracy depends less on exact sizes."""
+    norm_per_scale: bool | Annotated[tuple[Scale, ...], Field(min_length=1)] = False
+    """Batch norm of its own for each training scale, or for each scale of a list; the nearest is used."""
+    norm_affine: Literal["apart", "shared"] = "apart"
+    """Of norm_per_scale: weights and biases for each scale too, or statistics only."""
     weights: PathText | None = None
     """Initial weights: null, pretrained, or a .safetensors or .pth file."""
     freeze: Literal["none", "backbone"] = "none"
@@ -136,6 +140,12 @@ class ModelSpec(Values):
     """Hidden layer widths of head=stack, e.g. [4096, 4096]."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout before the classifier."""
+
+    @model_validator(mode="after")
+    def _fixed_has_one_scale(self) -> "ModelSpec":
+        if self.pool == "fixed" and self.norm_per_scale is not False:
+            raise ValueError("pool=fixed takes images of one size, so norm_per_scale has no use; leave it out")
+        return self
 
 
 class ScheduleSpec(Values):

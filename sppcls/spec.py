@@ -96,6 +96,12 @@ class Spec(Values):
             raise ValueError("trainer.compile=true takes one tensor a step; add data.mix=0 and no data.batches=random")
         return self
 
+    @model_validator(mode="after")
+    def _compiled_has_one_norm(self) -> "Spec":
+        if self.trainer.compile and self.model.norm_per_scale is not False:
+            raise ValueError("trainer.compile=true would compile anew for each scale of model.norm_per_scale; use one")
+        return self
+
     @property
     def digest(self) -> str:
         """The identity of a run: a hash of the values that affect its result, not of its folder or machine."""

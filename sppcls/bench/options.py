@@ -11,7 +11,10 @@ from sppcls.build import build_classifier, pick_device
 from sppcls.models.classifier import SppClassifier
 from sppcls.settings import ModelSpec
 
-OPTIONS: dict[str, Mapping[str, object]] = {"blur_pool": {"blur_pool": True}}
+OPTIONS: dict[str, Mapping[str, object]] = {
+    "blur_pool": {"blur_pool": True},
+    "norm_per_scale": {"norm_per_scale": True},
+}
 IMAGES = 32
 
 

@@ -15,6 +15,7 @@ from sppcls.errors import SppclsError
 from sppcls.files import read_json
 from sppcls.model_files import Model
 from sppcls.models.classifier import SppClassifier
+from sppcls.models.norm import ScaleNorm2d
 from sppcls.run_folder import STATUS, Summary, read_summary
 from sppcls.signature import Signature
 from sppcls.terminal import ece_column, markdown, markdown_text, printable
@@ -75,7 +76,7 @@ def prove(path: Path, network: SppClassifier, candidate: Runtime, half: bool = F
     with the softmax of the network's logits. Raises ``SppclsError`` at a size that the file does not run at.
     """
     signature, rows = candidate.signature, list[Compared]()
-    for batch, height, width in parity_sizes(signature):
+    for batch, height, width in [*parity_sizes(signature), *_sizes_of_norms(network, signature)]:
         images, boxes = _images(batch, height, width), _boxes(height, width)
         try:
             pixels, got = network.normalize(torch.from_numpy(images)), [candidate.run(images)]
@@ -107,6 +108,12 @@ def prove(path: Path, network: SppClassifier, candidate: Runtime, half: bool = F
         "tolerance": HALF_TOLERANCE if half else TOLERANCE,
         "sizes": rows,
     }
+
+
+def _sizes_of_norms(network: SppClassifier, signature: Signature) -> list[tuple[int, int, int]]:
+    """Return a size at each scale that has batch norm of its own, up to the largest of `parity_sizes`."""
+    scales = {scale for layer in network.modules() if isinstance(layer, ScaleNorm2d) for scale in layer.scales}
+    return [(1, s, s + 9) for s in sorted(scales) if signature.smallest <= s <= 2 * proof_side(signature)]
 
 
 def _images(batch: int, height: int, width: int) -> Images:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sppcls.deploy.runtime import Runtime, open_model
 from sppcls.measure.scales import Evaluation, Predict, averaged
 from sppcls.model_files import Model
 from sppcls.models.classifier import SppClassifier
+from sppcls.models.norm import ScaleNorm2d
 from sppcls.ops import region_cells
 
 Box = tuple[int, int, int, int]
@@ -64,20 +66,46 @@ def recalibrate_bn(
     The weights stay; a plain average over steps, as mixed as in training, replaces the running one, which training
     leaves at the last epoch's scale.
     """
-    renewed = copy.deepcopy(network).to(look.device)
+    return _renewed(copy.deepcopy(network), (scale,), look, images, mix, batches)
+
+
+def calibrated(
+    network: SppClassifier,
+    scales: Sequence[int],
+    look: Evaluation,
+    images: int = 1000,
+    mix: float = 0.0,
+    batches: Membership = "auto",
+) -> SppClassifier:
+    """Return a copy with batch-norm statistics for each scale, measured as `recalibrate_bn` does; the weights stay.
+
+    It is one network, of which each image's size chooses the statistics, in files and exports too.
+    """
+    renewed = copy.deepcopy(network)
+    apart = any(isinstance(module, ScaleNorm2d) and module.apart for module in network.modules())
+    renewed.trunk.norm_per_scale(scales, "apart" if apart else "shared")
+    return _renewed(renewed, scales, look, images, mix, batches)
+
+
+def _renewed(
+    renewed: SppClassifier, scales: Sequence[int], look: Evaluation, images: int, mix: float, batches: Membership
+) -> SppClassifier:
+    """Replace the statistics by those of training images at these scales, and return the network in eval mode."""
+    renewed.to(look.device).eval()
     norms = [module for module in renewed.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
-        norm.train()
-    schedule = Schedule("single", (scale,))
-    how = look.batch_size, look.fit, look.max_aspect
-    plan = Planner(look.source.sizes, schedule, *how, mix=mix, batches=batches, multiple=network.multiple).plan(0)
-    drawn = itertools.islice(plan, -(-images // look.batch_size))
-    steps = batches_of(look.dataset(network), drawn, look.num_workers)
-    with closing(steps), torch.inference_mode():
-        for step in steps:
-            renewed([network.normalize(batch["images"].to(look.device)) for batch in batches_in(step)])
+        norm.training = True  # not `train`: of several sets only those that were trained may be chosen
+    how, multiple = (look.batch_size, look.fit, look.max_aspect), renewed.multiple
+    for scale in scales:
+        schedule = Schedule("single", (scale,))
+        plan = Planner(look.source.sizes, schedule, *how, mix=mix, batches=batches, multiple=multiple).plan(0)
+        drawn = itertools.islice(plan, -(-images // look.batch_size))
+        steps = batches_of(look.dataset(renewed), drawn, look.num_workers)
+        with closing(steps), torch.inference_mode():
+            for step in steps:
+                renewed([renewed.normalize(batch["images"].to(look.device)) for batch in batches_in(step)])
     return renewed.eval()
 
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from itertools import takewhile
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sppcls.errors import ConfigError, did_you_mean, missing_extra
 from sppcls.models.blur import blur_strides
 from sppcls.models.lite import efficientnet_lite0
+from sppcls.models.norm import Seen, norm_per_scale
 from sppcls.models.trunks import TABLE, paper_trunk, tiny
 from sppcls.models.weights import load_weights, reason
 from sppcls.plugins import plugin, plugins
@@ -40,7 +41,7 @@ class Trunk(nn.Module):
         stride: input pixels from one map cell to the next.
         smallest: the smallest side, in pixels, of a square input that gives a map of at least one cell.
         mean, std: per channel, in units of 0..1, for normalising images: those of ``net`` or else ImageNet's.
-        recipe: the arguments of `build_trunk`, ``backbone, width, norm, blur_pool``; None if built in another way.
+        recipe: the arguments of `build_trunk`, ``backbone, width, norm, ...``; None if built in another way.
 
     Raises:
         ValueError: ``net`` does not output a map that grows with its input.
@@ -58,11 +59,20 @@ class Trunk(nn.Module):
         self.std: Triple = tuple(getattr(net, "std", IMAGENET_STD))
         self.smallest = _smallest(net)
         self.channels, self.stride = _channels_and_stride(net, self.smallest)
+        self._seen: Seen | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature map."""
+        if self._seen is not None:
+            self._seen.look(images)
         features: Tensor = self.net(images)
         return features
+
+    def norm_per_scale(self, scales: Sequence[int], affine: str = "apart", name: str = "this network") -> None:
+        """Give its batch norms sets of statistics for these scales, and, unless ``affine`` is shared, of weights."""
+        self._seen = norm_per_scale(self.net, scales, apart=affine == "apart", name=name)
+        if self.recipe is not None:
+            self.recipe |= {"norm_per_scale": tuple(sorted(set(scales))), "norm_affine": affine}
 
 
 def build_trunk(
@@ -71,6 +81,8 @@ def build_trunk(
     width: float = 1.0,
     norm: str | None = None,
     blur_pool: bool = False,
+    norm_scales: Sequence[int] = (),
+    norm_affine: str = "apart",
     weights: str | None = None,
 ) -> Trunk:
     """Build a trunk by its name.
@@ -83,6 +95,7 @@ def build_trunk(
         width: factor on the number of channels; only for ``tiny``, the paper's and registered networks.
         norm: ``lrn`` or ``batch`` for the paper's networks, ``batch`` or ``group`` for ``tiny``; the first by default.
         blur_pool: blur its maps where they are strided (`sppcls.models.blur`); files of weights stay the same.
+        norm_scales: scales with batch norm of their own (`sppcls.models.norm`); ``norm_affine`` is apart or shared.
         weights: ``pretrained`` (ImageNet, from the library that has the network) or a local file (`load_weights`).
 
     Raises:
@@ -101,6 +114,8 @@ def build_trunk(
     if weights is not None and not pretrained:
         load_weights(net, weights)
     trunk.recipe = {"backbone": name, "width": width, "norm": norm, "blur_pool": blur_pool}
+    if norm_scales:
+        trunk.norm_per_scale(norm_scales, norm_affine, f"model.backbone={name}")
     return trunk
 
 

@@ -10,7 +10,7 @@ from typing import cast
 import pytorch_lightning as pl
 import torch
 
-from sppcls.build import build_augment, build_classifier, build_schedule
+from sppcls.build import build_augment, build_classifier, build_schedule, model_of
 from sppcls.data.catalog import Splits
 from sppcls.data.decode import shown
 from sppcls.data.source import Source
@@ -43,7 +43,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     started = time.monotonic()
     pl.seed_everything(spec.seed, workers=True, verbose=False)
     own = spec.schedule.scales, spec.data.align
-    network = build_classifier(spec.model, splits.train.classes, *own, pretrained=spec.resume is None)
+    network = build_classifier(model_of(spec), splits.train.classes, *own, pretrained=spec.resume is None)
     _check_scales(spec, network)
     if spec.trainer.channels_last:
         network.to(memory_format=torch.channels_last)

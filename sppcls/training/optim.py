@@ -13,6 +13,7 @@ from sppcls.data.batch import ImageBatch, MixedBatch, batches_in, readable
 from sppcls.data.source import Source
 from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier
+from sppcls.models.norm import ScaleNorm2d
 from sppcls.plugins import plugin
 from sppcls.training_settings import OPTIMIZERS, OptimSpec
 
@@ -20,11 +21,13 @@ from sppcls.training_settings import OPTIMIZERS, OptimSpec
 def parameter_groups(network: SppClassifier, spec: OptimSpec) -> list[dict[str, object]]:
     """Return parameter groups: trunk and head separate, and no weight decay on norms and biases."""
     trunk = {id(p) for p in network.trunk.parameters()}
+    norms = {id(p) for layer in network.modules() if isinstance(layer, ScaleNorm2d) for p in layer.parameters()}
     trained = [p for p in network.parameters() if p.requires_grad]
+    weights = {id(p) for p in trained if p.ndim > 1} - norms
     groups = []
     for in_trunk, lr in ((True, spec.rate * spec.backbone_lr), (False, spec.rate)):
         for is_weight, decay in ((True, spec.weight_decay), (False, 0.0)):
-            chosen = [p for p in trained if (id(p) in trunk, p.ndim > 1) == (in_trunk, is_weight)]
+            chosen = [p for p in trained if (id(p) in trunk, id(p) in weights) == (in_trunk, is_weight)]
             groups += [{"params": chosen, "lr": lr, "weight_decay": decay}] if chosen else []
     return groups
 
