@@ -54,9 +54,11 @@ class Recorder(pl.Callback):
         module.network.trunk.register_forward_pre_hook(note)
 
 
-def network(classes=None, **options):
+def network(classes=None, sets=(), **options):
     torch.manual_seed(0)
-    return SppClassifier(build_trunk("tiny", width=0.125), classes or ShapesSource.classes, levels=(2, 1), **options)
+    return SppClassifier(
+        build_trunk("tiny", width=0.125, norm_scales=sets), classes or ShapesSource.classes, levels=(2, 1), **options
+    )
 
 
 def datamodule(workers=0, **options):
@@ -119,20 +121,20 @@ def averaging(tmp_path, ema):
     return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
 
 
-@pytest.mark.parametrize(("workers", "ema"), [(0, 0.0), (2, 0.0), (0, 0.999)])
-def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_weights(tmp_path, workers, ema):
+@pytest.mark.parametrize(("workers", "ema", "sets"), [(0, 0.0, ()), (2, 0.0, ()), (0, 0.999, ()), (0, 0.0, SCALES)])
+def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_weights(tmp_path, workers, ema, sets):
     options = {"lr": 1e-2, "clip_norm": 1.0}
-    whole = LitSppClassifier(network(), **options)
+    whole = LitSppClassifier(network(sets=sets), **options)
     unbroken = Recorder()
     trainer(tmp_path / "whole", 3, [unbroken, *averaging(tmp_path, ema)]).fit(whole, datamodule(workers))
     steps = datamodule().plan(0).steps
-    broken = LitSppClassifier(network(), **options)
+    broken = LitSppClassifier(network(sets=sets), **options)
     # Killed before the save of its last step: that step is done again.
     stopping = trainer(tmp_path / "broken", 3, [*averaging(tmp_path, ema), Stop(steps + 4)], every_steps=1)
     with pytest.raises(RuntimeError, match="killed"):
         stopping.fit(broken, datamodule(workers))
     rest = Recorder()
-    finished = LitSppClassifier(network(), **options)
+    finished = LitSppClassifier(network(sets=sets), **options)
     going_on = trainer(tmp_path / "broken", 3, [rest, *averaging(tmp_path, ema)])
     going_on.fit(finished, datamodule(workers), ckpt_path=tmp_path / "broken" / "last.ckpt")
     assert rest.seen == unbroken.seen[steps + 3 :]
