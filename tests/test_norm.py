@@ -110,6 +110,16 @@ def test_a_scale_without_statistics_uses_the_nearest_that_was_trained():
     assert one.net[1].num_batches_tracked.tolist() == [1, 0, 1]
 
 
+def test_the_mode_may_be_set_without_a_call_as_trainers_do():
+    one, _ = pair(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    one.train()(torch.randn(2, 3, 16, 16))
+    one.eval()
+    for module in one.modules():
+        module.training = True
+    one(torch.randn(2, 3, 48, 48))
+    assert one.net[1].num_batches_tracked.tolist() == [1, 0, 1]
+
+
 def test_parts_are_as_one_batch_and_their_smallest_side_chooses():
     trunk = build_trunk("tiny", norm_scales=SCALES).train()
     other = copy.deepcopy(trunk)

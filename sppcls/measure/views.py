@@ -94,9 +94,11 @@ def _renewed(
     renewed.to(look.device).eval()
     norms = [module for module in renewed.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
+        if isinstance(norm, ScaleNorm2d):
+            norm.choose_trained()
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
-        norm.training = True  # not `train`: of several sets only those that were trained may be chosen
+        norm.training = True  # not `train`, which lets any set be chosen
     how, multiple = (look.batch_size, look.fit, look.max_aspect), renewed.multiple
     for scale in scales:
         schedule = Schedule("single", (scale,))

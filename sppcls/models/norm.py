@@ -71,18 +71,26 @@ class ScaleNorm2d(nn.BatchNorm2d):
         self._open()
 
     def _open(self) -> None:
-        trained = [] if self.training else self.num_batches_tracked.nonzero().flatten().tolist()
-        self._sets: list[int] = trained or list(range(len(self.scales)))
+        trained: list[int] = self.num_batches_tracked.nonzero().flatten().tolist()
+        every = list(range(len(self.scales)))
+        # By mode: trainers set the mode without `train` when they return from validation.
+        self._sets = {True: every, False: trained or every}
         # The middle of two scales in ratio, squared: so it is compared in whole numbers, here and in an export.
-        self._between = [a * b for a, b in pairwise(self.scales[i] for i in self._sets)]
+        self._between = {
+            mode: [a * b for a, b in pairwise(self.scales[i] for i in sets)] for mode, sets in self._sets.items()
+        }
+
+    def choose_trained(self) -> None:
+        """Choose in training, too, only what may be chosen in eval mode: of no other set are the weights of use."""
+        self._sets[True], self._between[True] = self._sets[False], self._between[False]
 
     def nearest(self, side: int) -> int:
         """Return the set for images of this shorter side; in the middle the smaller."""
-        return self._sets[bisect_left(self._between, side * side)]
+        return self._sets[self.training][bisect_left(self._between[self.training], side * side)]
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the map [N, C, H, W] normalised, and in training renew the statistics of the chosen set."""
-        if torch.compiler.is_exporting() and self._between:
+        if torch.compiler.is_exporting() and self._between[False]:
             return self._of_any_size(input)
         chosen, momentum = self.nearest(min(self.seen.size)), self.momentum
         if self.training:
@@ -96,8 +104,8 @@ class ScaleNorm2d(nn.BatchNorm2d):
     def _of_any_size(self, input: Tensor) -> Tensor:
         """Return the same in eval mode, as operators that choose the set where the graph runs."""
         side = torch.sym_min(*self.seen.size)
-        above = (torch.tensor(self._between, device=input.device) < side * side).sum().reshape(1)
-        chosen = torch.tensor(self._sets, device=input.device).index_select(0, above)
+        above = (torch.tensor(self._between[False], device=input.device) < side * side).sum().reshape(1)
+        chosen = torch.tensor(self._sets[False], device=input.device).index_select(0, above)
         mean, var, weight, bias = (
             one.index_select(0, chosen).squeeze(0) if one is not None and one.ndim == 2 else one
             for one in (self.running_mean, self.running_var, self.weight, self.bias)
