@@ -192,3 +192,25 @@ def test_channels_last_gives_the_same_logits():
     expected = model(images)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     torch.testing.assert_close(last(images.to(memory_format=torch.channels_last)), expected, rtol=0, atol=1e-5)
+
+
+# --- alignment --------------------------------------------------------------------------------------------------------
+
+
+def test_padding_to_the_stride_repeats_the_edge_and_leaves_aligned_images_alone():
+    torch.manual_seed(0)
+    plain = SppClassifier("tiny", ["a", "b"]).eval()
+    padded = SppClassifier("tiny", ["a", "b"], align="pad").eval()
+    padded.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 33, 46)
+    rows, columns = (torch.arange(length).clamp(max=last) for length, last in ((40, 32), (48, 45)))
+    with torch.no_grad():
+        assert torch.equal(padded(images), plain(images[:, :, rows][:, :, :, columns]))
+        assert torch.equal(padded(images[:, :, :32, :40]), plain(images[:, :, :32, :40]))
+
+
+def test_an_unknown_alignment_is_refused():
+    with pytest.raises(ValueError, match="align is 'strech'; did you mean 'stretch'"):
+        SppClassifier("tiny", ["a", "b"], align="strech")
+    assert SppClassifier("tiny", ["a", "b"], align="stretch").multiple == 8
+    assert SppClassifier("tiny", ["a", "b"], align="pad").multiple == 1
