@@ -51,17 +51,8 @@ def build_splits(spec: DataSpec) -> Splits:
         splits: Splits = plugin("sources", spec.name, "data.name", DATA_SETS)(spec)
         return splits
     loading = {
-        "name",
-        "fit",
-        "batch_size",
-        "mix",
-        "batches",
-        "num_workers",
-        "cache",
-        "split_seed",
-        "max_aspect",
-        "align",
-    }
+        "name", "fit", "align", "batch_size", "mix", "batches", "num_workers", "cache", "split_seed", "max_aspect"
+    }  # fmt: skip
     return load_splits(spec.name, seed=spec.split_seed, **spec.model_dump(exclude=loading))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,12 @@ class Signature:
     def multiple(self) -> int:
         """What the sides of images are multiples of."""
         return self.stride if self.align == "stretch" and self.input_size is None else 1
+
+    @property
+    def smallest_scale(self) -> int:
+        """The smallest scale whose tensors, set to the multiple, are as large as the trunk needs."""
+        of = self.multiple
+        return next(scale for scale in count(1) if max(round(scale / of), 1) * of >= self.smallest)
 
     @property
     def scale(self) -> int:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from sppcls.data.cut import bucket_size
 from sppcls.errors import ConfigError
 from sppcls.models.classifier import SppClassifier
 
@@ -214,3 +215,12 @@ def test_an_unknown_alignment_is_refused():
         SppClassifier("tiny", ["a", "b"], align="strech")
     assert SppClassifier("tiny", ["a", "b"], align="stretch").multiple == 8
     assert SppClassifier("tiny", ["a", "b"], align="pad").multiple == 1
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet1_1", "tiny"])
+@pytest.mark.parametrize("align", ["stretch", "none"])
+def test_the_smallest_scale_gives_a_tensor_that_the_trunk_takes_and_none_below_does(backbone, align):
+    network = SppClassifier(backbone, ["a", "b"], align=align)
+    smallest = network.signature.smallest_scale
+    takes = [min(bucket_size(0, 0, scale, network.multiple)) >= network.smallest for scale in range(1, 64)]
+    assert takes == [scale >= smallest for scale in range(1, 64)]

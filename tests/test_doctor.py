@@ -22,8 +22,10 @@ from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.errors import ConfigError, DataError
 from sppcls.measure import dataset
-from sppcls.measure.dataset import examine, scale_costs
+from sppcls.measure.dataset import STRIDE, examine, scale_costs
+from sppcls.models.backbones import build_trunk
 from sppcls.report.data_page import plain, remarks, sheets, write_data_page
+from sppcls.settings import DataSpec, ModelSpec
 
 
 def run(directory: Path, scales: Sequence[int], decode: bool = False, out: Path | None = None) -> int:
@@ -74,7 +76,7 @@ def test_counts_of_parts_whose_classes_differ(tmp_path: Path) -> None:
         "train: no images of cat, empty; training would fail",
         "val: no images of ant, empty; training would fail",
     ]
-    planned = Planner(np.full((6, 2), (40, 50)), Schedule("single", (16,)), 32, mix=0.45)
+    planned = Planner(np.full((6, 2), (40, 50)), Schedule("single", (16,)), 32, mix=0.45, multiple=8)
     assert facts.costs == scale_costs(planned, [16]), "an epoch is one of the training images"
 
 
@@ -370,3 +372,8 @@ def test_every_cell_is_text(tmp_path: Path) -> None:
         for row in rows:
             assert len(row) == len(columns)
             assert all(isinstance(cell, str) for cell in row)
+
+
+def test_the_costs_are_those_of_the_default_networks_stride():
+    assert build_trunk(ModelSpec().backbone).stride == STRIDE
+    assert DataSpec().align == "stretch"

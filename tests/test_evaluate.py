@@ -300,7 +300,7 @@ def test_a_network_of_one_size_says_so(evaluate, tmp_path):
 
 def test_a_scale_too_small_for_the_network_is_named(evaluate, tmp_path):
     run_folder = trained(tmp_path / "zf5", backbone="zf5", width=0.05)
-    smallest = load_model(run_folder).smallest
+    smallest = load_model(run_folder).signature.smallest_scale
     for option in ("--scales", "--fuse"):
         status, _, said = evaluate(run_folder, option, f"{smallest - 1},64")
         assert status == 2

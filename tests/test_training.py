@@ -603,3 +603,12 @@ def test_another_package_adds_an_optimiser_and_a_callback(tmp_path, monkeypatch)
     monkeypatch.setattr("sppcls.plugins.entry_points", entry_points)
     assert run(spec(tmp_path, optim={"name": "radam"}, trainer={"callbacks": ["seeing"]})) == 0
     assert seen == ["RAdam"]
+
+
+def test_a_network_gets_images_of_the_multiple_that_it_was_built_for():
+    images = ShapesSource("train", 12)
+    for align, multiple in (("stretch", 1), ("none", 8)):
+        data = MultiScaleDataModule(images, images, schedule=(16, 24), batch_size=4, multiple=multiple)
+        module = LitSppClassifier(SppClassifier("tiny", images.classes, align=align))
+        with pytest.raises(ConfigError, match=f"multiple is {multiple}; give it the network's, {9 - multiple}"):
+            plain_trainer(1, "cpu").fit(module, datamodule=data)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -200,8 +200,8 @@ class BatchDataset(Dataset[ImageBatch]):
         image, native = self._read(index, batch.size)
         draw = self.augment.draw(batch.epoch, index) if self.augment and batch.epoch >= 0 else None
         offset = draw.offset if draw and self.fit == "crop" else (0.5, 0.5)
-        how: dict[str, Any] = {"offset": offset, "native": native, "multiple": self.multiple}
-        fit_image(image, batch.size, self.fit, self.pad, **how, out=out)
+        to = batch.size, self.fit, self.pad
+        fit_image(image, *to, offset=offset, native=native, multiple=self.multiple, out=out)
         if self.augment and draw:
             h, w = content_size(native, batch.size, self.fit, self.multiple)
             content = out[:, :h, :w]

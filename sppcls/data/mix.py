@@ -93,16 +93,9 @@ class RandomPlan(TrainingPlan):
         """Return what a rank gets of a step."""
         whole = self._share(*divmod(range(len(self))[number], self.world))
         buckets = self._buckets[list(whole.indices)].tolist()
-        return Step.of(
-            Batch(
-                (index,),
-                bucket_size(bucket, bucket, whole.scale, self._cut.multiple),
-                whole.scale,
-                whole.epoch,
-                whole.weight,
-            )
-            for index, bucket in zip(whole.indices, buckets, strict=True)
-        )
+        sizes = [bucket_size(bucket, bucket, whole.scale, self._cut.multiple) for bucket in buckets]
+        of = whole.scale, whole.epoch, whole.weight
+        return Step.of(Batch((index,), size, *of) for index, size in zip(whole.indices, sizes, strict=True))
 
     @cached_property
     def _own(self) -> Sizes:

@@ -56,7 +56,7 @@ def expand(arguments: Iterable[str]) -> list[Path]:
 def checked_scales(signature: Signature, asked: Sequence[int] | None) -> tuple[int, ...]:
     """Return the scales to use: the given ones, or the model's own; raises ``ConfigError`` at one it cannot take."""
     if not asked and signature.pixels > PIXELS:
-        own = max(signature.scale, signature.smallest) if signature.input_size is None else signature.input_size[0]
+        own = signature.input_size[0] if signature.input_size else max(signature.scale, signature.smallest_scale)
         raise ConfigError(
             f"the model's own scale is {own}: one image at it has {signature.pixels / 1e6:.0f} megapixels, more than "
             f"{PIXELS / 1e6:.1f}; choose a smaller one with --scale (--scales for regions), or pass {own} explicitly"
@@ -67,7 +67,7 @@ def checked_scales(signature: Signature, asked: Sequence[int] | None) -> tuple[i
             size = "{}x{}".format(*signature.input_size)
             raise ConfigError(f"--scale {scales[0]}: a model with pool=fixed takes only {size}; leave --scale out")
         return signature.input_size[:1]
-    refuse_small("--scale", scales, signature.smallest, "this model")
+    refuse_small("--scale", scales, signature.smallest_scale, "this model")
     return scales
 
 

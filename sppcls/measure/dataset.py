@@ -23,6 +23,7 @@ from sppcls.measure.mixing import Mixing, mixing
 from sppcls.settings import DataSpec
 from sppcls.terminal import track
 
+STRIDE = 8  # of the default network, which would have to be built with torch to know it
 Counts = dict[str, tuple[int | None, ...]]  # class -> its images in each part, None if it has no folder there
 Histogram = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]  # counts [K], edges [K + 1] of a logarithmic axis
 
@@ -150,7 +151,7 @@ def _training(
     names = {name: k for k, name in enumerate(sorted({places[file][1] for file in files}))}
     defaults = DataSpec()
     of = np.array([sizes[file] for file in files]), Schedule("single", (max(scales, default=1),)), defaults.batch_size
-    return Planner(*of, mix=defaults.mix), [names[places[file][1]] for file in files]
+    return Planner(*of, mix=defaults.mix, multiple=STRIDE), [names[places[file][1]] for file in files]
 
 
 def _class_counts(parts: Mapping[str, Groups], counts: Mapping[tuple[str, str], int]) -> Counts:

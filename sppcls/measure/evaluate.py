@@ -125,7 +125,8 @@ def _open(model: str, options: Options) -> Model:
 def _scales(network: SppClassifier, spec: Spec, options: Options, fit: Fit) -> tuple[int, ...]:
     if network.pool == "fixed" and (fit == "keep" or options.fuse):
         raise ConfigError("model.pool=fixed takes one square size; use --fit crop or warp, and no --fuse")
-    scales = tuple(sorted(set(options.scales or [s for s in spec.test_scales if s >= network.smallest])))
+    smallest = network.signature.smallest_scale
+    scales = tuple(sorted(set(options.scales or [s for s in spec.test_scales if s >= smallest])))
     if not options.scales and max(scales, default=0) ** 2 > PIXELS:
         raise ConfigError(
             f"the model's own test scales go up to {scales[-1]}: one image there has "
@@ -133,7 +134,7 @@ def _scales(network: SppClassifier, spec: Spec, options: Options, fit: Fit) -> t
         )
     only = network.input_size[0] if network.input_size else None
     every = (*scales, *(options.fuse or ()))
-    refuse_small("scale", every, network.smallest, spec.model.backbone)
+    refuse_small("scale", every, smallest, spec.model.backbone)
     for scale in every:
         if only and scale != only:
             raise ConfigError(f"scale {scale}: model.pool=fixed takes {only} only; use --scales {only}")

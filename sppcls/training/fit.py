@@ -130,7 +130,7 @@ def _measured(
     def measured(source: Source, scales: Collection[int]) -> ScaleResult:
         return evaluate_scales(network, measuring(spec, source, device, bar=True), sorted(scales))
 
-    wanted = [scale for scale in spec.test_scales if scale >= network.smallest]
+    wanted = [scale for scale in spec.test_scales if scale >= network.signature.smallest_scale]
     result = measured(data.val, {own, *wanted})
     result.answers.save(folder)
     chosen = (data.val, result.answers, network.classes, own)
@@ -182,7 +182,7 @@ def _check_scales(spec: Spec, network: SppClassifier) -> None:
     """Refuse scales that are too small; warn of levels with more bins than cells, and of test scales far off."""
     asked = {"schedule.scales": spec.schedule.scales, "metrics.test_scales": spec.metrics.test_scales}
     for key, scales in (asked | {"metrics.val_scale": (spec.val_scale,)}).items():
-        refuse_small(f"{key}:", scales or (), network.smallest, f"model.backbone={spec.model.backbone}")
+        refuse_small(f"{key}:", scales or (), network.signature.smallest_scale, f"model.backbone={spec.model.backbone}")
     largest, bins = max(spec.schedule.scales), max(spec.model.levels)
     cells = -(-largest // network.trunk.stride)
     if spec.model.pool == "spp" and bins > cells:

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from sppcls.checkpoints import Content
 from sppcls.data.batch import IGNORED, ImageBatch, MixedBatch, batches_in, readable
 from sppcls.data.source import class_difference
-from sppcls.errors import DataError, SppclsError, counted
+from sppcls.errors import ConfigError, DataError, SppclsError, counted
 from sppcls.measure.answers import UNREAD, Answers
 from sppcls.measure.scales import full_view, rows_of
 from sppcls.model_files import KEY, describe
@@ -78,6 +78,8 @@ class LitSppClassifier(pl.LightningModule):
         """Note that all state is restored, and on the network how its images are fitted."""
         self.started = True
         if data := self._data:
+            if data.multiple != (own := self.network.multiple):
+                raise ConfigError(f"the datamodule's multiple is {data.multiple}; give it the network's, {own}")
             self.network.fit, self.network.max_aspect = data.fit, data.max_aspect
 
     def on_train_epoch_start(self) -> None:
