@@ -18,7 +18,7 @@ from sppcls.commands.arguments import (
     trust_option,
     writing,
 )
-from sppcls.data.geometry import FITS
+from sppcls.data.geometry import FITS, to_multiple
 from sppcls.errors import counted
 from sppcls.files import read_json, write_csv, write_json, write_text
 from sppcls.measure.answers import UNREAD
@@ -158,7 +158,18 @@ def _lines(measured: "Evaluated") -> list[str]:
         lines.append(f"scale spread {spread:.1f} points, worst at {found['worst_scale']}, mean over log scale {area}")
         between = f"lowest agreement {percent(least)}, between scales {one} and {other}"
         lines.append(f"scale consistency {consistency}; {between}")
-    return lines
+    return [*lines, *_aligned_line(scales, found["multiple"])]
+
+
+def _aligned_line(scales: list[int], multiple: int) -> list[str]:
+    """Return a line that says at which sizes scales off the multiple were measured, if there are any.
+
+    >>> _aligned_line([60, 63, 64], 8), _aligned_line([64], 8)
+    (['shorter sides are multiples of 8: scale 60 was measured at 64, 63 at 64'], [])
+    """
+    moved = [f"{scale} at {to_multiple(scale, multiple)}" for scale in scales if scale % multiple]
+    rule = f"shorter sides are multiples of {multiple}: scale "
+    return [rule + ", ".join(moved).replace(" at", " was measured at", 1)] if moved else []
 
 
 def _plot(measured: "Evaluated") -> str:

@@ -95,6 +95,7 @@ def evaluate(model: str, options: Options) -> Evaluated:
     found |= {"split": images.split, "data": images.where, "fit": fit, "views": options.views}
     found |= {"folder": shown(Path(options.data).resolve()) if options.data else None}
     found |= {"recalibrated": options.recalibrate_bn, "own_fit": fit == spec.data.fit, "classes": len(network.classes)}
+    found["multiple"] = network.multiple
     found |= {"label_smoothing": opened.spec and opened.spec.optim.label_smoothing} | result.summary()
     for row, speed in zip(found["scales"], result.images_per_s, strict=True):
         row["images_per_s"] = round(speed, 1)
