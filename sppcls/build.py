@@ -25,7 +25,7 @@ def build_schedule(spec: Spec) -> Schedule:
 
 def build_planner(spec: Spec, sizes: Sizes) -> Planner:
     """Return the planner of a run's epochs, for images of these sizes."""
-    how = spec.data.model_dump(include={"batch_size", "fit", "max_aspect", "mix", "batches"})
+    how = spec.data.model_dump(include={"batch_size", "batch_pixels", "fit", "max_aspect", "mix", "batches"})
     return Planner(sizes, build_schedule(spec), seed=spec.seed, multiple=_multiple(spec), **how)
 
 
@@ -51,8 +51,9 @@ def build_splits(spec: DataSpec) -> Splits:
         splits: Splits = plugin("sources", spec.name, "data.name", DATA_SETS)(spec)
         return splits
     loading = {
-        "name", "fit", "align", "batch_size", "mix", "batches", "num_workers", "cache", "split_seed", "max_aspect"
-    }  # fmt: skip
+        *("name", "fit", "align", "batch_size", "batch_pixels", "mix", "batches", "num_workers", "cache"),
+        *("split_seed", "max_aspect"),
+    }
     return load_splits(spec.name, seed=spec.split_seed, **spec.model_dump(exclude=loading))
 
 
@@ -97,8 +98,8 @@ def build_classifier(
         scales=tuple(scales),
         align=align,
     )
-    if spec.freeze == "backbone":
-        network.freeze_trunk()
+    if spec.freeze != "none":
+        network.freeze_trunk(norms=spec.freeze == "backbone")
     return network
 
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 Content = dict[str, Any]  # of a checkpoint: tensors and plain values, by the names that Lightning gives them
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+CALIBRATED = "calibrated.ckpt"  # the last, with batch-norm statistics for each test scale; not to resume from
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
-CHECKPOINTS = (LAST, PREVIOUS, BEST, SUMS)
+CHECKPOINTS = (LAST, PREVIOUS, BEST, CALIBRATED, SUMS)
 _told: set[Path] = set()
 
 

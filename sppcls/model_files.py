@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from sppcls.checkpoints import BEST, is_whole, last_whole
+from sppcls.checkpoints import BEST, CALIBRATED, is_whole, last_whole
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.files import checked_path
 from sppcls.models.classifier import SppClassifier
@@ -74,7 +74,7 @@ def describe(
 def checkpoint_path(path: str | Path, which: str | None = None) -> Path:
     """Return the weights file of a run folder, an exported folder or a file name.
 
-    ``which`` selects ``last`` or ``best`` of a run; the default is last.
+    ``which`` selects ``last``, ``best`` or ``calibrated`` of a run; by default calibrated if there is one, else last.
     """
     given = checked_path(path, "model")
     if not given.exists():
@@ -83,8 +83,11 @@ def checkpoint_path(path: str | Path, which: str | None = None) -> Path:
         raise ConfigError(f"--checkpoint {which} is for a run folder, and {given} is not one; leave it out")
     if given.is_file():
         return given
+    calibrated = given / "checkpoints" / CALIBRATED
+    if which == "calibrated" or (which is None and calibrated.is_file()):
+        return _whole(calibrated)
     if which == "best":
-        return _best(given / "checkpoints" / BEST)
+        return _whole(given / "checkpoints" / BEST)
     found = last_whole(given / "checkpoints")
     if found is None and (given / WEIGHTS).is_file():
         return given / WEIGHTS
@@ -97,12 +100,17 @@ def checkpoint_path(path: str | Path, which: str | None = None) -> Path:
     return found
 
 
-def _best(file: Path) -> Path:
+def _whole(file: Path) -> Path:
     if not file.is_file():
         raise ConfigError(f"{file} does not exist; use --checkpoint last")
     if not is_whole(file):
         raise SppclsError(f"{file} is damaged (checksum mismatch); use --checkpoint last")
     return file
+
+
+def resumable(run: str | Path) -> Path:
+    """Return the checkpoint that a run is resumed from, which is never the calibrated one."""
+    return checkpoint_path(run, "last" if (Path(run) / "checkpoints").is_dir() else None)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

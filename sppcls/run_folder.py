@@ -14,7 +14,7 @@ from typing import IO, Any, TextIO, TypedDict, cast
 
 import yaml
 
-from sppcls.checkpoints import CHECKPOINTS, LAST, clear_leftovers
+from sppcls.checkpoints import CALIBRATED, CHECKPOINTS, LAST, clear_leftovers
 from sppcls.errors import ConfigError
 from sppcls.files import read_config_values, read_json, write_json, write_text
 from sppcls.spec import Spec, parse_stored
@@ -97,6 +97,7 @@ class RunFolder:
         except ConfigError:
             self.close()
             raise
+        (self.path / INSIDE / CALIBRATED).unlink(missing_ok=True)  # of weights that are about to change
         clear_leftovers(self.path, FILES)
         clear_leftovers(self.path / INSIDE)
         for file in self._files() if anew and not resume else ():

@@ -14,7 +14,7 @@ def _path(text: str) -> str:
     return text
 
 
-SCHEDULES = ("single", "alternate", "random", "progressive")  # without other packages
+SCHEDULES = ("single", "alternate", "random", "progressive", "all")  # without other packages
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -71,6 +71,8 @@ class DataSpec(Values):
     """How sides become multiples of the stride: stretch the image, pad by repeating its edge, or none: not at all."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Images per step and process, at most; steps are about as large, the smallest a quarter to half of it."""
+    batch_pixels: Annotated[int, Field(ge=1, lt=2**40)] | None = None
+    """Pixels per step and process, instead of batch_size images: the smaller the scale, the more images a step."""
     mix: Share = 0.45
     """How mixed a step is: 0 is one tensor of one aspect; above, it has batch_size ** mix parts of many aspects."""
     batches: Literal["auto", "aspect", "random"] = "auto"
@@ -126,8 +128,10 @@ class ModelSpec(Values):
     """Of norm_per_scale: weights and biases for each scale too, or statistics only."""
     weights: PathText | None = None
     """Initial weights: null, pretrained, or a .safetensors or .pth file."""
-    freeze: Literal["none", "backbone"] = "none"
-    """What to freeze; backbone trains only the head."""
+    start: PathText | None = None
+    """A run or export of the same settings and classes whose network training starts from, head included."""
+    freeze: Literal["none", "backbone", "convolutions"] = "none"
+    """What to freeze; backbone trains only the head, convolutions the head and the normalisation layers."""
     pool: Literal["spp", "gap", "fixed"] = "spp"
     """Pooling: pyramid, global average, or the paper's fixed-size baseline."""
     levels: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=32)] = (4, 2, 1)
@@ -152,13 +156,13 @@ class ScheduleSpec(Values):
     """The scale of every epoch (or step)."""
 
     kind: str = "alternate"
-    """single, alternate (by epoch), random (smallest to largest), progressive (in order), or a plugin's."""
+    """single, alternate (by epoch), random, progressive (in order), all (at once), or a plugin's."""
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (64, 48)
     """Training scales: shorter sides in pixels."""
     every: Literal["epoch", "batch"] = "epoch"
     """How often schedule=random draws a scale."""
-    step: Count = 8
-    """Step in pixels between the scales that schedule=random draws from."""
+    step: Count | None = 8
+    """Step in pixels between the scales that schedule=random draws from; null draws from schedule.scales alone."""
 
     @model_validator(mode="before")
     @classmethod
@@ -187,6 +191,8 @@ class MetricsSpec(Values):
     """Scale of validation, top-1 and gap; null is the largest training scale."""
     test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
     """Test scales at the end; null is 0.5 to 2 times the largest training scale, plus the training scales."""
+    recalibrate: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Training images for batch-norm statistics of each test scale, at the end, into calibrated.ckpt; 0: none."""
     gap_images: Annotated[int, Field(ge=0, lt=2**31)] = 600
     """Training images used to measure the gap; 0 turns it off."""
     gap_every: Annotated[int, Field(ge=0, lt=2**31)] | None = None

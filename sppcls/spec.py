@@ -91,6 +91,21 @@ class Spec(Values):
         return self
 
     @model_validator(mode="after")
+    def _consistency_needs_scales(self) -> "Spec":
+        if self.optim.consistency and self.schedule.kind != "all":
+            raise ValueError(
+                f"optim.consistency={self.optim.consistency} compares the scales of a step, got schedule.kind="
+                f"{self.schedule.kind}; use schedule=all, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fixed_has_no_other_scale(self) -> "Spec":
+        if self.model.pool == "fixed" and self.metrics.recalibrate:
+            raise ValueError("model.pool=fixed has one scale, so metrics.recalibrate has no use; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _compiled_takes_one_tensor(self) -> "Spec":
         if self.trainer.compile and self.data.fit == "keep" and (self.data.mix or self.data.batches == "random"):
             raise ValueError("trainer.compile=true takes one tensor a step; add data.mix=0 and no data.batches=random")
@@ -114,8 +129,8 @@ class Spec(Values):
     @property
     def val_scale(self) -> int:
         """The validation scale: the one set, else the largest training scale."""
-        low, high = min(self.schedule.scales), max(self.schedule.scales)
-        largest = high - (high - low) % self.schedule.step if self.schedule.kind == "random" else high
+        low, high, step = min(self.schedule.scales), max(self.schedule.scales), self.schedule.step
+        largest = high - (high - low) % step if self.schedule.kind == "random" and step else high
         return (self.metrics.val_scale if self.model.pool != "fixed" else None) or largest
 
     @property

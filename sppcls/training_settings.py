@@ -32,6 +32,8 @@ class OptimSpec(Values):
     """Maximum gradient norm; 0 turns clipping off."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Label smoothing: fraction of the target spread over all classes."""
+    consistency: AtLeast0 = 0.0
+    """Weight, with schedule=all, of how far the answers at each scale are from those of all scales together."""
     class_weights: Literal["none", "balanced"] = "none"
     """Class weights in the loss; balanced gives every class the same share."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0

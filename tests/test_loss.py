@@ -16,8 +16,9 @@ from sppcls import LitSppClassifier
 from sppcls.data.batch import IGNORED
 from sppcls.data.catalog import load_splits
 from sppcls.data.loader import PlannedLoader
-from sppcls.data.plan import Batch, plan_epoch
+from sppcls.data.plan import plan_epoch
 from sppcls.data.schedule import Schedule
+from sppcls.data.steps import Batch
 
 CALTECH = os.environ.get("SPPCLS_CALTECH101")  # its folder
 SCHEDULE = Schedule("alternate", (64, 48))

@@ -15,10 +15,10 @@ from sppcls.data.batch import readable
 from sppcls.data.cut import aspect_buckets, bucket_size
 from sppcls.data.images import BatchDataset
 from sppcls.data.mix import parts_of
-from sppcls.data.plan import Step
 from sppcls.data.planner import Planner
 from sppcls.data.schedule import Schedule
 from sppcls.data.shapes import ShapesSource
+from sppcls.data.steps import Step
 from sppcls.errors import ConfigError
 from sppcls.measure.mixing import EPOCHS, mixing
 from sppcls.measure.scales import Evaluation

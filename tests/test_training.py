@@ -30,7 +30,8 @@ from sppcls.report.run_lines import plan_table, untrained_lines
 from sppcls.run_folder import read_config
 from sppcls.spec import parse
 from sppcls.training import overfitting
-from sppcls.training.callbacks import Curves, LargestShapeFirst, SaveLastAndBest
+from sppcls.training.callbacks import Curves, SaveLastAndBest
+from sppcls.training.largest import LargestShapeFirst
 from sppcls.training.optim import parameter_groups
 from sppcls.training.preflight import resume_point, threads_of_each
 from sppcls.training.run import run

@@ -37,7 +37,7 @@ from sppcls.data.cut import own_tensors
 from sppcls.data.decode import decode_array
 from sppcls.data.geometry import fitted_size
 from sppcls.data.images import Augment, BatchDataset, decode, fit_image
-from sppcls.data.plan import Batch
+from sppcls.data.steps import Batch
 from sppcls.errors import DataError
 
 LOSSES = (vanish, folder, pipe, endless, link_loop, empty, no_image, half)

@@ -16,8 +16,9 @@ from sppcls.data.cut import own_tensors
 from sppcls.data.files import read_groups
 from sppcls.data.folders import class_folders
 from sppcls.data.images import BatchDataset
-from sppcls.data.plan import Batch, plan_evaluation
+from sppcls.data.plan import plan_evaluation
 from sppcls.data.shapes import ShapesSource
+from sppcls.data.steps import Batch
 from sppcls.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 
 SCALES = (96, 160, 224)

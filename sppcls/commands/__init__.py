@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": "measure accuracy, calibration and cost at each scale",
     "predict": "label images with a run, a checkpoint or any export",
     "export": "export to safetensors, onnx or pt2, verified against the checkpoint",
+    "tune": "train the head and norms of a run further, for one test scale",
     "quantize": "quantize an ONNX export to 8 bits and compare its accuracy",
     "report": "tables, plots and an offline HTML page for a run or a sweep",
     "probe": "train a linear SVM on frozen features (the paper's protocol)",

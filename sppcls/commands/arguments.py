@@ -48,7 +48,7 @@ def path_text(text: str) -> str:
 
 def checkpoint_option(verb: argparse.ArgumentParser) -> None:
     """Add ``--checkpoint`` to a verb that takes a run."""
-    verb.add_argument("--checkpoint", choices=("last", "best"), help="which checkpoint of a run (last)")
+    verb.add_argument("--checkpoint", choices=("last", "best", "calibrated"), help="which checkpoint of a run (last)")
 
 
 def trust_option(verb: argparse.ArgumentParser) -> None:

@@ -40,6 +40,15 @@ def to_multiple(length: float, multiple: int) -> int:
     return max(round(length / multiple), 1) * multiple
 
 
+def shrunk_size(size: Size, scale: int, to: int, multiple: int = 1) -> Size:
+    """Return the (H, W) of a tensor of images at ``scale`` when they are resized to another one.
+
+    >>> shrunk_size((64, 96), 64, 32), shrunk_size((64, 88), 64, 48, 8)
+    ((32, 48), (48, 64))
+    """
+    return to_multiple(size[0] * to / scale, multiple), to_multiple(size[1] * to / scale, multiple)
+
+
 def fitted_size(h: int, w: int, size: Size, multiple: int = 1) -> Size:
     """Return the (H, W) of an h x w image scaled by one factor to touch the box ``size`` from inside.
 

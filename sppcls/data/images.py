@@ -14,8 +14,8 @@ from sppcls.data.batch import IGNORED, ImageBatch, MixedBatch
 from sppcls.data.cache import PixelCache
 from sppcls.data.decode import decode_array
 from sppcls.data.geometry import BLACK, FITS, Colour, Fit, Size, content_size, cut_box, same_aspect, source_scale
-from sppcls.data.plan import Batch, Step
 from sppcls.data.source import Source
+from sppcls.data.steps import Batch, Step
 from sppcls.errors import ConfigError, DataError, did_you_mean
 
 

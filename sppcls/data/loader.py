@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from typing import TYPE_CHECKING, Any, overload
 
-from sppcls.data.plan import Batch, EpochPlan, Step
+from sppcls.data.steps import Batch, EpochPlan, Step
 from sppcls.errors import DataError
 from sppcls.process import STATUSES, signals_held
 
@@ -75,7 +75,7 @@ class _Share:
 class PlannedLoader:
     """Iterates over a rank's batches of an epoch; each new iteration is the next epoch, at that epoch's scale.
 
-    ``plan`` gives every epoch as many batches. Workers persist: all that changes travels inside the batch that they
+    Its length is that of the epoch. Workers persist: all that changes travels inside the batch that they
     are handed. ``state_dict`` counts batches handed out, not batches prefetched, so a loader that loads it resumes with
     the very next batch. At an unreadable image ``on_error="fail"`` raises ``DataError``; ``skip`` continues, the
     image's target is -1 and ``skipped`` names it.
@@ -99,7 +99,7 @@ class PlannedLoader:
         self.skipped = {} if skipped is None else skipped
         self._on_error, self._resumed, self._share = on_error, False, _Share()
         first = plan(0)
-        self.world, self._length = first.world, len(range(rank, len(first), first.world))
+        self.world, self._steps = first.world, (0, len(first) // first.world)
         self._workers = _data_loader(dataset, self._share, num_workers, pin_memory, persistent=num_workers > 0)
         # In a garbage cycle the workers' queues would be freed first, and each worker waited for in vain for 5 s.
         weakref.finalize(self, close_workers, self._workers).atexit = False
@@ -119,7 +119,9 @@ class PlannedLoader:
             self.epoch, self.position = epoch, 0
 
     def __len__(self) -> int:
-        return self._length
+        if self._steps[0] != self.epoch:
+            self._steps = self.epoch, len(self.plan(self.epoch)) // self.world
+        return self._steps[1]
 
     def __iter__(self) -> "Iterator[ImageBatch | MixedBatch]":
         # A generator's body runs at the first batch, so an epoch set after iter() still counts.
@@ -143,7 +145,7 @@ class PlannedLoader:
         """Resume after the batches that ``state`` has counted."""
         self.epoch, self.position = state["epoch"], state["position"]
         self._resumed = True
-        if self.position >= self._length:
+        if self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
 
 

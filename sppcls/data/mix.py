@@ -1,12 +1,14 @@
 """Mixed steps: batches of one aspect cut into parts and dealt anew, so that a step sees many aspects."""
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 
 from sppcls.data.cut import Cut, Sizes, bucket_size
-from sppcls.data.plan import Batch, Step, TrainingPlan
-from sppcls.data.schedule import Schedule
+from sppcls.data.plan import TrainingPlan
+from sppcls.data.schedule import Turns
+from sppcls.data.steps import Batch, Step
 
 
 def parts_of(mix: float, batch_size: int) -> int:
@@ -19,43 +21,48 @@ def parts_of(mix: float, batch_size: int) -> int:
 
 
 class MixedPlan(TrainingPlan):
-    """Two batches of half the size a step, cut into parts and dealt anew among the steps of their scale.
+    """Two or more batches a step, cut into parts and dealt anew among the steps of their scale.
 
-    A step has one of each part of the narrower half of the batches and one of each part of the wider half, drawn at
-    random over all their aspects, evenly. So its gradient and its batch-norm statistics are those of all aspects,
-    although each tensor has one. If the number of ``parts`` of a step is odd, the halves take turns in having one more.
-    Parts of one shape are one tensor.
+    Of two, a step has one of each part of the narrower half of the batches and one of each part of the wider half, at
+    random over all their aspects, evenly; of more likewise. So its gradient and its batch-norm statistics are those of
+    all aspects, although each tensor has one. If the number of parts of a step is odd, the halves take turns in having
+    one more. Parts of one shape are one tensor.
     """
 
-    _together = 2
-
-    def __init__(self, cut: Cut, schedule: Schedule, epoch: int, seed: int, parts: int) -> None:
-        super().__init__(cut, schedule, epoch, seed)
-        self._parts = np.array([parts // 2, parts - parts // 2])[[epoch % 2, 1 - epoch % 2]]  # of each half
+    def __init__(self, cut: Cut, turns: Turns, epoch: int, seed: int, parts: Mapping[int, int]) -> None:
+        super().__init__(cut, turns, epoch, seed)
+        self._parts = parts  # of a step, by its scale
 
     def __getitem__(self, number: int) -> Step:
-        """Return what a rank gets of a step; ranks agree on the batches that it is made of."""
-        step, rank = divmod(range(len(self))[number], self.world)
-        return Step.of(self._share(batch, rank, part) for batch, part in self._found[step])
+        """Return what a rank gets of a step."""
+        return Step.of(self._shares(number))
 
     @cached_property
     def _dealt(self) -> Sizes:
         """[parts, B] the step of each part of each batch; -1 where a batch has fewer parts."""
         rng, scales = np.random.default_rng([self.seed, self.epoch, 2]), self._batch[:, 3]
         aspects = self._cut.aspect[self._order]
-        dealt = np.full((self._parts.max(), len(scales)), -1)
+        rows: list[Sizes] = [np.full(len(scales), -1)]
         for scale in np.unique(scales):
             batches = rng.permutation(np.flatnonzero(scales == scale))
             batches = batches[np.argsort(aspects[batches], kind="stable")]
-            steps = np.unique(batches // self._together)
-            for half, parts in zip(np.split(batches, [len(steps)]), self._parts.tolist(), strict=True):
+            steps = np.unique(self._step[batches])
+            for some, parts in self._layers(batches, len(steps), self._parts[int(scale)]):
                 places = rng.random(len(steps))
+                rows += [np.full(len(scales), -1) for _ in range(len(rows), parts)]
                 for part in range(parts):
                     order = np.argsort((places + (part + rng.random(len(steps))) / parts) % 1)
-                    if len(half) < len(order):  # the last step has one batch
-                        order = np.delete(order, rng.integers(len(order)))
-                    dealt[part, half] = steps[order]
-        return dealt
+                    # The last step may have fewer batches.
+                    spare = rng.choice(len(order), len(order) - len(some), replace=False)
+                    rows[part][some] = steps[np.delete(order, spare)]
+        return np.array(rows)
+
+    def _layers(self, batches: Sizes, steps: int, parts: int) -> list[tuple[Sizes, int]]:
+        """Return the batches of one scale by aspect, at most one of each layer for a step, and the parts of each."""
+        layers = [batches[first : first + steps] for first in range(0, len(batches), steps)]
+        return [
+            (some, max((parts + (at + self.epoch) % len(layers)) // len(layers), 1)) for at, some in enumerate(layers)
+        ]
 
     @cached_property
     def _cut_into(self) -> Sizes:
@@ -85,17 +92,18 @@ class MixedPlan(TrainingPlan):
 class RandomPlan(TrainingPlan):
     """Steps of any images, in one tensor for each aspect among them: what mixing is compared with."""
 
-    def __init__(self, cut: Cut, schedule: Schedule, epoch: int, seed: int, buckets: Sizes) -> None:
-        super().__init__(cut, schedule, epoch, seed)
+    def __init__(self, cut: Cut, turns: Turns, epoch: int, seed: int, buckets: Sizes) -> None:
+        super().__init__(cut, turns, epoch, seed)
         self._buckets = buckets
 
     def __getitem__(self, number: int) -> Step:
         """Return what a rank gets of a step."""
-        whole = self._share(*divmod(range(len(self))[number], self.world))
-        buckets = self._buckets[list(whole.indices)].tolist()
-        sizes = [bucket_size(bucket, bucket, whole.scale, self._cut.multiple) for bucket in buckets]
-        of = whole.scale, whole.epoch, whole.weight
-        return Step.of(Batch((index,), size, *of) for index, size in zip(whole.indices, sizes, strict=True))
+        return Step.of(self._alone(index, whole) for whole in self._shares(number) for index in whole.indices)
+
+    def _alone(self, index: int, whole: Batch) -> Batch:
+        bucket = int(self._buckets[index])
+        size = bucket_size(bucket, bucket, whole.scale, self._cut.multiple)
+        return Batch((index,), size, whole.scale, whole.epoch, whole.weight)
 
     @cached_property
     def _own(self) -> Sizes:
@@ -110,7 +118,7 @@ class RandomPlan(TrainingPlan):
     @property
     def pixels(self) -> int:
         """Pixels of all tensors."""
-        return int(self._own[:, :2].prod(axis=1).sum())
+        return self._cost(self._own)
 
     @property
     def tensors(self) -> Sizes:

@@ -4,71 +4,15 @@ Everything here is a pure function of (seed, epoch, image sizes, schedule, batch
 rank and every worker agrees without communication, and an epoch can be resumed at any batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 
 import numpy as np
 
 from sppcls.data.cut import Cut, Sizes, aspect_buckets, bucket_size, cut_images
-from sppcls.data.geometry import Fit, fitted_sizes, images_at
-from sppcls.data.schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images that share one tensor.
-
-    Attributes:
-        indices: Positions in the source.
-        size: (H, W) of the tensor; both are above the scale if wide and tall images are mixed.
-        scale: The scale set by the schedule.
-        epoch: Epoch that augmentation draws from; -1 means no augmentation.
-        weight: Of each of the images in the loss.
-    """
-
-    indices: tuple[int, ...]
-    size: tuple[int, int]
-    scale: int
-    epoch: int = -1
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """Batches of different shapes that the network is trained on together."""
-
-    parts: tuple[Batch, ...]
-
-    @classmethod
-    def of(cls, parts: Iterable[Batch]) -> "Step":
-        """Return a step of those parts that have images; what has the same shape is one tensor."""
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for part in parts:
-            if part.indices:
-                alike.setdefault((part.size, part.scale, part.epoch, part.weight), []).extend(part.indices)
-        return cls(tuple(Batch(tuple(indices), *of) for of, indices in alike.items()))  # type: ignore[arg-type]
-
-
-class EpochPlan:
-    """The batches of one epoch, the same on every rank; batch ``t * world + r`` is step t of rank r."""
-
-    def __init__(self, batches: Sequence[Batch | Step], world: int) -> None:
-        self._batches, self.world = batches, world
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, number: int) -> Batch | Step:
-        return self._batches[number]
-
-    def __iter__(self) -> Iterator[Batch | Step]:
-        return (self[number] for number in range(len(self)))
-
-    def of_rank(self, rank: int, first: int = 0) -> Iterator[Batch | Step]:
-        """Yield the batches of one rank, a batch a step, from step ``first`` on."""
-        return (self[number] for number in range(first * self.world + rank, len(self), self.world))
+from sppcls.data.geometry import Fit, fitted_sizes, images_at, shrunk_size
+from sppcls.data.schedule import Schedule, Turns
+from sppcls.data.steps import Batch, EpochPlan, Step
 
 
 class TrainingPlan(EpochPlan):
@@ -81,13 +25,13 @@ class TrainingPlan(EpochPlan):
     over its images, averaged over ranks. An image that is handed out several times shares its weight among them.
     """
 
-    _together = 1  # batches a step
-
-    def __init__(self, cut: Cut, schedule: Schedule, epoch: int, seed: int) -> None:
+    def __init__(self, cut: Cut, turns: Turns, epoch: int, seed: int) -> None:
         self.world, self._cut, self.seed, self.epoch = cut.world, cut, seed, epoch
         self._order = cut.order(seed, epoch)
-        self.steps = -(-len(self._order) // self._together)  # that each rank takes
-        scales = np.repeat(schedule.scales_of(epoch, self.steps), self._together)[: len(self._order)]
+        self._beside = turns.beside
+        self.steps = len(turns.scales)  # that each rank takes
+        self._step = np.repeat(np.arange(self.steps), turns.batches)[: len(self._order)]  # [B] of each batch
+        scales = np.array(turns.scales)[self._step]
         buckets = cut.lowest[self._order].tolist(), cut.highest[self._order].tolist()
         sizes = np.array(list(map(bucket_size, *buckets, scales.tolist(), repeat(cut.multiple))))
         # [B, 4] images of each batch, its H and W, its scale.
@@ -99,7 +43,21 @@ class TrainingPlan(EpochPlan):
 
     def __getitem__(self, number: int) -> Batch | Step:
         """Return what a rank gets of a step."""
-        return self._share(*divmod(range(len(self))[number], self.world))
+        shares = self._shares(number)
+        return shares[0] if len(shares) == 1 else Step.of(shares)
+
+    def _shares(self, number: int) -> list[Batch]:
+        """Return what a rank gets of each batch of a step; ranks agree on the batches that it is made of."""
+        step, rank = divmod(range(len(self))[number], self.world)
+        return [self._share(batch, rank, part) for batch, part in self._found[step]]
+
+    @cached_property
+    def _found(self) -> list[list[tuple[int, slice]]]:
+        """The (batch, part of it) of each step."""
+        found: list[list[tuple[int, slice]]] = [[] for _ in range(self.steps)]
+        for batch, step in enumerate(self._step.tolist()):
+            found[step].append((batch, slice(None)))
+        return found
 
     def _share(self, batch: int, rank: int, part: slice = slice(None)) -> Batch:
         """Return part of a batch for a rank: the images are dealt to the ranks, the first ones may have one more."""
@@ -130,7 +88,7 @@ class TrainingPlan(EpochPlan):
     @property
     def step_of(self) -> Sizes:
         """[M] the step of each image in `sequence`."""
-        return self._places[0]
+        return self._step[self._places[0]]
 
     @property
     def _places(self) -> tuple[Sizes, Sizes, Sizes]:
@@ -156,7 +114,16 @@ class TrainingPlan(EpochPlan):
     @property
     def pixels(self) -> int:
         """Pixels of all batches, padding and repeats included: what the epoch costs."""
-        return int(self._batch[:, :3].prod(axis=1).sum())
+        return self._cost(self._batch[:, 1:], self._batch[:, 0])
+
+    def _cost(self, tensors: Sizes, images: Sizes | int = 1) -> int:
+        """Return the pixels of some ``images`` in each of the tensors [T, 3], at all scales that they are seen at."""
+        rows, which = np.unique(tensors, axis=0, return_inverse=True)
+        seen = [
+            [(height, width), *(shrunk_size((height, width), scale, to, self._cut.multiple) for to in self._beside)]
+            for height, width, scale in rows.tolist()
+        ]
+        return int((np.array(seen).prod(axis=2).sum(axis=1)[which] * images).sum())
 
     @property
     def tensors(self) -> Sizes:
@@ -219,7 +186,7 @@ def plan_epoch(
     images (unless the whole set is) and no remainder is dropped.
     """
     cut = cut_images(sizes, batch_size, world, fit, max_aspect, multiple=multiple)
-    return TrainingPlan(cut, schedule, epoch, seed)
+    return TrainingPlan(cut, schedule.turns(epoch, len(cut.counts)), epoch, seed)
 
 
 def plan_evaluation(

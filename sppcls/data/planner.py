@@ -1,13 +1,18 @@
 """Plans the epochs of a run: which images share a step, how mixed the steps are, and what they cost."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from sppcls.data.cut import Cut, Sizes, aspect_buckets, cut_images
+import numpy as np
+
+from sppcls.data.cut import Cut, Sizes, aspect_buckets, bucket_size, cut_images
 from sppcls.data.geometry import Fit, Size
 from sppcls.data.mix import MixedPlan, RandomPlan, parts_of
 from sppcls.data.plan import TrainingPlan
-from sppcls.data.schedule import Schedule
+from sppcls.data.schedule import Schedule, Turns
+from sppcls.errors import ConfigError
 
 Membership = Literal["auto", "aspect", "random"]
 
@@ -23,6 +28,8 @@ class Planner:
         multiple: Sides of tensors are multiples of it, and so are those of the images in them.
         mix: From 0, a step is one tensor of one aspect, to 1, it has a part for each image. Of no effect on random
             steps. A step that is drawn from several scales (``every="batch"``) is mixed among those of its scale.
+        batch_pixels: Pixels of a rank's step, of images of the mean aspect; None: ``batch_size`` images, whatever the
+            scale. Every step has as many images of its scale as they hold.
 
     Raises:
         ValueError: ``mix`` is not 0 to 1, or there are no such ``batches``.
@@ -37,6 +44,7 @@ class Planner:
     mix: float = 0.0
     batches: Membership = "auto"
     multiple: int = 1
+    batch_pixels: int | None = None
     _cuts: dict[int, Cut] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -46,28 +54,67 @@ class Planner:
             raise ValueError(f"batches is {self.batches!r}; expected one of {', '.join(get_args(Membership))}")
         by_aspect = self.batches == "aspect" or (self.batches == "auto" and self.fit == "keep")
         self.membership: Membership = "aspect" if by_aspect else "random"
-        self.parts = parts_of(self.mix, self.batch_size) if by_aspect else 1
+        choices = self.schedule.loaded
+        images = self.images_at(choices[-1])
+        self.parts = parts_of(self.mix, images) if by_aspect else 1
+        self._each = images // min(self.parts, 2)  # images of the cut's batches: a step is one, two or more of them
+        self.together = {scale: max(self.images_at(scale) // self._each, min(self.parts, 2)) for scale in choices}
+
+    def images_at(self, scale: int) -> int:
+        """Return the images of a step of a rank at a scale.
+
+        Raises:
+            ConfigError: ``batch_pixels`` hold fewer than two.
+        """
+        if self.batch_pixels is None:
+            return self.batch_size
+        buckets = aspect_buckets(self.sizes, self.max_aspect, self.fit)
+        pixels = np.array([bucket_size(b, b, scale, self.multiple) for b in buckets.tolist()]).prod(axis=1).mean()
+        pixels *= 1 + sum(other**2 for other in self.schedule.beside) / scale**2
+        if (images := int(self.batch_pixels / pixels)) < 2:
+            raise ConfigError(
+                f"data.batch_pixels={self.batch_pixels} hold less than two images at scale {scale}; "
+                f"allowed: {math.ceil(2 * pixels)} or more"
+            )
+        return images
+
+    def turns(self, epoch: int, world: int = 1, schedule: Schedule | None = None) -> Turns:
+        """Return the scales of the steps of an epoch, and how many batches of the cut each has."""
+        schedule = schedule or self.schedule
+        together = {scale: self.together.get(scale, min(self.parts, 2)) for scale in schedule.loaded}
+        return schedule.turns(epoch, len(self._cut(world).counts), together)
+
+    def steps(self, epochs: Iterable[int], world: int = 1) -> int:
+        """Return the number of steps that a rank takes in these epochs."""
+        return sum(len(self.turns(epoch, world).scales) for epoch in epochs)
+
+    def work(self, epochs: Iterable[int], world: int = 1) -> float:
+        """Return the cost of some epochs: the sum over epochs of the images' mean squared scale."""
+        every = [self.turns(epoch, world) for epoch in epochs]
+        again = sum(scale**2 for scale in self.schedule.beside)
+        return float(sum(np.average(np.square(turns.scales), weights=turns.batches) + again for turns in every))
 
     def plan(self, epoch: int, world: int = 1, schedule: Schedule | None = None) -> TrainingPlan:
         """Return the plan of an epoch for so many ranks."""
-        of = self._cut(world), schedule or self.schedule, epoch, self.seed
+        of = self._cut(world), self.turns(epoch, world, schedule), epoch, self.seed
         if self.parts > 1:
-            return MixedPlan(*of, self.parts)
+            parts = {scale: parts_of(self.mix, self.images_at(scale)) for scale in of[1].scales}
+            return MixedPlan(*of, parts)
         if self.fit == "keep" and self.membership == "random":
             return RandomPlan(*of, aspect_buckets(self.sizes, self.max_aspect))
         return TrainingPlan(*of)
 
     def _cut(self, world: int) -> Cut:
         if world not in self._cuts:
-            size = self.batch_size if self.parts == 1 else self.batch_size // 2
             by: Fit = "keep" if self.membership == "aspect" else "warp"
-            self._cuts[world] = cut_images(self.sizes, size, world, self.fit, self.max_aspect, by, self.multiple)
+            self._cuts[world] = cut_images(self.sizes, self._each, world, self.fit, self.max_aspect, by, self.multiple)
         return self._cuts[world]
 
     def largest_step(self, world: int = 1) -> tuple[int, Size, int]:
         """Return the most images of a rank's step, the (H, W) with the most pixels, and the number of tensors."""
-        largest = self.plan(0, world, Schedule("single", (self.schedule.choices[-1],))).largest
-        images = len(largest.indices) if self.parts == 1 else min(2 * len(largest.indices), self.batch_size)
+        scale = max(self.schedule.loaded, key=lambda scale: (self.together[scale] * scale**2, scale))
+        largest = self.plan(0, world, Schedule("single", (scale,))).largest
+        images = min(self.together[scale] * len(largest.indices), self.images_at(scale))
         if self.fit != "keep":
             return images, largest.size, 1
         return images, largest.size, self.parts if self.membership == "aspect" else 2

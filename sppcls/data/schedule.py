@@ -1,6 +1,6 @@
 """The scale schedule: a pure function of the epoch, the step and the seed."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,13 +11,24 @@ from sppcls.plugins import plugin
 
 
 @dataclass(frozen=True)
+class Turns:
+    """The scale and the batches of each step of an epoch, and the scales that each sees its images at again."""
+
+    scales: list[int]
+    batches: list[int]
+    beside: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Schedule:
     """The scales of a training run.
 
     Attributes:
         kind: ``single``: the one scale. ``alternate``: epoch e uses ``scales[e mod k]`` (paper, section 2.3).
-            ``random``: one draw per epoch (or step, with ``every="batch"``) from the smallest to the largest
-            scale by ``step`` pixels. ``progressive``: the scales in turn, each for an equal part of the epochs.
+            ``random``: drawn from the smallest to the largest scale by ``step`` pixels, or from the scales as listed if
+            that is None: one per epoch, or with ``every="batch"`` per step, where every one of them has its turn before
+            any comes again. ``progressive``: the scales in turn, each for an equal part of the epochs. ``all``: every
+            step at the largest, and its images again at each of the others, which are made of those (`beside`).
             Any other is a callable of another package, (scales, epoch, epochs, seed) -> one of the scales.
         scales: Shorter sides in pixels.
         epochs: Length of the run, which ``progressive`` divides.
@@ -29,36 +40,54 @@ class Schedule:
     kind: str
     scales: tuple[int, ...]
     every: Literal["epoch", "batch"] = "epoch"
-    step: int = 8
+    step: int | None = 8
     epochs: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) < 1 or self.step < 1:
+        if not self.scales or min(self.scales) < 1 or (self.step or 1) < 1:
             raise ValueError(f"scales are {self.scales} by {self.step}; expected one or more of at least 1 pixel")
 
     @property
     def choices(self) -> tuple[int, ...]:
         """All possible training scales, ascending."""
-        if self.kind == "random":
+        if self.kind == "random" and self.step:
             return tuple(range(min(self.scales), max(self.scales) + 1, self.step))
         return tuple(sorted(set(self.scales)))
 
-    def work(self, epochs: Iterable[int], steps: int) -> float:
-        """Return the cost of some epochs: the sum over epochs of the mean squared scale."""
-        return sum(
-            sum(scale**2 for scale in drawn) / len(drawn) for drawn in (self.scales_of(e, steps) for e in epochs)
-        )
+    @property
+    def beside(self) -> tuple[int, ...]:
+        """The scales, ascending, at which the images of a step are seen again in the same step."""
+        return self.choices[:-1] if self.kind == "all" else ()
+
+    @property
+    def loaded(self) -> tuple[int, ...]:
+        """The scales, ascending, at which images are loaded."""
+        return self.choices[len(self.beside) :]
+
+    def turns(self, epoch: int, batches: int, together: Mapping[int, int] | None = None) -> Turns:
+        """Return the steps of an epoch of so many batches; each scale takes one a step, or those of ``together``."""
+        together = together or dict.fromkeys(self.choices, 1)
+        scales = self.scales_of(epoch, -(-batches // min(together[scale] for scale in self.loaded)))
+        counts = [together[scale] for scale in scales]
+        steps = int(np.searchsorted(np.cumsum(counts), batches)) + 1
+        return Turns(scales[:steps], counts[:steps], self.beside)
 
     def scales_of(self, epoch: int, steps: int) -> list[int]:
         """Return the scale of each of the ``steps`` steps of an epoch (counted from 0)."""
         if self.kind == "random":
             rng = np.random.default_rng([self.seed, epoch, 1])
-            drawn: list[int] = rng.choice(self.choices, steps if self.every == "batch" else 1).tolist()
-            return drawn if self.every == "batch" else drawn * steps
+            turns = self.choices if self.step else self.scales
+            if self.every == "epoch":
+                return [int(rng.choice(turns))] * steps
+            rounds = [rng.permutation(turns) for _ in range(0, steps, len(turns))]
+            drawn: list[int] = np.concatenate(rounds)[:steps].tolist()
+            return drawn
         if self.kind == "progressive":
             part = min(epoch * len(self.scales) // max(self.epochs, 1), len(self.scales) - 1)
             return [self.scales[part]] * steps
+        if self.kind == "all":
+            return [self.choices[-1]] * steps
         if self.kind in ("single", "alternate"):
             return [self.scales[epoch % len(self.scales)]] * steps
         scale = plugin("schedules", self.kind, "schedule.kind")(self.scales, epoch, self.epochs, self.seed)

@@ -16,7 +16,8 @@ from PIL import Image
 from sppcls.data.decode import decode_array, image_array, read_size
 from sppcls.data.folders import image_files
 from sppcls.data.geometry import PIXELS, Pixels, Size, images_at
-from sppcls.data.plan import Batch, plan_evaluation
+from sppcls.data.plan import plan_evaluation
+from sppcls.data.steps import Batch
 from sppcls.deploy.runtime import Floats, Images, Runtime, of_network
 from sppcls.errors import ConfigError, DataError
 from sppcls.signature import Signature, refuse_small

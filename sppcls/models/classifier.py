@@ -16,6 +16,7 @@ from sppcls.ops import region_pyramid_pool2d, spatial_pyramid_levels2d
 from sppcls.signature import ALIGN, Signature
 
 _POOLS = ("spp", "gap", "fixed")
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class SppClassifier(nn.Module):
@@ -193,11 +194,18 @@ class SppClassifier(nn.Module):
         # Imported here for convenience: models otherwise know nothing about files and do not import Pillow.
         return import_module("sppcls.deploy.predict").labels(self, images, scale, top)
 
-    def freeze_trunk(self) -> None:
-        """Train only the head: no gradients for the trunk, and its batch norm stays in eval mode after `train`."""
+    def freeze_trunk(self, norms: bool = True) -> None:
+        """Train only the head: no gradients for the trunk, and its batch norm stays in eval mode after `train`.
+
+        Without ``norms`` its normalisation layers are trained as well.
+        """
         self.trunk.requires_grad_(False)
-        self.frozen = True
-        self.trunk.eval()
+        self.frozen = norms
+        if norms:
+            self.trunk.eval()
+        else:
+            layers = [layer for layer in self.trunk.modules() if isinstance(layer, _NORMS)]
+            nn.ModuleList(layers).requires_grad_(True)
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode of the parts that are not frozen."""

@@ -44,7 +44,9 @@ def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
         title += f", {first_plan.world} ranks, {first_plan.repeats} images repeated per epoch"
 
     def scales_of(epoch: int) -> str:
-        drawn = sorted(set(planner.schedule.scales_of(epoch, first_plan.steps)))
+        if planner.schedule.beside:
+            return "+".join(map(str, planner.schedule.choices))
+        drawn = sorted(set(planner.turns(epoch, world).scales))
         return str(drawn[0]) if len(drawn) == 1 else f"{drawn[0]}..{drawn[-1]}"
 
     heads, rows = ["epochs", "scale", "steps", "smallest step", "shapes", "padding", "stretch", "megapixels"], []
@@ -61,9 +63,9 @@ def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
 
 def untrained_lines(spec: Spec, planner: Planner) -> list[str]:
     """Return a warning if the run is too short for some of its scales, which count as trained in all reports."""
-    epochs, steps = range(spec.trainer.max_epochs), planner.plan(0).steps
-    left = set(spec.schedule.scales).difference(*(planner.schedule.scales_of(epoch, steps) for epoch in epochs))
-    if spec.schedule.kind == "random" or not left:
+    epochs = range(spec.trainer.max_epochs)
+    left = set(spec.schedule.scales).difference(*(planner.turns(epoch).scales for epoch in epochs))
+    if spec.schedule.kind in ("random", "all") or not left:
         return []
     scales = ", ".join(map(str, sorted(left)))
     return [f"warning: never trained in {counted(len(epochs), 'epoch')}: schedule.scales {scales}; use more epochs"]

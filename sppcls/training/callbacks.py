@@ -5,20 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from sppcls.checkpoints import BEST, LAST, Content
 from sppcls.data.batch import ImageBatch, MixedBatch, batches_in
-from sppcls.data.geometry import Size
-from sppcls.data.schedule import Schedule
-from sppcls.errors import ConfigError, SppclsError
+from sppcls.data.planner import Planner
+from sppcls.errors import SppclsError
 from sppcls.files import write_csv
 from sppcls.process import Signals
 from sppcls.report.page import duration
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
-from sppcls.training.module import LitSppClassifier
 
 COLUMNS = (
     "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_scale", "val_loss", "val_acc1",
@@ -90,13 +87,15 @@ class Curves(Callback):
         row |= {"val_scale": data.val_scale} if "val_acc1" in row else {}
         self._rows.append({name: _cell(row.get(name)) for name in COLUMNS})
         write_csv(self.path, self._rows)
-        log.info("%s%s", _line(row, trainer.max_epochs or 0), self._left(data.schedule, plan.steps, trainer))
+        log.info("%s%s", _line(row, trainer.max_epochs or 0), self._left(data.planner, trainer))
 
-    def _left(self, schedule: Schedule, steps: int, trainer: pl.Trainer) -> str:
+    def _left(self, planner: Planner, trainer: pl.Trainer) -> str:
         """Return how long the other epochs may take, by those of this run so far."""
         first = trainer.current_epoch + 1
-        left = schedule.work(range(first, trainer.max_epochs or 0), steps)
-        seconds = left / schedule.work(range(first), steps) * sum(float(row["seconds"]) for row in self._rows)
+        left = planner.work(range(first, trainer.max_epochs or 0), trainer.world_size)
+        seconds = (
+            left / planner.work(range(first), trainer.world_size) * sum(float(row["seconds"]) for row in self._rows)
+        )
         return f"  {duration(seconds)} left" if left else ""
 
     def state_dict(self) -> Content:
@@ -206,45 +205,3 @@ class SaveLastAndBest(Checkpoint):
 def _any_rank(trainer: pl.Trainer, wish: bool) -> bool:
     """Return whether any rank wants it: all ranks save and exit together or not at all."""
     return trainer.strategy.reduce_boolean_decision(wish, all=False) if trainer.world_size > 1 else wish
-
-
-class LargestShapeFirst(Callback):
-    """Trains the largest batch once before epoch 1, so that running out of memory fails early.
-
-    Weights, batch-norm statistics and random generators are unchanged.
-    """
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Try the largest batch; raises ``ConfigError`` with the batch size to try."""
-        if not isinstance(pl_module, LitSppClassifier):
-            return
-        images, size, tensors = trainer.datamodule.largest_step()  # type: ignore[attr-defined]
-        fitting = images
-        while fitting and not _fits(trainer, pl_module, fitting, size, tensors):
-            fitting //= 2
-        if fitting < images:
-            advice = f"try data.batch_size={fitting}" if fitting > 1 else "use a smaller scale or network"
-            raise ConfigError(f"a batch of {images} images at {size[0]}x{size[1]} does not fit in memory: {advice}")
-
-
-def _fits(trainer: pl.Trainer, module: LitSppClassifier, images: int, size: Size, tensors: int) -> bool:
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with torch.random.fork_rng():
-        try:
-            batch = torch.zeros(images, *size, 3, dtype=torch.uint8, device=module.device).permute(0, 3, 1, 2)
-            targets = torch.zeros(images, dtype=torch.long, device=module.device)
-            with trainer.precision_plugin.train_step_context():
-                _, losses = module.loss(batch.chunk(tensors), targets.chunk(tensors))
-            torch.autograd.backward(losses.mean())
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
-                raise
-            return False
-        finally:
-            module.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for name, buffer in module.named_buffers():
-                    buffer.copy_(buffers[name])
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-    return True

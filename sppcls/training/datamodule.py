@@ -18,10 +18,11 @@ from sppcls.data.datasets import from_datasets
 from sppcls.data.geometry import Fit, Size, to_multiple
 from sppcls.data.images import Augment, BatchDataset
 from sppcls.data.loader import PlannedLoader, Steps, batches_of
-from sppcls.data.plan import EpochPlan, TrainingPlan, plan_evaluation
+from sppcls.data.plan import TrainingPlan, plan_evaluation
 from sppcls.data.planner import Membership, Planner
 from sppcls.data.schedule import Schedule
 from sppcls.data.source import Identity, Source
+from sppcls.data.steps import EpochPlan
 from sppcls.errors import ConfigError, DataError
 from sppcls.models.backbones import IMAGENET_MEAN, Triple
 
@@ -47,6 +48,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         mix, batches: How steps are mixed (`sppcls.data.planner.Planner`). Where they are, or with ``keep`` are random,
             the loader yields a `sppcls.data.batch.MixedBatch`.
         multiple: Sides of tensors are multiples of it, and so are those of the images in them; ``model.multiple``.
+        batch_pixels: Pixels of a step, instead of ``batch_size`` images (`sppcls.data.planner.Planner`).
         mean: The padding colour, RGB in 0..1: the network's mean, so that it is 0 after normalisation.
     """
 
@@ -68,6 +70,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         mix: float = 0.0,
         batches: Membership = "auto",
         multiple: int = 1,
+        batch_pixels: int | None = None,
         mean: Triple = IMAGENET_MEAN,
         seed: int = 0,
     ) -> None:
@@ -80,7 +83,8 @@ class MultiScaleDataModule(pl.LightningDataModule):
         self.schedule = schedule
         self.val_scale = val_scale or schedule.choices[-1]
         self.batch_size, self.fit, self.max_aspect, self.multiple = batch_size, fit, max_aspect, multiple
-        self.planner = Planner(self.train.sizes, schedule, batch_size, fit, max_aspect, seed, mix, batches, multiple)
+        how = fit, max_aspect, seed, mix, batches, multiple, batch_pixels
+        self.planner = Planner(self.train.sizes, schedule, batch_size, *how)
         self.augment = augment if augment is not None else Augment(seed=seed)
         self.pad = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         self.skipped: dict[str, str] = {}  # files that could not be read, and why
@@ -183,7 +187,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
 
     def _train_tensors(self) -> dict[int, Shapes]:
         """Return the tensors of the training images at each scale, and those that mix wide and tall images."""
-        tensors = own_tensors(self.train.sizes, self.schedule.choices, self.fit, self.max_aspect, self.multiple)
+        tensors = own_tensors(self.train.sizes, self.schedule.loaded, self.fit, self.max_aspect, self.multiple)
         own = tuple(tensors)
         for height, width, scale in self.plan(0).tensors.tolist():
             short = to_multiple(scale, self.multiple)
@@ -236,7 +240,7 @@ def replan(checkpoint: Content, data: MultiScaleDataModule) -> str | None:
     state |= {"epoch": state["epoch"] + over, "position": 0}
     progress["current"] = dict.fromkeys(progress["current"], now.steps if over else 0)
     for scheduler in checkpoint["lr_schedulers"]:
-        scheduler["last_epoch"] = state["epoch"] * now.steps
+        scheduler["last_epoch"] = data.planner.steps(range(state["epoch"]), now.world)
     for rank in checkpoint["ranks"]:
         rank["metrics"] = []
     return f"{change}: epoch {state['epoch'] + 1} starts with its first batch"

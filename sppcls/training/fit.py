@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -11,21 +12,23 @@ import pytorch_lightning as pl
 import torch
 
 from sppcls.build import build_augment, build_classifier, build_schedule, model_of
+from sppcls.checkpoints import CALIBRATED, Content, save_whole
 from sppcls.data.catalog import Splits
 from sppcls.data.decode import shown
-from sppcls.data.source import Source
-from sppcls.errors import SppclsError, counted
+from sppcls.data.source import Source, class_difference
+from sppcls.errors import ConfigError, DataError, SppclsError, counted
 from sppcls.files import write_json, write_text
 from sppcls.measure.answers import surest
 from sppcls.measure.dataset import scale_costs
 from sppcls.measure.mixing import mixing
 from sppcls.measure.scales import ScaleResult, evaluate_scales, gap_subset
-from sppcls.model_files import checkpoint_path
+from sppcls.measure.views import calibrated
+from sppcls.model_files import KEY, describe, load, resumable
 from sppcls.models.backbones import Triple
 from sppcls.models.classifier import SppClassifier
 from sppcls.process import Signals
 from sppcls.report.run_lines import plan_lines
-from sppcls.run_folder import MISTAKES, SKIPPED, SUMMARY, GapRow, Summary
+from sppcls.run_folder import INSIDE, MISTAKES, SKIPPED, SUMMARY, GapRow, Summary
 from sppcls.signature import far_scales, refuse_small
 from sppcls.spec import Spec
 from sppcls.terminal import log, show, track
@@ -44,7 +47,14 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     pl.seed_everything(spec.seed, workers=True, verbose=False)
     own = spec.schedule.scales, spec.data.align
     network = build_classifier(model_of(spec), splits.train.classes, *own, pretrained=spec.resume is None)
+    if spec.model.start and not spec.resume:
+        _start(network, spec.model.start)
     _check_scales(spec, network)
+    if spec.metrics.recalibrate:  # a trial, so that it fails before the training and not after it
+        try:
+            deepcopy(network.trunk).norm_per_scale(_measured_at(spec, network), name=spec.model.backbone)
+        except ConfigError as error:
+            raise ConfigError(f"metrics.recalibrate={spec.metrics.recalibrate}: {error}") from None
     if spec.trainer.channels_last:
         network.to(memory_format=torch.channels_last)
     data = build_data(spec, splits, network.mean, network.multiple)
@@ -58,7 +68,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     module = _module(spec, network, data, trainer.strategy.root_device)
     if trainer.is_global_zero:
         data.identity.save(folder)
-    _run(trainer, module, data, resumed.file if resumed else checkpoint_path(spec.resume) if spec.resume else None)
+    _run(trainer, module, data, resumed.file if resumed else resumable(spec.resume) if spec.resume else None)
     found = gathered(dict(splits.skipped) | data.skipped, trainer.world_size)
     skipped = {path: why for of_rank in found for path, why in of_rank.items()}
     if torch.distributed.is_initialized():  # its threads must not outlive the interpreter
@@ -68,13 +78,15 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     if skipped:
         write_text(folder / SKIPPED, "".join(f"{shown(path)}\t{why}\n" for path, why in skipped.items()))
         log.warning("skipped as unreadable, listed in skipped.txt: %s", counted(len(skipped), "file"))
+    if spec.metrics.recalibrate and data.val is not None:
+        network = _recalibrated(spec, network, data, folder, trainer)
     measured = _measured(spec, network, data, folder, trainer.strategy.root_device)
     write_json(folder / SUMMARY, measured | _facts(spec, network, data, trainer) | {"mixing": asdict(mixed)})
 
 
 def build_data(spec: Spec, splits: Splits, mean: Triple, multiple: int) -> MultiScaleDataModule:
     """Return the datamodule of a run, for a network with this mean and `multiple`."""
-    own = {"batch_size", "fit", "mix", "batches", "num_workers", "cache", "on_error", "max_aspect"}
+    own = {"batch_size", "batch_pixels", "fit", "mix", "batches", "num_workers", "cache", "on_error", "max_aspect"}
     how = spec.data.model_dump(include=own)
     return MultiScaleDataModule(
         splits.train,
@@ -88,6 +100,18 @@ def build_data(spec: Spec, splits: Splits, mean: Triple, multiple: int) -> Multi
         seed=spec.seed,
         **how,
     )
+
+
+def _start(network: SppClassifier, place: str) -> None:
+    """Give the network the weights of another one."""
+    other = load(place).network
+    if differ := class_difference(network.classes, other.classes):
+        raise DataError(f"model.start={place}: its classes differ from the data's ({differ}); give the same data set")
+    try:
+        network.load_state_dict(other.state_dict())
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model.start={place} is of other model settings ({said}); use its own") from None
 
 
 def _module(spec: Spec, network: SppClassifier, data: MultiScaleDataModule, device: torch.device) -> LitSppClassifier:
@@ -130,7 +154,7 @@ def _measured(
     def measured(source: Source, scales: Collection[int]) -> ScaleResult:
         return evaluate_scales(network, measuring(spec, source, device, bar=True), sorted(scales))
 
-    wanted = [scale for scale in spec.test_scales if scale >= network.signature.smallest_scale]
+    wanted = _measured_at(spec, network)
     result = measured(data.val, {own, *wanted})
     result.answers.save(folder)
     chosen = (data.val, result.answers, network.classes, own)
@@ -149,6 +173,28 @@ def _measured(
         ]
         summary |= {"train_acc1": train[own], "generalization_gap": train[own] - val[own], "gaps": gaps}
     return summary
+
+
+def _measured_at(spec: Spec, network: SppClassifier) -> list[int]:
+    return [scale for scale in spec.test_scales if scale >= network.signature.smallest_scale]
+
+
+def _recalibrated(
+    spec: Spec, network: SppClassifier, data: MultiScaleDataModule, folder: Path, trainer: pl.Trainer
+) -> SppClassifier:
+    """Return the network with batch-norm statistics for each test scale, and save it beside the last checkpoint."""
+    images, scales = spec.metrics.recalibrate, sorted({data.val_scale, *_measured_at(spec, network)})
+    log.info(
+        "batch norm: statistics of %s at each of scales %s",
+        counted(images, "training image"),
+        ", ".join(map(str, scales)),
+    )
+    look = measuring(spec, data.train, trainer.strategy.root_device)
+    renewed = calibrated(network, scales, look, images, spec.data.mix, spec.data.batches)
+    content: Content = {KEY: describe(renewed, spec), "epoch": trainer.current_epoch - 1}
+    content["state_dict"] = {f"network.{name}": tensor for name, tensor in renewed.state_dict().items()}
+    save_whole(folder / INSIDE / CALIBRATED, lambda file: torch.save(content, file))
+    return renewed
 
 
 def _facts(spec: Spec, network: SppClassifier, data: MultiScaleDataModule, trainer: pl.Trainer) -> Summary:

@@ -1,6 +1,5 @@
 """The Lightning module: a classifier, its loss, its metrics, its optimiser, and where a checkpoint of it resumes."""
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,9 @@ from sppcls.model_files import KEY, describe
 from sppcls.models.classifier import SppClassifier
 from sppcls.spec import Spec
 from sppcls.terminal import log
+from sppcls.training.consistency import disagreement, seen_at
 from sppcls.training.datamodule import MultiScaleDataModule, gathered, replan
+from sppcls.training.generators import random_state, set_random_state
 from sppcls.training.optim import build_optimizer, build_scheduler, image_losses, mixer
 from sppcls.training_settings import OptimSpec
 
@@ -67,7 +68,7 @@ class LitSppClassifier(pl.LightningModule):
 
     @property
     def _data(self) -> MultiScaleDataModule | None:
-        data = getattr(self.trainer, "datamodule", None)
+        data = getattr(self._trainer, "datamodule", None)
         return data if isinstance(data, MultiScaleDataModule) else None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -81,9 +82,20 @@ class LitSppClassifier(pl.LightningModule):
             if data.multiple != (own := self.network.multiple):
                 raise ConfigError(f"the datamodule's multiple is {data.multiple}; give it the network's, {own}")
             self.network.fit, self.network.max_aspect = data.fit, data.max_aspect
+        self._expect_steps()
+
+    def _expect_steps(self) -> None:
+        """Tell Lightning the steps of this epoch, which it takes from the first one: epochs may differ."""
+        trainer, loop = self.trainer, self.trainer.fit_loop
+        if self._data and trainer.limit_train_batches == trainer.val_check_interval == 1.0:
+            loader: Any = trainer.train_dataloader
+            steps = loop.max_batches = trainer.val_check_batch = len(loader)
+            if loop._combined_loader and loop._data_fetcher:  # after a resume they know the steps of epoch 1
+                loop._combined_loader.limits, loop._data_fetcher.length = [steps], steps
 
     def on_train_epoch_start(self) -> None:
         """Reset the epoch's metrics."""
+        self._expect_steps()
         self.train_loss.reset()
         self.train_accuracy.reset()
 
@@ -132,12 +144,17 @@ class LitSppClassifier(pl.LightningModule):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [N, K] and losses [N] of batches of uint8 images and class targets, trained on together.
 
-        With mixup or cutmix the images of a batch are mixed.
+        With mixup or cutmix the images of a batch are mixed. With ``schedule=all`` the loss is the mean
+        over scales, and the logits are those of the largest.
         """
         pairs = [self._mix(self.network.normalize(x), y) for x, y in zip(images, targets, strict=True) if len(y)]
         inputs, wanted = zip(*pairs, strict=True)
-        logits = self._forward[0](inputs[0] if len(inputs) == 1 else inputs)
-        return logits, image_losses(logits, torch.cat(wanted), self.loss_weights, self.optim.label_smoothing)
+        schedule, mixed = self._data.schedule if self._data else None, torch.cat(wanted)
+        scales = seen_at(inputs, schedule, self.network.multiple) if schedule else [inputs]
+        logits = [self._forward[0](seen[0] if len(seen) == 1 else seen) for seen in scales]
+        losses = [image_losses(one, mixed, self.loss_weights, self.optim.label_smoothing) for one in logits]
+        loss = torch.stack(losses).mean(0)
+        return logits[0], loss + self.optim.consistency * disagreement(logits) if self.optim.consistency else loss
 
     def on_validation_epoch_start(self) -> None:
         """Start without answers, and on every rank with rank 0's statistics, which are the ones in a checkpoint."""
@@ -185,10 +202,10 @@ class LitSppClassifier(pl.LightningModule):
         """Return the optimiser and its per-step rate."""
         epochs, optimizer = self.trainer.max_epochs or 1, build_optimizer(self.network, self.optim)
         # Asking the trainer would set up its loaders before their state is restored, and a resumed run would lose it.
-        steps = self._data.plan(0).steps if self._data else 0
-        updates = -(-steps // self.trainer.accumulate_grad_batches) * epochs or int(
-            self.trainer.estimated_stepping_batches
-        )
+        trainer, planner = self.trainer, self._data.planner if self._data else None
+        steps = [planner.steps([epoch], trainer.world_size) for epoch in range(epochs)] if planner else []
+        updates = sum(-(-of // trainer.accumulate_grad_batches) for of in steps)
+        updates = updates or int(trainer.estimated_stepping_batches)
         scheduler = build_scheduler(optimizer, self.optim, updates, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -226,25 +243,3 @@ class LitSppClassifier(pl.LightningModule):
         for metric, values in zip((self.train_loss, self.train_accuracy), state["metrics"], strict=False):
             for key, value in values.items():
                 setattr(metric, key, value.to(metric.device))
-
-
-def random_state() -> Content:
-    """Return the states of Python's, numpy's, torch's and the devices' generators as plain values."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-    }
-
-
-def set_random_state(state: Content) -> None:
-    """Continue where `random_state` was taken; devices only where there are as many."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -58,7 +58,7 @@ class GapCurves(Callback):
             return
         # Every image taken for a square; the validation has measured its own scale already.
         images = len(data.train.targets)
-        work = data.schedule.work(range(trainer.max_epochs or 0), int(trainer.num_training_batches))
+        work = data.planner.work(range(trainer.max_epochs or 0), trainer.world_size)
         image = sum(scale**2 * (1 if scale == data.val_scale else 2) for scale in self.scales)
         self.images, points = affordable(work * images / trainer.world_size, image, count, min(self.images, images))
         # Evenly spread, the last one always.

@@ -134,12 +134,12 @@ def resume_point(spec: Spec) -> Resumed:
         DataError: The images differ and ``resume_data`` is not ``changed``, or the classes differ.
         SppclsError: The checkpoint is damaged or not from a run.
     """
-    from sppcls.model_files import KEY, checkpoint_path, read_checkpoint
+    from sppcls.model_files import KEY, read_checkpoint, resumable
 
     if (Path(spec.run_dir) / STATUS).exists() and not has_checkpoint(Path(spec.run_dir)):
         again = f"rerun the command that started it, with run_dir={spec.run_dir} instead of resume"
         raise ConfigError(f"resume={spec.resume}: the run has no checkpoint yet; {again}")
-    file = checkpoint_path(str(spec.resume))
+    file = resumable(str(spec.resume))
     checkpoint = read_checkpoint(file)
     try:
         done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]

@@ -22,7 +22,8 @@ from sppcls.plugins import plugin
 from sppcls.process import Signals
 from sppcls.run_folder import GAP, INSIDE, METRICS
 from sppcls.spec import LoggerSpec, Spec
-from sppcls.training.callbacks import Curves, LargestShapeFirst, SaveLastAndBest
+from sppcls.training.callbacks import Curves, SaveLastAndBest
+from sppcls.training.largest import LargestShapeFirst
 from sppcls.training.optim import ramped_average
 from sppcls.training.overfitting import GapCurves
 from sppcls.training.preflight import Resumed
