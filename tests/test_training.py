@@ -26,6 +26,7 @@ from sppcls.deploy.parity import model_card
 from sppcls.errors import ConfigError, SppclsError
 from sppcls.model_files import load
 from sppcls.models.backbones import build_trunk
+from sppcls.models.parts import Parts
 from sppcls.report.run_lines import plan_table, untrained_lines
 from sppcls.run_folder import read_config
 from sppcls.spec import parse
@@ -50,7 +51,8 @@ class Recorder(pl.Callback):
     def on_train_start(self, trainer, module):
         def note(_, args):
             if module.training:
-                self.seen.append((trainer.current_epoch, *args[0].shape[2:], len(args[0])))
+                tensors = args[0].tensors if isinstance(args[0], Parts) else args
+                self.seen += [(trainer.current_epoch, *tensor.shape[2:], len(tensor)) for tensor in tensors]
 
         module.network.trunk.register_forward_pre_hook(note)
 
@@ -64,14 +66,8 @@ def network(classes=None, sets=(), **options):
 
 def datamodule(workers=0, **options):
     source = ShapesSource("train", 60)
-    return MultiScaleDataModule(
-        source,
-        ShapesSource("val", 24),
-        schedule=Schedule("alternate", SCALES),
-        batch_size=8,
-        num_workers=workers,
-        **options,
-    )
+    how = {"schedule": Schedule("alternate", SCALES)} | options
+    return MultiScaleDataModule(source, ShapesSource("val", 24), batch_size=8, num_workers=workers, **how)
 
 
 def trainer(tmp_path, epochs, callbacks=(), every_steps=None, **options):
@@ -122,25 +118,49 @@ def averaging(tmp_path, ema):
     return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
 
 
-@pytest.mark.parametrize(("workers", "ema", "sets"), [(0, 0.0, ()), (2, 0.0, ()), (0, 0.999, ()), (0, 0.0, SCALES)])
-def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_weights(tmp_path, workers, ema, sets):
-    options = {"lr": 1e-2, "clip_norm": 1.0}
+SCHEDULES = {
+    "alternate": {"schedule": Schedule("alternate", SCALES)},
+    "pixels": {"schedule": Schedule("alternate", SCALES), "batch_pixels": 6000, "mix": 0.4},
+    "drawn": {"schedule": Schedule("random", (16, *SCALES), "batch", None), "batch_pixels": 6000},
+    "all": {"schedule": Schedule("all", SCALES)},
+}
+
+
+@pytest.mark.parametrize(
+    ("workers", "ema", "sets", "name"),
+    [
+        (0, 0.0, (), "alternate"),
+        (2, 0.0, (), "alternate"),
+        (0, 0.999, (), "alternate"),
+        (0, 0.0, SCALES, "alternate"),
+        (2, 0.0, SCALES, "pixels"),
+        (0, 0.9, (16, *SCALES), "drawn"),
+        (0, 0.0, SCALES, "all"),
+    ],
+)
+def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_weights(tmp_path, workers, ema, sets, name):
+    options = {"lr": 1e-2, "clip_norm": 1.0, "consistency": float(name == "all")}
     whole = LitSppClassifier(network(sets=sets), **options)
     unbroken = Recorder()
-    trainer(tmp_path / "whole", 3, [unbroken, *averaging(tmp_path, ema)]).fit(whole, datamodule(workers))
-    steps = datamodule().plan(0).steps
+    trainer(tmp_path / "whole", 3, [unbroken, *averaging(tmp_path, ema)]).fit(
+        whole, datamodule(workers, **SCHEDULES[name])
+    )
+    steps = [datamodule(**SCHEDULES[name]).plan(epoch).steps for epoch in range(3)]
     broken = LitSppClassifier(network(sets=sets), **options)
     # Killed before the save of its last step: that step is done again.
-    stopping = trainer(tmp_path / "broken", 3, [*averaging(tmp_path, ema), Stop(steps + 4)], every_steps=1)
+    stopping = trainer(tmp_path / "broken", 3, [*averaging(tmp_path, ema), Stop(steps[0] + 4)], every_steps=1)
     with pytest.raises(RuntimeError, match="killed"):
-        stopping.fit(broken, datamodule(workers))
+        stopping.fit(broken, datamodule(workers, **SCHEDULES[name]))
     rest = Recorder()
     finished = LitSppClassifier(network(sets=sets), **options)
     going_on = trainer(tmp_path / "broken", 3, [rest, *averaging(tmp_path, ema)])
-    going_on.fit(finished, datamodule(workers), ckpt_path=tmp_path / "broken" / "last.ckpt")
-    assert rest.seen == unbroken.seen[steps + 3 :]
-    for name, tensor in whole.network.state_dict().items():
-        assert torch.equal(tensor, finished.network.state_dict()[name]), name
+    going_on.fit(finished, datamodule(workers, **SCHEDULES[name]), ckpt_path=tmp_path / "broken" / "last.ckpt")
+    assert going_on.global_step == sum(steps)
+    assert rest.seen == unbroken.seen[-len(rest.seen) :]
+    if name == "alternate":  # of a mixed step the trunk sees several tensors
+        assert len(rest.seen) == sum(steps) - steps[0] - 3
+    for key, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, finished.network.state_dict()[key]), key
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.999, 0.9999])
