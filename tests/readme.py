@@ -44,6 +44,7 @@ ADDED = {
     "uv run train.py": NARROW,
     "pip install uv && uv run train.py": NARROW,
     "uv run --extra lite --extra probe sppcls probe": "--train-per-class 5 --test-per-class 5 --splits 1 --scales 64",
+    "uv run sppcls tune": "--epochs 1",
     "uv run sppcls": "",
     "uv run --extra onnx sppcls quantize": "--images 4",
     "uv run --extra onnx sppcls": "",

@@ -11,9 +11,11 @@ from sppcls.build import build_classifier, pick_device
 from sppcls.models.classifier import SppClassifier
 from sppcls.settings import ModelSpec
 
-OPTIONS: dict[str, Mapping[str, object]] = {
-    "blur_pool": {"blur_pool": True},
-    "norm_per_scale": {"norm_per_scale": True},
+# Of the network, and its align; `stretch` is done to the images, and the network's step is the same.
+OPTIONS: dict[str, tuple[Mapping[str, object], str]] = {
+    "blur_pool": ({"blur_pool": True}, "none"),
+    "norm_per_scale": ({"norm_per_scale": True}, "none"),
+    "align=pad": ({}, "pad"),
 }
 IMAGES = 32
 
@@ -23,8 +25,8 @@ def option_rows(backbone: str, scales: Sequence[int], repeats: int = 15) -> list
     device, rows = pick_device("auto"), list[Row]()
     for name, option in OPTIONS.items():
         plain, other = (
-            build_classifier(ModelSpec.model_validate({"backbone": backbone, **more}), ("a", "b"), scales)
-            for more in ({}, option)
+            build_classifier(ModelSpec.model_validate({"backbone": backbone, **more}), ("a", "b"), scales, align)
+            for more, align in (({}, "none"), option)
         )
         for scale in scales:
             images = torch.randn(IMAGES, 3, scale, scale, device=device).to(memory_format=torch.channels_last)
