@@ -57,11 +57,20 @@ def build_splits(spec: DataSpec) -> Splits:
     return load_splits(spec.name, seed=spec.split_seed, **spec.model_dump(exclude=loading))
 
 
-def model_of(spec: Spec) -> ModelSpec:
-    """Return the settings of a run's network, with the scales that ``norm_per_scale=true`` stands for."""
-    if spec.model.norm_per_scale is not True:
-        return spec.model
-    return spec.model.model_copy(update={"norm_per_scale": build_schedule(spec).choices})
+def build_network(spec: Spec, classes: Sequence[str], *, pretrained: bool = True) -> "SppClassifier":
+    """Return the network of a run, with what its schedule makes of ``norm_per_scale``."""
+    from sppcls.models.norm import has_batch_norm
+
+    model, scales = spec.model, build_schedule(spec).choices
+    if model.norm_per_scale is True:
+        model = model.model_copy(update={"norm_per_scale": scales})
+    how = spec.schedule.scales, spec.data.align
+    network = build_classifier(model, classes, *how, pretrained=pretrained)
+    alone = model.pool == "fixed" or model.freeze == "backbone" or spec.trainer.compile
+    draws = spec.schedule.kind in ("drawn", "all") and len(scales) > 1
+    if model.norm_per_scale == "auto" and draws and not alone and has_batch_norm(network.trunk.net):
+        network.trunk.norm_per_scale(scales, model.norm_affine)
+    return network
 
 
 def build_classifier(
@@ -76,14 +85,15 @@ def build_classifier(
     """Return the network; ``pretrained=False`` ignores ``spec.weights``, since a checkpoint has its own.
 
     ``input_size`` is for ``pool: fixed``; by default a square of the first scale. ``norm_per_scale: true`` stands for
-    ``scales``.
+    ``scales``, and auto for none (`build_network` knows the schedule).
     """
     from sppcls.models.backbones import build_trunk
     from sppcls.models.classifier import SppClassifier
 
     own: dict[str, Any] = spec.model_dump(include={"width", "norm", "blur_pool", "norm_affine"})
-    own["norm_scales"] = scales if spec.norm_per_scale is True else spec.norm_per_scale or ()
-    if spec.norm_per_scale and not own["norm_scales"]:
+    wanted = spec.norm_per_scale
+    own["norm_scales"] = scales if wanted is True else wanted if isinstance(wanted, tuple) else ()
+    if wanted is True and not scales:
         raise ConfigError("model.norm_per_scale=true has no scales here; name them, such as [48,64]")
     network = SppClassifier(
         build_trunk(spec.backbone, weights=spec.weights if pretrained else None, **own),

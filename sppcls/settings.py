@@ -14,7 +14,7 @@ def _path(text: str) -> str:
     return text
 
 
-SCHEDULES = ("single", "alternate", "random", "progressive", "all")  # without other packages
+SCHEDULES = ("single", "alternate", "random", "progressive", "drawn", "all")  # without other packages
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -71,8 +71,8 @@ class DataSpec(Values):
     """How sides become multiples of the stride: stretch the image, pad by repeating its edge, or none: not at all."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Images per step and process, at most; steps are about as large, the smallest a quarter to half of it."""
-    batch_pixels: Annotated[int, Field(ge=1, lt=2**40)] | None = None
-    """Pixels per step and process, instead of batch_size images: the smaller the scale, the more images a step."""
+    batch_pixels: Annotated[int, Field(ge=1, lt=2**40)] | Literal["auto"] | None = "auto"
+    """Pixels per step and process: the smaller the scale, the more images; null is batch_size images at any scale."""
     mix: Share = 0.45
     """How mixed a step is: 0 is one tensor of one aspect; above, it has batch_size ** mix parts of many aspects."""
     batches: Literal["auto", "aspect", "random"] = "auto"
@@ -122,8 +122,8 @@ class ModelSpec(Values):
     """Normalisation layers, for trunks that offer a choice."""
     blur_pool: bool = False
     """Anti-aliased striding: blur maps where the trunk strides, so that accuracy depends less on exact sizes."""
-    norm_per_scale: bool | Annotated[tuple[Scale, ...], Field(min_length=1)] = False
-    """Batch norm of its own for each training scale, or for each scale of a list; the nearest is used."""
+    norm_per_scale: bool | Annotated[tuple[Scale, ...], Field(min_length=1)] | Literal["auto"] = "auto"
+    """Batch norm of its own for each training scale, or each of a list; auto: with schedule=drawn or all, if it can."""
     norm_affine: Literal["apart", "shared"] = "apart"
     """Of norm_per_scale: weights and biases for each scale too, or statistics only."""
     weights: PathText | None = None
@@ -147,7 +147,7 @@ class ModelSpec(Values):
 
     @model_validator(mode="after")
     def _fixed_has_one_scale(self) -> "ModelSpec":
-        if self.pool == "fixed" and self.norm_per_scale is not False:
+        if self.pool == "fixed" and self.norm_per_scale not in (False, "auto"):
             raise ValueError("pool=fixed takes images of one size, so norm_per_scale has no use; leave it out")
         return self
 
@@ -155,20 +155,20 @@ class ModelSpec(Values):
 class ScheduleSpec(Values):
     """The scale of every epoch (or step)."""
 
-    kind: str = "alternate"
-    """single, alternate (by epoch), random, progressive (in order), all (at once), or a plugin's."""
-    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (64, 48)
+    kind: str = "drawn"
+    """drawn (by step), single, alternate (by epoch), random, progressive (in order), all (at once), or a plugin's."""
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (32, 48, 64, 96, 128)
     """Training scales: shorter sides in pixels."""
     every: Literal["epoch", "batch"] = "epoch"
     """How often schedule=random draws a scale."""
-    step: Count | None = 8
-    """Step in pixels between the scales that schedule=random draws from; null draws from schedule.scales alone."""
+    step: Count = 8
+    """Step in pixels between the scales that schedule=random draws from."""
 
     @model_validator(mode="before")
     @classmethod
     def _one_scale_is_single(cls, values: object) -> object:
         given = values if isinstance(values, dict) and isinstance(values.get("scales"), list | tuple) else {}
-        alone = len(given.get("scales", ())) == 1 and given.get("kind", "alternate") == "alternate"
+        alone = len(given.get("scales", ())) == 1 and given.get("kind", "drawn") in ("drawn", "alternate")
         return given | {"kind": "single"} if alone else values
 
     @model_validator(mode="after")
@@ -188,9 +188,9 @@ class MetricsSpec(Values):
     """What is measured at the end of a run, and of the generalization gap during training (gap.csv)."""
 
     val_scale: Scale | None = None
-    """Scale of validation, top-1 and gap; null is the largest training scale."""
+    """Scale of validation, top-1 and gap; null is the largest training scale, of schedule=drawn the middle one."""
     test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
-    """Test scales at the end; null is 0.5 to 2 times the largest training scale, plus the training scales."""
+    """Test scales at the end; null is 0.5 to 2 times the scale that val_scale stands for, plus the training scales."""
     recalibrate: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Training images for batch-norm statistics of each test scale, at the end, into calibrated.ckpt; 0: none."""
     gap_images: Annotated[int, Field(ge=0, lt=2**31)] = 600

@@ -113,7 +113,7 @@ class Spec(Values):
 
     @model_validator(mode="after")
     def _compiled_has_one_norm(self) -> "Spec":
-        if self.trainer.compile and self.model.norm_per_scale is not False:
+        if self.trainer.compile and self.model.norm_per_scale not in (False, "auto"):
             raise ValueError("trainer.compile=true would compile anew for each scale of model.norm_per_scale; use one")
         return self
 
@@ -128,10 +128,16 @@ class Spec(Values):
 
     @property
     def val_scale(self) -> int:
-        """The validation scale: the one set, else the largest training scale."""
-        low, high, step = min(self.schedule.scales), max(self.schedule.scales), self.schedule.step
-        largest = high - (high - low) % step if self.schedule.kind == "random" and step else high
-        return (self.metrics.val_scale if self.model.pool != "fixed" else None) or largest
+        """The validation scale: the one set, else `middle_scale`."""
+        return (self.metrics.val_scale if self.model.pool != "fixed" else None) or self.middle_scale
+
+    @property
+    def middle_scale(self) -> int:
+        """The training scale that stands for all: the middle one of those drawn, else the largest."""
+        scales = sorted(set(self.schedule.scales))
+        if self.schedule.kind == "random":
+            return scales[-1] - (scales[-1] - scales[0]) % self.schedule.step
+        return scales[len(scales) // 2 if self.schedule.kind == "drawn" else -1]
 
     @property
     def gap_scales(self) -> tuple[int, ...]:
@@ -141,14 +147,14 @@ class Spec(Values):
 
     @property
     def test_scales(self) -> tuple[int, ...]:
-        """The test scales: those set, else 0.5 to 2 times the largest training scale, plus the training scales."""
+        """The test scales: those set, else 0.5 to 2 times `middle_scale`, plus the training scales."""
         trained = set(self.schedule.scales)
         if self.model.pool == "fixed":
             return tuple(trained)
         if self.metrics.test_scales:
             return tuple(sorted(set(self.metrics.test_scales)))
-        largest = max(trained)
-        around = {max(round(largest * factor / 8) * 8, 8) for factor in (0.5, 0.75, 1.5, 2.0)}
+        scale = self.middle_scale if self.schedule.kind == "drawn" else max(trained)
+        around = {max(round(scale * factor / 8) * 8, 8) for factor in (0.5, 0.75, 1.5, 2.0)}
         return tuple(sorted(trained | around))
 
 
@@ -205,9 +211,9 @@ def parse(values: Mapping[str, object]) -> Spec:
 
 
 def parse_stored(values: Mapping[str, Any]) -> Spec:
-    """Return the spec that a run has stored; those from before ``data.mix`` or ``data.align`` did neither."""
-    data = values.get("data") if isinstance(values, Mapping) else None
-    return parse({**values, "data": {"mix": 0.0, "align": "none", **data}} if isinstance(data, Mapping) else values)
+    """Return the spec that a run has stored; those from before ``data.mix`` or ``data.align`` had neither."""
+    data, before = values.get("data") if isinstance(values, Mapping) else None, {"mix": 0.0, "align": "none"}
+    return parse({**values, "data": {**before, "batch_pixels": None, **data}} if isinstance(data, Mapping) else values)
 
 
 def _first_line(error: ValidationError, prefix: str = "") -> str:

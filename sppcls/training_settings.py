@@ -50,7 +50,7 @@ class OptimSpec(Values):
 class TrainerSpec(Values):
     """Settings of Lightning's trainer."""
 
-    max_epochs: Count = 7
+    max_epochs: Count = 10
     """Epochs."""
     accelerator: str = "auto"
     """Device type: cpu, gpu, or auto (Lightning's choice)."""

@@ -21,7 +21,7 @@ from sppcls.training.datamodule import MultiScaleDataModule
 from sppcls.training.module import LitSppClassifier
 from sppcls.training.trainer import pl
 
-DRAWN = Schedule("random", (32, 48, 96), every="batch", step=None)
+DRAWN = Schedule("drawn", (32, 48, 96))
 SCHEDULES = [DRAWN, Schedule("alternate", (32, 96)), Schedule("all", (32, 64))]
 HOW = [{}, {"mix": 0}, {"batches": "random"}, {"fit": "warp"}, {"fit": "warp", "batches": "aspect"}]
 
@@ -70,7 +70,7 @@ def test_a_step_has_about_the_pixels_it_may_at_every_scale(schedule, how):
             assert own <= most * height * width
     assert set(spent) == set(schedule.loaded)
     for of_scale in spent.values():
-        assert np.mean(of_scale) == pytest.approx(of.batch_pixels, rel=0.2)
+        assert np.mean(of_scale) == pytest.approx(of.step_pixels, rel=0.2)
 
 
 def test_the_pixels_of_an_epoch_count_every_scale():
@@ -95,10 +95,20 @@ def test_turns_are_the_first_steps_that_have_all_batches(epoch, batches, togethe
         assert sorted(turns.scales[first : first + 3]) == [32, 48, 96]  # each has its turn
 
 
-def test_scales_may_be_drawn_from_a_list():
+def test_the_middle_of_drawn_scales_stands_for_them():
     assert DRAWN.choices == (32, 48, 96)
-    assert Schedule("random", (32, 48, 96), step=32).choices == (32, 64, 96)
-    assert parse({"schedule": {"kind": "random", "scales": [50, 64, 97], "step": None}}).val_scale == 97
+    assert (DRAWN.middle, Schedule("alternate", (32, 48, 96)).middle) == (48, 96)
+    spec = parse({"schedule": {"scales": [97, 50, 64]}})
+    assert (spec.schedule.kind, spec.val_scale) == ("drawn", 64)
+    assert parse({}).test_scales == (32, 48, 64, 96, 128)
+    listed_twice = Schedule("drawn", (32, 64, 64))
+    assert sorted(listed_twice.scales_of(0, 6)) == [32, 32, 64, 64, 64, 64]
+
+
+def test_the_pixels_of_a_step_are_those_of_the_batch_size_at_the_middle_scale():
+    sizes = photographs(500)
+    assert planner(sizes, pixels="auto").images_at(48) == 32
+    assert planner(sizes, Schedule("alternate", (32, 96)), pixels="auto").images_at(96) == 32
 
 
 def test_the_work_of_epochs_is_that_of_their_pixels():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sppcls import SppClassifier, load_model
-from sppcls.build import build_classifier, model_of
+from sppcls.build import build_classifier, build_network
 from sppcls.data.shapes import ShapesSource
 from sppcls.deploy.export import export
 from sppcls.errors import ConfigError, SppclsError
@@ -253,8 +253,32 @@ def test_wrong_settings_are_one_line(values, said):
 
 def test_true_stands_for_every_scale_that_is_drawn():
     spec = parse({"model": {"norm_per_scale": True}, "schedule": {"kind": "random", "scales": [32, 70], "step": 16}})
-    assert model_of(spec).norm_per_scale == (32, 48, 64)
-    assert model_of(parse({})).norm_per_scale is False
+    assert {layer.scales for layer in norms(build_network(spec, ("a", "b")))} == {(32, 48, 64)}
+
+
+@pytest.mark.parametrize(
+    ("values", "sets"),
+    [
+        ({}, (32, 48, 64, 96, 128)),
+        ({"schedule": {"scales": [64, 32, 64]}}, (32, 64)),
+        ({"schedule": {"kind": "all", "scales": [32, 64]}}, (32, 64)),
+        ({"schedule": {"scales": [64]}}, None),
+        ({"schedule": {"kind": "alternate", "scales": [32, 64]}}, None),
+        ({"model": {"norm": "group"}}, None),
+        ({"model": {"backbone": "zf5"}}, None),
+        ({"model": {"freeze": "backbone"}}, None),
+        ({"model": {"norm_per_scale": False}}, None),
+        ({"trainer": {"compile": True}, "data": {"mix": 0}}, None),
+        ({"model": {"pool": "fixed"}, "data": {"fit": "warp"}, "schedule": {"scales": [64]}}, None),
+    ],
+)
+def test_by_default_drawn_scales_have_norms_of_their_own_where_the_trunk_has_any(tmp_path, values, sets):
+    spec = parse(values | {"model": {"width": 0.25} | values.get("model", {})})
+    network = build_network(spec, ("a", "b"))
+    assert {layer.scales for layer in norms(network)} == ({sets} if sets else set())
+    described = {"state_dict": {f"network.{k}": v for k, v in network.state_dict().items()}}
+    torch.save(described | {KEY: describe(network, spec)}, tmp_path / "a.ckpt")
+    assert {layer.scales for layer in norms(load_model(tmp_path / "a.ckpt"))} == ({sets} if sets else set())
 
 
 def test_a_frozen_trunk_keeps_its_statistics():

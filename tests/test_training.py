@@ -121,7 +121,7 @@ def averaging(tmp_path, ema):
 SCHEDULES = {
     "alternate": {"schedule": Schedule("alternate", SCALES)},
     "pixels": {"schedule": Schedule("alternate", SCALES), "batch_pixels": 6000, "mix": 0.4},
-    "drawn": {"schedule": Schedule("random", (16, *SCALES), "batch", None), "batch_pixels": 6000},
+    "drawn": {"schedule": Schedule("drawn", (16, *SCALES)), "batch_pixels": 6000},
     "all": {"schedule": Schedule("all", SCALES)},
 }
 

@@ -24,6 +24,7 @@ def run(given: Namespace) -> int:
     values["schedule"] |= {"kind": "single", "scales": [given.scale], "every": "epoch"}
     values["model"] |= {"start": str(opened.file), "freeze": "convolutions", "weights": None}
     built = opened.network.recipe or {}  # of a calibrated one other than in its settings
+    values["model"] |= {"norm_per_scale": False}
     values["model"] |= {name: built[name] for name in ("norm_per_scale", "norm_affine") if name in built}
     values["optim"] |= {"lr": rate, "consistency": 0.0, "warmup_epochs": 0.0}
     values["trainer"] |= {"max_epochs": given.epochs}

@@ -25,10 +25,11 @@ class Schedule:
 
     Attributes:
         kind: ``single``: the one scale. ``alternate``: epoch e uses ``scales[e mod k]`` (paper, section 2.3).
-            ``random``: drawn from the smallest to the largest scale by ``step`` pixels, or from the scales as listed if
-            that is None: one per epoch, or with ``every="batch"`` per step, where every one of them has its turn before
-            any comes again. ``progressive``: the scales in turn, each for an equal part of the epochs. ``all``: every
-            step at the largest, and its images again at each of the others, which are made of those (`beside`).
+            ``random``: one draw per epoch (or step, with ``every="batch"``) from the smallest to the largest
+            scale by ``step`` pixels. ``drawn``: one of the scales per step, as often as it is listed: all have their
+            turn before any comes again. ``progressive``: the scales in turn, each for an equal part of the epochs.
+            ``all``: every step at the largest, and its images again at each of the others, which are made of those
+            (`beside`).
             Any other is a callable of another package, (scales, epoch, epochs, seed) -> one of the scales.
         scales: Shorter sides in pixels.
         epochs: Length of the run, which ``progressive`` divides.
@@ -40,20 +41,25 @@ class Schedule:
     kind: str
     scales: tuple[int, ...]
     every: Literal["epoch", "batch"] = "epoch"
-    step: int | None = 8
+    step: int = 8
     epochs: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) < 1 or (self.step or 1) < 1:
+        if not self.scales or min(self.scales) < 1 or self.step < 1:
             raise ValueError(f"scales are {self.scales} by {self.step}; expected one or more of at least 1 pixel")
 
     @property
     def choices(self) -> tuple[int, ...]:
         """All possible training scales, ascending."""
-        if self.kind == "random" and self.step:
+        if self.kind == "random":
             return tuple(range(min(self.scales), max(self.scales) + 1, self.step))
         return tuple(sorted(set(self.scales)))
+
+    @property
+    def middle(self) -> int:
+        """The scale that stands for all: the middle one of those drawn, else the largest."""
+        return self.choices[len(self.choices) // 2] if self.kind == "drawn" else self.choices[-1]
 
     @property
     def beside(self) -> tuple[int, ...]:
@@ -75,14 +81,14 @@ class Schedule:
 
     def scales_of(self, epoch: int, steps: int) -> list[int]:
         """Return the scale of each of the ``steps`` steps of an epoch (counted from 0)."""
+        rng = np.random.default_rng([self.seed, epoch, 1])
         if self.kind == "random":
-            rng = np.random.default_rng([self.seed, epoch, 1])
-            turns = self.choices if self.step else self.scales
-            if self.every == "epoch":
-                return [int(rng.choice(turns))] * steps
-            rounds = [rng.permutation(turns) for _ in range(0, steps, len(turns))]
-            drawn: list[int] = np.concatenate(rounds)[:steps].tolist()
-            return drawn
+            drawn: list[int] = rng.choice(self.choices, steps if self.every == "batch" else 1).tolist()
+            return drawn if self.every == "batch" else drawn * steps
+        if self.kind == "drawn":
+            rounds = [rng.permutation(self.scales) for _ in range(0, steps, len(self.scales))]
+            turns: list[int] = np.concatenate(rounds)[:steps].tolist()
+            return turns
         if self.kind == "progressive":
             part = min(epoch * len(self.scales) // max(self.epochs, 1), len(self.scales) - 1)
             return [self.scales[part]] * steps

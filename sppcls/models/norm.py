@@ -141,6 +141,11 @@ def norm_per_scale(net: nn.Module, scales: Sequence[int], *, apart: bool = True,
     return seen
 
 
+def has_batch_norm(net: nn.Module) -> bool:
+    """Return whether a network has a batch norm that can be given sets."""
+    return any(map(_has_statistics, net.modules()))
+
+
 def _has_statistics(layer: nn.Module) -> bool:
     return isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
 

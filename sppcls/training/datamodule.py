@@ -70,7 +70,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         mix: float = 0.0,
         batches: Membership = "auto",
         multiple: int = 1,
-        batch_pixels: int | None = None,
+        batch_pixels: int | Literal["auto"] | None = None,
         mean: Triple = IMAGENET_MEAN,
         seed: int = 0,
     ) -> None:
@@ -81,7 +81,7 @@ class MultiScaleDataModule(pl.LightningDataModule):
         if not isinstance(schedule, Schedule):
             schedule = Schedule("alternate" if len(schedule) > 1 else "single", schedule, seed=seed)
         self.schedule = schedule
-        self.val_scale = val_scale or schedule.choices[-1]
+        self.val_scale = val_scale or schedule.middle
         self.batch_size, self.fit, self.max_aspect, self.multiple = batch_size, fit, max_aspect, multiple
         how = fit, max_aspect, seed, mix, batches, multiple, batch_pixels
         self.planner = Planner(self.train.sizes, schedule, batch_size, *how)

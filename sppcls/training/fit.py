@@ -11,7 +11,7 @@ from typing import cast
 import pytorch_lightning as pl
 import torch
 
-from sppcls.build import build_augment, build_classifier, build_schedule, model_of
+from sppcls.build import build_augment, build_network, build_schedule
 from sppcls.checkpoints import CALIBRATED, Content, save_whole
 from sppcls.data.catalog import Splits
 from sppcls.data.decode import shown
@@ -45,8 +45,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
     """Train according to ``spec`` and measure the network; rank 0 writes into ``folder``."""
     started = time.monotonic()
     pl.seed_everything(spec.seed, workers=True, verbose=False)
-    own = spec.schedule.scales, spec.data.align
-    network = build_classifier(model_of(spec), splits.train.classes, *own, pretrained=spec.resume is None)
+    network = build_network(spec, splits.train.classes, pretrained=spec.resume is None)
     if spec.model.start and not spec.resume:
         _start(network, spec.model.start)
     _check_scales(spec, network)

@@ -27,7 +27,7 @@ class LargestShapeFirst(Callback):
             fitting //= 2
         if fitting < images:
             key, value = "batch_size", fitting
-            if pixels := data.planner.batch_pixels:
+            if pixels := data.planner.step_pixels:
                 key, value = "batch_pixels", pixels * fitting // images
             advice = f"try data.{key}={value}" if fitting > 1 else "use a smaller scale or network"
             raise ConfigError(f"a batch of {images} images at {size[0]}x{size[1]} does not fit in memory: {advice}")
