@@ -226,7 +226,8 @@ def _network(described: Mapping[str, Any], known: Signature, spec: Spec | None) 
         # The recipe is what was built: it has the scales that norm_per_scale stood for.
         model = parse_model(spec.model.model_dump() | {"norm_per_scale": False} | dict(described.get("model") or {}))
     elif described["model"] is not None:
-        model = parse_model({"norm_per_scale": False} | dict(described["model"]))
+        recipe = described["model"]
+        model = parse_model({"norm_per_scale": False, **recipe} if isinstance(recipe, Mapping) else recipe)
     else:
         raise SppclsError("its trunk was not built by name; build the SppClassifier yourself and load its state_dict")
     return build_classifier(

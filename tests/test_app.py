@@ -30,7 +30,7 @@ def test_a_loss_that_is_not_finite_is_one_line(train, capsys):
 
 def test_plan_only_prints_the_schedule_and_leaves_nothing(train, tmp_path, capsys):
     assert train(*SMALL, "plan_only=true") == 0
-    assert "alternate schedule" in capsys.readouterr().out
+    assert "drawn schedule" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

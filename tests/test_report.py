@@ -93,6 +93,7 @@ def write_run(
     """
     folder.mkdir(parents=True)
     sweep = {"variant": variant, "baseline": baseline}
+    config = {"schedule": {"kind": "alternate", "scales": [64, 48]}} | config
     spec = parse({"seed": seed, "run_dir": str(folder), "sweep": sweep, **config})
     (folder / "config.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
     status = {"state": state, "pid": 7, "started": seconds * 1e6, "updated": seconds * 2e6, **FOUND_ELSEWHERE}

@@ -52,9 +52,9 @@ class MixedPlan(TrainingPlan):
                 rows += [np.full(len(scales), -1) for _ in range(len(rows), parts)]
                 for part in range(parts):
                     order = np.argsort((places + (part + rng.random(len(steps))) / parts) % 1)
-                    # The last step may have fewer batches.
-                    spare = rng.choice(len(order), len(order) - len(some), replace=False)
-                    rows[part][some] = steps[np.delete(order, spare)]
+                    while len(order) > len(some):  # the last step may have fewer batches
+                        order = np.delete(order, rng.integers(len(order)))
+                    rows[part][some] = steps[order]
         return np.array(rows)
 
     def _layers(self, batches: Sizes, steps: int, parts: int) -> list[tuple[Sizes, int]]:

@@ -14,6 +14,9 @@ from sppcls.data.geometry import Fit, fitted_sizes, images_at, shrunk_size
 from sppcls.data.schedule import Schedule, Turns
 from sppcls.data.steps import Batch, EpochPlan, Step
 
+# Of the weight of images in steps of many: 0 is the linear rule (few at a large scale count little), 1 equal steps.
+_DAMPING = 1 / 3
+
 
 class TrainingPlan(EpochPlan):
     """The plan of a training epoch: every image once, batches of one (H, W), as many batches at every scale.
@@ -21,14 +24,15 @@ class TrainingPlan(EpochPlan):
     What it costs follows from the cut. Images are shuffled, within their aspect bucket, when the first batch is asked
     for, and each batch is made when it is asked for: those of millions of images would fill the memory.
 
-    Every image has the same weight in the loss of the epoch, whatever its batch: the loss of a step is the weighted sum
-    over its images, averaged over ranks. An image that is handed out several times shares its weight among them.
+    The loss of a step is the weighted sum over its images, averaged over ranks. Every image has the same weight in the
+    loss of the epoch, but where a scale has k times the images in a step they have k ** -1/3 of the weight. An image
+    that is handed out several times shares its weight among them.
     """
 
     def __init__(self, cut: Cut, turns: Turns, epoch: int, seed: int) -> None:
         self.world, self._cut, self.seed, self.epoch = cut.world, cut, seed, epoch
         self._order = cut.order(seed, epoch)
-        self._beside = turns.beside
+        self._turns = turns
         self.steps = len(turns.scales)  # that each rank takes
         self._step = np.repeat(np.arange(self.steps), turns.batches)[: len(self._order)]  # [B] of each batch
         scales = np.array(turns.scales)[self._step]
@@ -65,7 +69,7 @@ class TrainingPlan(EpochPlan):
         each, more = divmod(count, self.world)
         first = start + rank * each + min(rank, more)
         indices = self.sequence[first : first + each + (rank < more)][part].tolist()
-        weight = self._weight
+        weight = self._weight * self._damped[batch]
         if self.repeats and each == 1 and indices:
             weight /= int((self.sequence[start : start + count] == indices[0]).sum())
         return Batch(tuple(indices), (height, width), scale, self.epoch, weight)
@@ -75,6 +79,14 @@ class TrainingPlan(EpochPlan):
         """The start of each batch in `sequence`, its images, H, W and scale."""
         rows: list[list[int]] = np.column_stack([self._starts, self._batch]).tolist()
         return rows
+
+    @cached_property
+    def _damped(self) -> list[float]:
+        """[B] the weight of each of a batch's images, relative to the mean over images: 1 where steps are as large."""
+        batches = np.array(self._turns.batches)
+        damped = (batches / batches.max())[self._step] ** -_DAMPING
+        damping: list[float] = (damped / np.average(damped, weights=self._cut.counts[self._order])).tolist()
+        return damping
 
     @cached_property
     def _weight(self) -> float:
@@ -120,7 +132,10 @@ class TrainingPlan(EpochPlan):
         """Return the pixels of some ``images`` in each of the tensors [T, 3], at all scales that they are seen at."""
         rows, which = np.unique(tensors, axis=0, return_inverse=True)
         seen = [
-            [(height, width), *(shrunk_size((height, width), scale, to, self._cut.multiple) for to in self._beside)]
+            [
+                (height, width),
+                *(shrunk_size((height, width), scale, to, self._cut.multiple) for to in self._turns.beside),
+            ]
             for height, width, scale in rows.tolist()
         ]
         return int((np.array(seen).prod(axis=2).sum(axis=1)[which] * images).sum())

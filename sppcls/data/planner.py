@@ -28,9 +28,9 @@ class Planner:
         multiple: Sides of tensors are multiples of it, and so are those of the images in them.
         mix: From 0, a step is one tensor of one aspect, to 1, it has a part for each image. Of no effect on random
             steps. A step that is drawn from several scales (``every="batch"``) is mixed among those of its scale.
-        batch_pixels: Pixels of a rank's step, of images of the mean aspect: every step has as many images of its scale
-            as they hold. None: ``batch_size`` images, whatever the scale. ``auto``: None, but for scales that are drawn
-            those of ``batch_size`` images at the middle one.
+        batch_pixels: Pixels of a rank's step, of images of the mean aspect: every step has about as many images of its
+            scale as they hold. None: ``batch_size`` images, whatever the scale. ``auto``: None, but for scales that are
+            drawn those of ``batch_size`` images at the middle one.
 
     Raises:
         ValueError: ``mix`` is not 0 to 1, or there are no such ``batches``.
@@ -56,7 +56,6 @@ class Planner:
         by_aspect = self.batches == "aspect" or (self.batches == "auto" and self.fit == "keep")
         self.membership: Membership = "aspect" if by_aspect else "random"
         choices = self.schedule.loaded
-        self._buckets = np.unique(aspect_buckets(self.sizes, self.max_aspect, self.fit), return_counts=True)
         self.step_pixels = self.batch_pixels if self.batch_pixels != "auto" else None
         if self.batch_pixels == "auto" and self.schedule.kind == "drawn":
             self.step_pixels = round(self.batch_size * self._mean_pixels(self.schedule.middle))
@@ -74,16 +73,16 @@ class Planner:
         if self.step_pixels is None:
             return self.batch_size
         pixels = self._mean_pixels(scale)
-        if (images := int(self.step_pixels / pixels)) < 2:
+        if self.step_pixels < 2 * pixels:
             raise ConfigError(
                 f"data.batch_pixels={self.step_pixels} hold less than two images at scale {scale}; "
                 f"allowed: {math.ceil(2 * pixels)} or more"
             )
-        return images
+        return round(self.step_pixels / pixels)
 
     def _mean_pixels(self, scale: int) -> float:
         """Return the mean pixels of an image at a scale, and of its copies beside it."""
-        buckets, counts = self._buckets
+        buckets, counts = np.unique(aspect_buckets(self.sizes, self.max_aspect, self.fit), return_counts=True)
         tensors = np.array([bucket_size(b, b, scale, self.multiple) for b in buckets.tolist()])
         again = 1 + sum(other**2 for other in self.schedule.beside) / scale**2
         return float(np.average(tensors.prod(axis=1), weights=counts)) * again
