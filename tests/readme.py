@@ -39,6 +39,7 @@ ADDED = {
     "uv run --extra lite train.py experiment=caltech101": f"{TINY} {FEW} schedule.scales=[64,96] "
     "metrics.test_scales=[96] metrics.gap_scales=[96]",
     "uv run train.py data=folder data.root=photos data.train_per_class=": f"{NARROW} {FEW}",
+    "uv run train.py experiment=ablate_sizes": f"{NARROW} {FEW} data.classes=null seed=0",
     "uv run train.py experiment=ablate_batches": f"{NARROW} {FEW} data.classes=null seed=0",
     "uv run train.py experiment=ablate_": f"{NARROW} seed=0",
     "uv run train.py": NARROW,

@@ -1,7 +1,7 @@
 """What happens around training: the curves on disk, the checkpoints, the lines on the terminal, the memory check."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -87,7 +87,8 @@ class Curves(Callback):
         row |= {"val_scale": data.val_scale} if "val_acc1" in row else {}
         self._rows.append({name: _cell(row.get(name)) for name in COLUMNS})
         write_csv(self.path, self._rows)
-        log.info("%s%s", _line(row, trainer.max_epochs or 0), self._left(data.planner, trainer))
+        scales = data.planner.turns(trainer.current_epoch, trainer.world_size).scales
+        log.info("%s%s", _line(row, trainer.max_epochs or 0, scales), self._left(data.planner, trainer))
 
     def _left(self, planner: Planner, trainer: pl.Trainer) -> str:
         """Return how long the other epochs may take, by those of this run so far."""
@@ -120,11 +121,12 @@ def _cell(value: float | None) -> str:
     return "" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
-def _line(row: Mapping[str, float], epochs: int) -> str:
+def _line(row: Mapping[str, float], epochs: int, scales: Sequence[int]) -> str:
     train = f"loss {row['train_loss']:.3f}  train {row['train_acc1']:6.1%}"
     val = f"  val at {row['val_scale']} {row['val_acc1']:6.1%}" if "val_acc1" in row else ""
     done = f"epoch {row['epoch'] + 1:>3}/{epochs}"
-    return f"{done}  scale {row['scale']:>4}  {train}{val}  {row['images_per_s']:.0f} images/s"
+    scale = f"{min(scales)}..{max(scales)}" if len(set(scales)) > 1 else f"{scales[0]:>4}"
+    return f"{done}  scale {scale}  {train}{val}  {row['images_per_s']:.0f} images/s"
 
 
 class SaveLastAndBest(Checkpoint):
