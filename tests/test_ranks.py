@@ -34,6 +34,7 @@ from tests.processes import Program, end_all, patience, run_to_end
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 SMALL = (
+    "schedule.kind=alternate",
     "data.train_size=44", "data.val_size=27", "data.batch_size=8", "data.num_workers=0", "data.cache=none",
     "model.width=0.125", "model.levels=[2,1]", "schedule.scales=[24,32]", "trainer.max_epochs=2",
     "trainer.accelerator=cpu", "metrics.gap_images=12", "metrics.gap_every=1",
@@ -81,6 +82,17 @@ def test_two_ranks_train_one_run_and_measure_it_as_one_does(tmp_path):
     assert len(checkpoint["ranks"]) == 2
     planner = Planner(ShapesSource("train", 44).sizes, Schedule("alternate", (24, 32)), 8, mix=0.45)
     assert checkpoint["global_step"] == 2 * planner.plan(0, world=2).steps
+
+
+@pytest.mark.parametrize("schedule", [Schedule("drawn", (24, 32)), Schedule("all", (24, 32))])
+def test_two_ranks_take_the_steps_of_every_epoch_as_long_as_it_is(tmp_path, schedule):
+    small = [f"schedule.kind={schedule.kind}" if "kind" in one else one for one in command("trainer.devices=2")]
+    found = run_to_end([*small, "run_dir=run"], tmp_path)
+    assert (found.status, found.err) == (0, "")
+    assert_measured_as_by_one(tmp_path / "run")
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    how = {"mix": 0.45, "batch_pixels": "auto", "multiple": 8}
+    assert checkpoint["global_step"] == Planner(ShapesSource("train", 44).sizes, schedule, 8, **how).steps(range(2), 2)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from sppcls.spec import Spec, keys, parse
             "progressive takes two scales or more, got [64]",
         ),
         ({"schedule": {"kind": "single", "scales": [4]}}, "schedule.scales: got 4, input should be greater"),
-        ({"schedule": {"every": "batch"}}, "every=batch needs schedule=random, got alternate"),
+        ({"schedule": {"every": "batch"}}, "every=batch needs schedule=random, got drawn"),
         ({"trainer": {"max_epochs": "many"}}, "trainer.max_epochs='many': input should be a valid integer"),
         ({"model": {"pool": "fixed"}}, "model.pool=fixed takes one square size, got data.fit=keep"),
         ({"data": {"batch_size": 1}}, "data.batch_size=1: input should be greater than or equal to 2"),

@@ -183,7 +183,7 @@ def spec(tmp_path, **more):
     values = {
         "data": {"train_size": 48, "val_size": 24, "batch_size": 12, "num_workers": 0, "cache": "ram"},
         "model": {"width": 0.125, "levels": [2, 1]},
-        "schedule": {"scales": list(SCALES)},
+        "schedule": {"kind": "alternate", "scales": list(SCALES)},
         "trainer": {"max_epochs": 2, "accelerator": "cpu"},
         "metrics": {"gap_images": 24, "test_scales": [16, 24, 32]},
         "run_dir": str(tmp_path / "run"),
@@ -557,8 +557,9 @@ def test_an_epoch_is_shuffled_once_and_two_before_the_first_batch(tmp_path, monk
 @pytest.mark.parametrize(
     ("schedule", "epochs", "left"),
     [
-        ({"scales": [64, 48, 96]}, 1, "48, 96"),
-        ({"scales": [64, 48, 96]}, 3, None),
+        ({"kind": "alternate", "scales": [64, 48, 96]}, 1, "48, 96"),
+        ({"kind": "alternate", "scales": [64, 48, 96]}, 3, None),
+        ({"scales": [64, 48, 96]}, 4, None),
         ({"kind": "progressive", "scales": [48, 64, 96]}, 2, "96"),
         ({"kind": "random", "scales": [48, 96]}, 1, None),
     ],

@@ -99,7 +99,7 @@ class PlannedLoader:
         self.skipped = {} if skipped is None else skipped
         self._on_error, self._resumed, self._share = on_error, False, _Share()
         first = plan(0)
-        self.world, self._steps = first.world, (0, len(first) // first.world)
+        self.world, self._steps = first.world, (0, self._of(first))
         self._workers = _data_loader(dataset, self._share, num_workers, pin_memory, persistent=num_workers > 0)
         # In a garbage cycle the workers' queues would be freed first, and each worker waited for in vain for 5 s.
         weakref.finalize(self, close_workers, self._workers).atexit = False
@@ -120,8 +120,11 @@ class PlannedLoader:
 
     def __len__(self) -> int:
         if self._steps[0] != self.epoch:
-            self._steps = self.epoch, len(self.plan(self.epoch)) // self.world
+            self._steps = self.epoch, self._of(self.plan(self.epoch))
         return self._steps[1]
+
+    def _of(self, plan: EpochPlan) -> int:
+        return len(range(self.rank, len(plan), plan.world))
 
     def __iter__(self) -> "Iterator[ImageBatch | MixedBatch]":
         # A generator's body runs at the first batch, so an epoch set after iter() still counts.
