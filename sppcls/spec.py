@@ -222,7 +222,7 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
     if first["type"] == "extra_forbidden":
         return unknown_key(key)
     # If several types are allowed, pydantic names only one.
-    if {*first["loc"][-1:]} & {"int", "str", "constrained-float"}:
+    if {*first["loc"][-1:]} & {"bool", "int", "str", "constrained-int", "constrained-float"}:
         key = key.rpartition(".")[0]
     if first["type"] == "tuple_type":
         write = f"; write {key}=[{first['input']}]" if isinstance(first["input"], int | float) else ""
@@ -230,7 +230,7 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
     if first["type"] == "too_short":
         return f"{key}={first['input']!r:.100}: expected at least {counted(first['ctx']['min_length'], 'value')}"
     said = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "float_parsing":  # of a number or a word, such as optim.lr
+    if first["type"] in ("bool_parsing", "int_parsing", "float_parsing"):  # of a number or a word, such as optim.lr
         said += "".join(
             f", or {other['ctx']['expected']}" for other in error.errors() if other["type"] == "literal_error"
         )
