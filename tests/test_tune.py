@@ -111,9 +111,8 @@ def test_tuning_trains_the_head_and_the_norms_at_a_new_scale(calibrated_run, tmp
         ([], "--scale"),
     ],
 )
-def test_a_wrong_tune_is_one_line(calibrated_run, capsys, arguments, said):
-    capsys.readouterr()
-    assert tuned(calibrated_run, *arguments) == 2
+def test_a_wrong_tune_is_one_line(capsys, arguments, said):
+    assert tuned("run", *arguments) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
 
