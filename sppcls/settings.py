@@ -70,7 +70,7 @@ class DataSpec(Values):
     align: Literal["stretch", "pad", "none"] = "stretch"
     """How sides become multiples of the stride: stretch the image, pad by repeating its edge, or none: not at all."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 32
-    """Images per step and process, at most; steps are about as large, the smallest a quarter to half of it."""
+    """Images per step and process, at most (schedule=drawn: at its middle scale); some steps have half or a quarter."""
     batch_pixels: Annotated[int, Field(ge=1, lt=2**40)] | Literal["auto"] | None = "auto"
     """Pixels per step and process: the smaller the scale, the more images; null is batch_size images at any scale."""
     mix: Share = 0.45

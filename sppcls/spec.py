@@ -88,6 +88,8 @@ class Spec(Values):
                 f"model.pool=fixed takes one square size, got data.fit={self.data.fit} and schedule.scales="
                 f"{list(self.schedule.scales)}; use data.fit=crop or warp with schedule=single"
             )
+        if self.model.pool == "fixed" and self.metrics.recalibrate:
+            raise ValueError("model.pool=fixed has one scale, so metrics.recalibrate has no use; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -100,15 +102,11 @@ class Spec(Values):
         return self
 
     @model_validator(mode="after")
-    def _fixed_has_no_other_scale(self) -> "Spec":
-        if self.model.pool == "fixed" and self.metrics.recalibrate:
-            raise ValueError("model.pool=fixed has one scale, so metrics.recalibrate has no use; leave it out")
-        return self
-
-    @model_validator(mode="after")
     def _compiled_takes_one_tensor(self) -> "Spec":
-        if self.trainer.compile and self.data.fit == "keep" and (self.data.mix or self.data.batches == "random"):
-            raise ValueError("trainer.compile=true takes one tensor a step; add data.mix=0 and no data.batches=random")
+        several = self.data.mix or self.data.batches == "random" or isinstance(self.data.batch_pixels, int)
+        if self.trainer.compile and self.data.fit == "keep" and several:
+            allowed = "add data.mix=0 and no data.batches=random or data.batch_pixels"
+            raise ValueError(f"trainer.compile=true takes one tensor a step; {allowed}")
         return self
 
     @model_validator(mode="after")

@@ -109,6 +109,11 @@ def test_the_pixels_of_a_step_are_those_of_the_batch_size_at_the_middle_scale():
     sizes = photographs(500)
     assert planner(sizes, pixels="auto").images_at(48) == 32
     assert planner(sizes, Schedule("alternate", (32, 96)), pixels="auto").images_at(96) == 32
+    one_aspect = planner(sizes, pixels="auto", mix=0)
+    assert {one_aspect.images_at(scale) for scale in (32, 48, 96)} == {32}
+    assert all(len(parts(step)) == 1 for step in one_aspect.plan(0))
+    with pytest.raises(ConfigError, match="one tensor a step"):
+        parse({"trainer": {"compile": True}, "data": {"mix": 0, "batch_pixels": 10**6}})
 
 
 def test_the_work_of_epochs_is_that_of_their_pixels():

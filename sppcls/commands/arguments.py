@@ -48,7 +48,8 @@ def path_text(text: str) -> str:
 
 def checkpoint_option(verb: argparse.ArgumentParser) -> None:
     """Add ``--checkpoint`` to a verb that takes a run."""
-    verb.add_argument("--checkpoint", choices=("last", "best", "calibrated"), help="which checkpoint of a run (last)")
+    every = ("last", "best", "calibrated")
+    verb.add_argument("--checkpoint", choices=every, help="which one of a run (calibrated if there is one, else last)")
 
 
 def trust_option(verb: argparse.ArgumentParser) -> None:

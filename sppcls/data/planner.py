@@ -29,8 +29,8 @@ class Planner:
         mix: From 0, a step is one tensor of one aspect, to 1, it has a part for each image. Of no effect on random
             steps. A step that is drawn from several scales (``every="batch"``) is mixed among those of its scale.
         batch_pixels: Pixels of a rank's step, of images of the mean aspect: every step has about as many images of its
-            scale as they hold. None: ``batch_size`` images, whatever the scale. ``auto``: None, but for scales that are
-            drawn those of ``batch_size`` images at the middle one.
+            scale as they hold. None: ``batch_size`` images, whatever the scale. ``auto``: for scales that are drawn,
+            unless a step is one tensor of one aspect, those of ``batch_size`` images at the middle one; else None.
 
     Raises:
         ValueError: ``mix`` is not 0 to 1, or there are no such ``batches``.
@@ -57,7 +57,8 @@ class Planner:
         self.membership: Membership = "aspect" if by_aspect else "random"
         choices = self.schedule.loaded
         self.step_pixels = self.batch_pixels if self.batch_pixels != "auto" else None
-        if self.batch_pixels == "auto" and self.schedule.kind == "drawn":
+        one_aspect = by_aspect and not self.mix  # whose steps are one tensor each
+        if self.batch_pixels == "auto" and self.schedule.kind == "drawn" and not one_aspect:
             self.step_pixels = round(self.batch_size * self._mean_pixels(self.schedule.middle))
         images = self.images_at(choices[-1])
         self.parts = parts_of(self.mix, images) if by_aspect else 1

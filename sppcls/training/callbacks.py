@@ -1,4 +1,4 @@
-"""What happens around training: the curves on disk, the checkpoints, the lines on the terminal, the memory check."""
+"""What happens around training: the curves on disk, the checkpoints, the lines on the terminal."""
 
 import time
 from collections.abc import Mapping, Sequence
