@@ -66,7 +66,7 @@ def build_network(spec: Spec, classes: Sequence[str], *, pretrained: bool = True
         model = model.model_copy(update={"norm_per_scale": scales})
     how = spec.schedule.scales, spec.data.align
     network = build_classifier(model, classes, *how, pretrained=pretrained)
-    alone = model.pool == "fixed" or model.freeze == "backbone" or spec.trainer.compile
+    alone = model.pool == "fixed" or model.freeze == "backbone" or spec.trainer.compile or spec.optim.regions
     draws = spec.schedule.kind in ("drawn", "all") and len(scales) > 1
     if model.norm_per_scale == "auto" and draws and not alone and has_batch_norm(network.trunk.net):
         network.trunk.norm_per_scale(scales, model.norm_affine)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sppcls.errors import ConfigError, SppclsError
+from sppcls.errors import ConfigError, SppclsError, did_you_mean
 
 Triple = tuple[float, float, float]
 INPUTS = ("normalized", "uint8", "float")
 ALIGN = ("stretch", "pad", "none")
+POOLS = ("spp", "gap", "fixed")
 
 
 def far_scales(asked: Sequence[int], trained: Sequence[int]) -> str:
@@ -173,3 +174,23 @@ def _triple(values: Any) -> Triple:
     if not all(abs(value) < 1000 for value in (red, green, blue)):
         raise ValueError("mean and std must be three numbers each")
     return red, green, blue
+
+
+def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes; raises ``ValueError`` if they are not two or more, all different."""
+    names = () if isinstance(classes, str) else tuple(classes)
+    if len(names) < 2 or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"classes are {classes!r}; expected at least two names, none of them empty")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"class {twice!r} occurs {names.count(twice)} times; names must differ")
+    return names
+
+
+def checked_size(pool: str, size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the (H, W) that a pool is built for, if any; raises ``ValueError`` if it does not fit the pool."""
+    if pool not in POOLS:
+        raise ValueError(f"pool is {pool!r}{did_you_mean(pool, POOLS)}")
+    if (size is None) == (pool == "fixed"):
+        raise ValueError(f"input_size is {size} with pool={pool!r}; pool='fixed' needs one, no other pool takes it")
+    return (size, size) if isinstance(size, int) else size

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from sppcls.errors import ConfigError, counted, did_you_mean
+from sppcls.errors import ConfigError, did_you_mean
 from sppcls.settings import (
     AugmentSpec,
     DataSpec,
@@ -20,6 +20,7 @@ from sppcls.settings import (
     Values,
 )
 from sppcls.training_settings import OptimSpec, TrainerSpec
+from sppcls.wrong_values import first_line
 
 # Names that other trainers use.
 _ELSEWHERE = {
@@ -98,6 +99,17 @@ class Spec(Values):
             raise ValueError(
                 f"optim.consistency={self.optim.consistency} compares the scales of a step, got schedule.kind="
                 f"{self.schedule.kind}; use schedule=all, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _regions_are_of_any_canvas(self) -> "Spec":
+        if self.optim.regions and self.model.pool == "fixed":
+            raise ValueError("model.pool=fixed takes whole images only, so optim.regions has no use; leave it out")
+        if self.optim.regions and self.model.norm_per_scale not in (False, "auto"):
+            raise ValueError(
+                "the size of a canvas says nothing of its regions' scale: use optim.regions without "
+                "model.norm_per_scale"
             )
         return self
 
@@ -190,7 +202,7 @@ def parse_model(values: object) -> ModelSpec:
     try:
         return ModelSpec.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_first_line(error, "model.")) from None
+        raise ConfigError(first_line(error, unknown_key, "model.")) from None
 
 
 def parse(values: Mapping[str, object]) -> Spec:
@@ -205,35 +217,10 @@ def parse(values: Mapping[str, object]) -> Spec:
     try:
         return Spec.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_first_line(error)) from None
+        raise ConfigError(first_line(error, unknown_key)) from None
 
 
 def parse_stored(values: Mapping[str, Any]) -> Spec:
     """Return the spec that a run has stored; those from before ``data.mix`` or ``data.align`` had neither."""
     data, before = values.get("data") if isinstance(values, Mapping) else None, {"mix": 0.0, "align": "none"}
     return parse({**values, "data": {**before, "batch_pixels": None, **data}} if isinstance(data, Mapping) else values)
-
-
-def _first_line(error: ValidationError, prefix: str = "") -> str:
-    first = error.errors()[0]
-    key = prefix + ".".join(str(part) for part in first["loc"] if not isinstance(part, int))  # the list, not an index
-    if first["type"] == "extra_forbidden":
-        return unknown_key(key)
-    # If several types are allowed, pydantic names only one.
-    if {*first["loc"][-1:]} & {"bool", "int", "str", "constrained-int", "constrained-float"}:
-        key = key.rpartition(".")[0]
-    if first["type"] == "tuple_type":
-        write = f"; write {key}=[{first['input']}]" if isinstance(first["input"], int | float) else ""
-        return f"{key}={first['input']!r:.100}: expected a list{write}"
-    if first["type"] == "too_short":
-        return f"{key}={first['input']!r:.100}: expected at least {counted(first['ctx']['min_length'], 'value')}"
-    said = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("bool_parsing", "int_parsing", "float_parsing"):  # of a number or a word, such as optim.lr
-        said += "".join(
-            f", or {other['ctx']['expected']}" for other in error.errors() if other["type"] == "literal_error"
-        )
-    if first["type"] == "value_error":
-        return f"{key}: {said}" if key else said
-    one = any(isinstance(part, int) for part in first["loc"][-1:])
-    got = f"{key}: got {first['input']!r:.100}, " if one else f"{key}={first['input']!r:.100}: "
-    return f"{got}{said[0].lower()}{said[1:]}"

@@ -34,10 +34,17 @@ class OptimSpec(Values):
     """Label smoothing: fraction of the target spread over all classes."""
     consistency: AtLeast0 = 0.0
     """Weight, with schedule=all, of how far the answers at each scale are from those of all scales together."""
+    regions: AtLeast0 = 0.0
+    """Weight of how far the answers to images as regions of a canvas are from those to the images alone."""
     class_weights: Literal["none", "balanced"] = "none"
     """Class weights in the loss; balanced gives every class the same share."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the moving average (EMA) of the weights; 0 turns it off."""
+
+    @property
+    def passes(self) -> int:
+        """How often the pixels of a step go through the network."""
+        return 2 if self.regions else 1
 
     @property
     def rate(self) -> float:

@@ -11,6 +11,8 @@ from sppcls.spec import Spec, keys, parse
     [
         ({"data": {"batch_sise": 3}}, "unknown key data.batch_sise; did you mean 'data.batch_size'?"),
         ({"model": {"levels": [4, 0]}}, "model.levels: got 0, input should be greater than or equal to 1"),
+        ({"model": {"norm_per_scale": [4]}}, "model.norm_per_scale: got 4, input should be greater than or equal to 8"),
+        ({"model": {"norm_per_scale": []}}, "model.norm_per_scale=[]: expected at least 1 value"),
         ({"model": {"levels": []}}, "model.levels=[]: expected at least 1 value"),
         ({"schedule": {"kind": "sinlge"}}, "schedule.kind=sinlge is unknown; did you mean 'single'?"),
         (

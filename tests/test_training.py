@@ -123,6 +123,7 @@ SCHEDULES = {
     "pixels": {"schedule": Schedule("alternate", SCALES), "batch_pixels": 6000, "mix": 0.4},
     "drawn": {"schedule": Schedule("drawn", (16, *SCALES)), "batch_pixels": 6000},
     "all": {"schedule": Schedule("all", SCALES)},
+    "regions": {"schedule": Schedule("alternate", SCALES), "mix": 0.4},
 }
 
 
@@ -136,10 +137,11 @@ SCHEDULES = {
         (2, 0.0, SCALES, "pixels"),
         (0, 0.9, (16, *SCALES), "drawn"),
         (0, 0.0, SCALES, "all"),
+        (0, 0.0, (), "regions"),
     ],
 )
 def test_a_run_killed_inside_an_epoch_goes_on_to_the_same_weights(tmp_path, workers, ema, sets, name):
-    options = {"lr": 1e-2, "clip_norm": 1.0, "consistency": float(name == "all")}
+    options = {"lr": 1e-2, "clip_norm": 1.0, "consistency": float(name == "all"), "regions": float(name == "regions")}
     whole = LitSppClassifier(network(sets=sets), **options)
     unbroken = Recorder()
     trainer(tmp_path / "whole", 3, [unbroken, *averaging(tmp_path, ema)]).fit(

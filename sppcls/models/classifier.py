@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import accumulate
 from typing import Any, Literal, Self
 
 import torch
@@ -13,9 +14,8 @@ from sppcls.models.backbones import Trunk, build_trunk
 from sppcls.models.heads import HEADS
 from sppcls.models.parts import joint
 from sppcls.ops import region_pyramid_pool2d, spatial_pyramid_levels2d
-from sppcls.signature import ALIGN, Signature
+from sppcls.signature import ALIGN, Signature, checked_classes, checked_size
 
-_POOLS = ("spp", "gap", "fixed")
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -68,8 +68,8 @@ class SppClassifier(nn.Module):
         align: str = "none",
     ) -> None:
         super().__init__()
-        self.classes = _checked_classes(classes)
-        self.input_size = _checked_size(pool, input_size)
+        self.classes = checked_classes(classes)
+        self.input_size = checked_size(pool, input_size)
         if align not in ALIGN:
             raise ValueError(f"align is {align!r}{did_you_mean(align, ALIGN)}")
         if head not in HEADS:
@@ -119,8 +119,9 @@ class SppClassifier(nn.Module):
         """Return logits [N, K] of one tensor as `features` takes it, or of several, with batch norm over all."""
         if isinstance(images, Tensor):
             return self.classify_map(self.features(images))
-        maps = joint(self.trunk, [self._checked(some) for some in images])
-        pooled = zip(*(spatial_pyramid_levels2d(found, self.levels, self.mode) for found in maps), strict=True)
+        pooled = zip(
+            *(spatial_pyramid_levels2d(found, self.levels, self.mode) for found in self._maps(images)), strict=True
+        )
         logits: Tensor = self.head([torch.cat(level) for level in pooled])
         return logits
 
@@ -129,19 +130,26 @@ class SppClassifier(nn.Module):
         logits: Tensor = self.head(spatial_pyramid_levels2d(features, self.levels, self.mode))
         return logits
 
-    def classify_regions(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    def classify_regions(self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Return logits [sum K_i, K] of regions of images, in one pass of the trunk; boxes as `region_pyramid_pool2d`.
+
+        Of several tensors, as `forward` takes them, the boxes are those of all their images in order.
 
         Raises:
             ValueError: a box that is invalid or not inside its image; ``pool="fixed"``.
         """
         if self.pool == "fixed":
             raise ValueError("pool='fixed' takes images of one size and no regions; crop them, or use pool='spp'")
-        features, size = self.features(images), (images.shape[2], images.shape[3])
-        pooled = region_pyramid_pool2d(features, boxes, self.levels, self.trunk.stride, self.mode, size)
-        lengths = [features.shape[1] * n * n for n in self.levels]
+        tensors = [images] if isinstance(images, Tensor) else list(images)
+        starts = [0, *accumulate(map(len, tensors[:-1]))]
+        shares = map(slice, starts, [*starts[1:], None])
+        pooled = []
+        for features, some, own in zip(self._maps(tensors), tensors, shares, strict=True):
+            how = (self.levels, self.trunk.stride, self.mode, (some.shape[2], some.shape[3]))
+            pooled.append(region_pyramid_pool2d(features, boxes[own], *how))
+        lengths = [self.trunk.channels * n * n for n in self.levels]
         # A few hundred at a time stay in the CPU cache, which halves the time.
-        return torch.cat([self.head(torch.split(some, lengths, 1)) for some in torch.split(pooled, 256)])
+        return torch.cat([self.head(torch.split(some, lengths, 1)) for some in torch.split(torch.cat(pooled), 256)])
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images [N, 3, H, W] as `forward` takes them: float, less ``mean``, over ``std``."""
@@ -157,6 +165,9 @@ class SppClassifier(nn.Module):
         """
         features: Tensor = self.trunk(self._checked(images))
         return features
+
+    def _maps(self, images: Sequence[Tensor]) -> list[Tensor]:
+        return joint(self.trunk, [self._checked(some) for some in images])
 
     def _checked(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():
@@ -225,21 +236,3 @@ def pad_to_stride(images: Tensor, stride: int) -> Tensor:
     if not torch.compiler.is_exporting() and below == right == 0:
         return images
     return F.pad(images, (0, right, 0, below), mode="replicate")
-
-
-def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    names = () if isinstance(classes, str) else tuple(classes)
-    if len(names) < 2 or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"classes are {classes!r}; expected at least two names, none of them empty")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"class {twice!r} occurs {names.count(twice)} times; names must differ")
-    return names
-
-
-def _checked_size(pool: str, size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if pool not in _POOLS:
-        raise ValueError(f"pool is {pool!r}{did_you_mean(pool, _POOLS)}")
-    if (size is None) == (pool == "fixed"):
-        raise ValueError(f"input_size is {size} with pool={pool!r}; pool='fixed' needs one, no other pool takes it")
-    return (size, size) if isinstance(size, int) else size

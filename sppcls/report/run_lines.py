@@ -55,7 +55,7 @@ def plan_table(spec: Spec, planner: Planner, world: int = 1) -> "Table":
         plan = planner.plan(first, world)
         epochs = f"{first + 1}-{others[-1] + 1}" if others else f"{first + 1}"
         padding = f"{plan.padding(planner.sizes):.1%}" if spec.data.fit == "keep" else "-"
-        stretch, million = f"{mean_distortion(planner, plan) - 1:.1%}", plan.pixels / 1e6
+        stretch, million = f"{mean_distortion(planner, plan) - 1:.1%}", plan.pixels * spec.optim.passes / 1e6
         cells = [epochs, scales, *map(str, (plan.steps, plan.smallest, plan.shapes)), padding, stretch]
         rows.append([*cells, f"{million:.2g}" if million < 10 else f"{million:.0f}"])
     return table(title, heads, rows)

@@ -16,6 +16,7 @@ from sppcls.process import Signals
 from sppcls.report.page import duration
 from sppcls.terminal import log
 from sppcls.training.datamodule import MultiScaleDataModule
+from sppcls.training_settings import OptimSpec
 
 COLUMNS = (
     "epoch", "step", "scale", "lr", "train_loss", "train_acc1", "val_scale", "val_loss", "val_acc1",
@@ -73,6 +74,7 @@ class Curves(Callback):
         if not trainer.is_global_zero:
             return
         data: MultiScaleDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        optim: OptimSpec = pl_module.optim  # type: ignore[assignment]
         metrics, plan = fresh_metrics(trainer), data.plan(trainer.current_epoch)
         row: dict[str, float] = metrics | {
             "epoch": trainer.current_epoch,
@@ -80,7 +82,7 @@ class Curves(Callback):
             "scale": self._scale,
             "lr": trainer.optimizers[0].param_groups[-1]["lr"],
             "images": plan.images,
-            "megapixels": round(plan.pixels / 1e6, 3),
+            "megapixels": round(plan.pixels * optim.passes / 1e6, 3),
             "seconds": round(self._seconds, 3),
             "images_per_s": round(plan.images / self._seconds, 1),
         }

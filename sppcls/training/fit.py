@@ -199,6 +199,7 @@ def _recalibrated(
 def _facts(spec: Spec, network: SppClassifier, data: MultiScaleDataModule, trainer: pl.Trainer) -> Summary:
     """Return what a run was, beside what was measured."""
     costs = scale_costs(data.planner, data.schedule.choices)
+    seen = sum(data.plan(epoch).pixels for epoch in range(trainer.current_epoch))
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return {
         "val_scale": data.val_scale,
@@ -206,7 +207,7 @@ def _facts(spec: Spec, network: SppClassifier, data: MultiScaleDataModule, train
         "seconds": round(sum(one.run_seconds for one in callbacks if isinstance(one, Curves)), 1),
         "gap_seconds": round(sum(one.seconds for one in callbacks if isinstance(one, GapCurves)), 1),
         "lr": float(trainer.lr_scheduler_configs[0].scheduler.base_lrs[-1]),
-        "train_megapixels": round(sum(data.plan(e).pixels for e in range(trainer.current_epoch)) / 1e6, 3),
+        "train_megapixels": round(seen * spec.optim.passes / 1e6, 3),
         "parameters": sum(p.numel() for p in network.parameters()),
         "seed": spec.seed,
         "label_smoothing": spec.optim.label_smoothing,

@@ -24,6 +24,7 @@ from sppcls.training.consistency import disagreement, seen_at
 from sppcls.training.datamodule import MultiScaleDataModule, gathered, replan
 from sppcls.training.generators import random_state, set_random_state
 from sppcls.training.optim import build_optimizer, build_scheduler, image_losses, mixer
+from sppcls.training.regions import region_losses
 from sppcls.training_settings import OptimSpec
 
 
@@ -154,7 +155,11 @@ class LitSppClassifier(pl.LightningModule):
         logits = [self._forward[0](seen[0] if len(seen) == 1 else seen) for seen in scales]
         losses = [image_losses(one, mixed, self.loss_weights, self.optim.label_smoothing) for one in logits]
         loss = torch.stack(losses).mean(0)
-        return logits[0], loss + self.optim.consistency * disagreement(logits) if self.optim.consistency else loss
+        if self.optim.consistency:
+            loss = loss + self.optim.consistency * disagreement(logits)
+        if self.optim.regions:
+            loss = loss + self.optim.regions * region_losses(self.network, inputs, logits[0])
+        return logits[0], loss
 
     def on_validation_epoch_start(self) -> None:
         """Start without answers, and on every rank with rank 0's statistics, which are the ones in a checkpoint."""
