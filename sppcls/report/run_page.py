@@ -15,9 +15,9 @@ from sppcls.run_folder import Summary
 from sppcls.terminal import markdown
 
 _KEYS = (
-    "data.name", "data.root", "data.fit", "data.align", "data.batch_size", "data.batch_pixels", "data.mix", "data.batches",
-    "model.backbone", "model.weights", "model.norm_per_scale", "model.pool", "model.levels", "schedule.kind", "schedule.scales",
-    "optim.name", "optim.lr", "seed",
+    "data.name", "data.root", "data.fit", "data.align", "data.batch_size", "data.batch_pixels", "data.mix",
+    "data.batches", "model.backbone", "model.weights", "model.norm_per_scale", "model.pool", "model.levels",
+    "schedule.kind", "schedule.scales", "optim.name", "optim.lr", "seed",
 )  # fmt: skip
 _EPOCH = ("epoch", "scale", "train_loss", "train_acc1", "val_loss", "val_acc1", "lr", "megapixels", "images_per_s")
 
