@@ -35,7 +35,7 @@ class OptimSpec(Values):
     consistency: AtLeast0 = 0.0
     """Weight, with schedule=all, of how far the answers at each scale are from those of all scales together."""
     regions: AtLeast0 = 0.0
-    """Weight of how far the answers to images as regions of a canvas are from those to the images alone."""
+    """Weight of the loss of images as regions of a canvas, and of how far these answers are from those to images."""
     class_weights: Literal["none", "balanced"] = "none"
     """Class weights in the loss; balanced gives every class the same share."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -16,6 +16,7 @@ from sppcls.errors import ConfigError
 from sppcls.models.norm import ScaleNorm2d
 from sppcls.spec import parse
 from sppcls.training.module import LitSppClassifier
+from sppcls.training.optim import image_losses
 from sppcls.training.regions import canvas, region_losses
 from sppcls.training.run import run
 
@@ -43,17 +44,18 @@ def test_each_box_shows_its_image_from_the_upper_left_corner(count, height, widt
         assert torch.equal(seen, images[place, :, : y2 - y1, : x2 - x1])
 
 
-def test_the_loss_is_the_divergence_from_the_answer_to_the_image_alone():
+def test_the_loss_is_that_of_each_region_and_the_divergence_from_the_image_alone():
     net, batches = network(), [torch.rand(5, 3, 6, 7), torch.rand(2, 3, 6, 4)]
-    logits = torch.randn(7, 3, requires_grad=True)
-    losses = region_losses(net, batches, logits)
+    logits, targets = torch.randn(7, 3, requires_grad=True), torch.arange(7) % 3
+    losses = region_losses(net, batches, targets, logits, image_losses)
     # A trunk that sees no neighbours gives a region what it gives the image.
     alone = net(batches)
     each = torch.stack([
-        F.kl_div(one.log_softmax(0), want.softmax(0), reduction="sum") for one, want in zip(alone, logits, strict=True)
+        F.cross_entropy(one, target) + F.kl_div(one.log_softmax(0), want.softmax(0), reduction="sum")
+        for one, target, want in zip(alone, targets, logits, strict=True)
     ])  # fmt: skip
     on_canvas = losses != 0
-    assert on_canvas.tolist().count(True) == 6
+    assert on_canvas.tolist().count(True) == 6  # 2 x 2 of 5, 1 x 2 of 2
     assert bool(on_canvas[5:].all())
     torch.testing.assert_close(losses[on_canvas], each[on_canvas])
     losses.sum().backward()
@@ -61,9 +63,11 @@ def test_the_loss_is_the_divergence_from_the_answer_to_the_image_alone():
     assert net.trunk.net[0].weight.grad.abs().sum() > 0
 
 
-def test_no_region_is_apart_from_an_image_that_fills_the_canvas():
-    net, image = network(), torch.rand(1, 3, 6, 7)
-    torch.testing.assert_close(region_losses(net, [image], net(image)), torch.zeros(1))
+def test_an_image_that_fills_the_canvas_has_its_own_loss():
+    net, image, target = network(), torch.rand(1, 3, 6, 7), torch.tensor([1])
+    alone = net(image)
+    found = region_losses(net, [image], target, alone, image_losses)
+    torch.testing.assert_close(found, image_losses(alone, target))
 
 
 def test_regions_of_several_tensors_are_those_of_each():

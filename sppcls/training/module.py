@@ -1,6 +1,7 @@
 """The Lightning module: a classifier, its loss, its metrics, its optimiser, and where a checkpoint of it resumes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from sppcls.training.generators import random_state, set_random_state
 from sppcls.training.optim import build_optimizer, build_scheduler, image_losses, mixer
 from sppcls.training.regions import region_losses
 from sppcls.training_settings import OptimSpec
+
+_Tensors = Sequence[torch.Tensor]
 
 
 class LitSppClassifier(pl.LightningModule):
@@ -61,7 +64,7 @@ class LitSppClassifier(pl.LightningModule):
         self.register_buffer("loss_weights", loss_weights, persistent=False)
         # Kept out of the module tree: the compiled form shares the network's weights and must not save them twice.
         compiled = torch.compile(network, dynamic=True) if compile else network
-        self._forward: list[Callable[[torch.Tensor | Sequence[torch.Tensor]], torch.Tensor]] = [compiled]
+        self._forward: list[Callable[[torch.Tensor | _Tensors], torch.Tensor]] = [compiled]
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(len(network.classes), average="micro", validate_args=False)
         self._answers = Answers.empty([], np.zeros(0, np.int64))
@@ -89,8 +92,7 @@ class LitSppClassifier(pl.LightningModule):
         """Tell Lightning the steps of this epoch, which it takes from the first one: epochs may differ."""
         trainer, loop = self.trainer, self.trainer.fit_loop
         if self._data and trainer.limit_train_batches == trainer.val_check_interval == 1.0:
-            loader: Any = trainer.train_dataloader
-            steps = loop.max_batches = trainer.val_check_batch = len(loader)
+            steps = loop.max_batches = trainer.val_check_batch = len(trainer.train_dataloader)  # type: ignore[arg-type]
             if loop._combined_loader and loop._data_fetcher:  # after a resume they know the steps of epoch 1
                 loop._combined_loader.limits, loop._data_fetcher.length = [steps], steps
 
@@ -103,7 +105,7 @@ class LitSppClassifier(pl.LightningModule):
     def training_step(self, batch: ImageBatch | MixedBatch, batch_idx: int) -> torch.Tensor | None:
         """Return the loss of one batch, or of the batches of a mixed step together; unreadable images are ignored.
 
-        With a ``PlannedLoader`` every image of an epoch has the same weight; with other loaders it is the batch's mean.
+        With a ``PlannedLoader`` images have the plan's weights; with other loaders it is the batch's mean.
         """
         batches = batches_in(batch)
         images, of_batch = zip(*map(readable, batches), strict=True)
@@ -118,8 +120,8 @@ class LitSppClassifier(pl.LightningModule):
         if not len(targets) and self.trainer.world_size == 1:
             return None  # skips the step
         weights = [part.get("weight", 1 / max(len(targets), 1)) for part in batches]
-        sums = [some.sum() for some in torch.split(losses, [len(some) for some in of_batch])]
-        loss = torch.stack([weight * some for weight, some in zip(weights, sums, strict=True)]).sum()
+        each = torch.split(losses, [len(some) for some in of_batch])
+        loss = torch.stack([weight * some.sum() for weight, some in zip(weights, each, strict=True)]).sum()
         if last or batch_idx % 50 == 0:  # to look at a value waits for the device
             self._refuse_divergence(loss)
         return loss
@@ -140,9 +142,7 @@ class LitSppClassifier(pl.LightningModule):
             self.network.train()
         return logits, logits.sum(1)
 
-    def loss(
-        self, images: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(self, images: _Tensors, targets: _Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [N, K] and losses [N] of batches of uint8 images and class targets, trained on together.
 
         With mixup or cutmix the images of a batch are mixed. With ``schedule=all`` the loss is the mean
@@ -153,12 +153,12 @@ class LitSppClassifier(pl.LightningModule):
         schedule, mixed = self._data.schedule if self._data else None, torch.cat(wanted)
         scales = seen_at(inputs, schedule, self.network.multiple) if schedule else [inputs]
         logits = [self._forward[0](seen[0] if len(seen) == 1 else seen) for seen in scales]
-        losses = [image_losses(one, mixed, self.loss_weights, self.optim.label_smoothing) for one in logits]
-        loss = torch.stack(losses).mean(0)
+        losses = partial(image_losses, weights=self.loss_weights, smoothing=self.optim.label_smoothing)
+        loss = torch.stack([losses(one, mixed) for one in logits]).mean(0)
         if self.optim.consistency:
             loss = loss + self.optim.consistency * disagreement(logits)
         if self.optim.regions:
-            loss = loss + self.optim.regions * region_losses(self.network, inputs, logits[0])
+            loss = loss + self.optim.regions * region_losses(self.network, inputs, mixed, logits[0], losses)
         return logits[0], loss
 
     def on_validation_epoch_start(self) -> None:

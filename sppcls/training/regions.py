@@ -1,7 +1,7 @@
 """The images of a step side by side on a canvas, so that each is classified as a region among strangers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,25 +10,32 @@ from torch.nn import functional as F
 from sppcls.models.classifier import SppClassifier
 
 
-def region_losses(network: SppClassifier, batches: Sequence[Tensor], logits: Tensor) -> Tensor:
-    """Return [N], how far the answers to images as regions are from the answers ``logits`` [N, K] to the images alone.
+def region_losses(
+    network: SppClassifier,
+    batches: Sequence[Tensor],
+    targets: Tensor,
+    logits: Tensor,
+    losses: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return [N], the losses of images as regions and how far these answers are from those to the images alone.
 
-    It is the divergence, and no gradient goes through ``logits``. An image that is not on a canvas has 0.
+    No gradient goes through the latter. An image that is not on a canvas has 0.
 
     Args:
         network: The classifier.
         batches: Normalised images [N_i, 3, H, W], a canvas each.
-        logits: [N, K], of all images in order.
+        targets: [N] classes or [N, K] probabilities, of all images in order.
+        logits: [N, K], of the images alone.
+        losses: From logits and targets to losses.
 
     Source: distillation from crops to regions as in Wu et al., "CLIPSelf", ICLR 2024.
     """
     canvases, places, boxes = zip(*(canvas(images, network.trunk.stride) for images in batches), strict=True)
     starts = torch.tensor([0, *(len(images) for images in batches)]).cumsum(0)
     chosen = torch.cat([start + place for start, place in zip(starts, places, strict=False)]).to(logits.device)
-    said = network.classify_regions(canvases, boxes).float().log_softmax(-1)
-    wanted = logits.detach()[chosen].float().log_softmax(-1)
-    apart = F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
-    return apart.new_zeros(len(logits)).index_copy(0, chosen, apart)
+    said, teacher = network.classify_regions(canvases, boxes), logits.detach()[chosen].float().log_softmax(-1)
+    apart = F.kl_div(said.float().log_softmax(-1), teacher, reduction="none", log_target=True).sum(-1)
+    return apart.new_zeros(len(logits)).index_copy(0, chosen, losses(said, targets[chosen]) + apart)
 
 
 def canvas(images: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
