@@ -319,3 +319,12 @@ def test_calibrated_is_the_recalibrated_network_of_each_scale_in_one(tmp_path, s
             torch.testing.assert_close(one(x), own(x))
             assert torch.equal(again(x), one(x))
     assert not norms(network) or norms(network)[0].scales == (16, 64)
+
+
+def test_sets_of_shared_weights_may_become_sets_of_their_own():
+    network = build_classifier(ModelSpec(width=0.25, norm_per_scale=[16, 64], norm_affine="shared"), ("a", "b"), ())
+    x = torch.randn(2, 3, 32, 32)
+    before = network.eval()(x)
+    network.trunk.norm_per_scale((16, 32, 64), "apart")
+    assert norms(network)[0].weight.shape[0] == 3
+    torch.testing.assert_close(network.eval()(x), before)

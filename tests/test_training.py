@@ -195,6 +195,17 @@ def spec(tmp_path, **more):
     return parse(values)
 
 
+def test_a_scale_of_validation_that_is_no_test_scale_is_in_the_table_and_on_the_page(tmp_path):
+    affine = {"norm_per_scale": True, "norm_affine": "shared"}
+    metrics = {"test_scales": [16], "recalibrate": 12}
+    assert run(spec(tmp_path, model=affine, metrics=metrics, trainer={"max_epochs": 1})) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [row["scale"] for row in summary["scales"]] == [16, 32]
+    assert np.shape(summary["agreement"]) == (2, 2)
+    assert summary["scale_spread"] == 0  # of the scales that were asked for
+    assert "agreement" in (tmp_path / "run" / "report.html").read_text().lower()
+
+
 def test_a_run_leaves_a_whole_folder(tmp_path, capsys):
     wanted = spec(tmp_path)
     assert run(wanted) == 0

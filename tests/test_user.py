@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from test_app import SMALL
 
@@ -172,6 +173,14 @@ def test_a_wrong_setting_from_python_makes_no_folder(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="unknown key"):
         sppcls.train({"data.rot": "photos"})
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_from_python_is_in_the_folder_that_its_settings_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = dict(one.split("=", 1) for one in SMALL)
+    settings = {key: yaml.safe_load(value) for key, value in settings.items()}
+    assert sppcls.train(settings | {"run_dir": "mine"}) == Path("mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_resume_behind_its_own_epoch_is_refused(train, capsys):

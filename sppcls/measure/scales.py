@@ -51,6 +51,12 @@ class ScaleResult:
     answers: Answers
     images_per_s: tuple[float, ...] = ()
 
+    def agreement(self) -> list[list[float]]:
+        """Return the share of images with the same class at each pair of scales, of those read everywhere."""
+        predicted = self.answers.predicted
+        read = predicted[:, (predicted != UNREAD).all(axis=0)]
+        return pairwise_agreement(read).round(4).tolist()  # type: ignore[no-any-return]
+
     def over(self, scales: Collection[int]) -> "ScaleResult":
         """Return the part of it that is of some scales, without the speeds."""
         kept = [at for at, row in enumerate(self.rows) if row.scale in scales]
@@ -69,7 +75,7 @@ class ScaleResult:
             "scale_consistency": float((read == read[0]).all(axis=0).mean()),
             "scale_area": log_scale_area([row.scale for row in self.rows], accuracies),
             "worst_scale": self.rows[int(np.argmin(accuracies))].scale,
-            "agreement": pairwise_agreement(read).round(4).tolist(),
+            "agreement": self.agreement(),
         }
 
 

@@ -151,6 +151,6 @@ def _has_statistics(layer: nn.Module) -> bool:
 
 
 def _stacked(of: Tensor | None, rows: Sequence[int]) -> Tensor:
-    """Return [S, C] of one tensor [C], or of [S', C] these rows."""
+    """Return [S, C] of one tensor [C], which all share, or of [S', C] these rows."""
     assert of is not None
-    return (of if of.ndim == 2 else of[None]).detach()[list(rows)].clone()
+    return (of[list(rows)] if of.ndim == 2 else of.expand(len(rows), -1)).detach().clone()

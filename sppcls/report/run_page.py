@@ -115,7 +115,7 @@ def _scale_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 def _agreement(summary: Summary) -> list[object] | None:
     rows = summary.get("agreement")
-    if not rows or len(rows) < 2:
+    if not rows or len(rows) < 2 or len(rows) != len(summary["scales"]):  # some older runs left out a scale
         return None
     scales = [str(row["scale"]) for row in summary["scales"]]
     return [["scale", *scales], [[scale, *map(page.percent, row)] for scale, row in zip(scales, rows, strict=True)]]

@@ -162,6 +162,7 @@ def _measured(
     val = {row.scale: row.acc1 for row in result.rows}
     # Over the requested scales: variants of a sweep may be validated at different ones.
     summary = cast(Summary, result.over(wanted or val.keys()).summary())
+    summary["agreement"] = result.agreement()  # of all rows, as the table is
     summary |= {"acc1": val[own], "generalization_gap": None, "scales": [asdict(row) for row in result.rows]}
     if spec.metrics.gap_images:
         part = gap_subset(data.train, spec.metrics.gap_images)

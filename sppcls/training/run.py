@@ -47,7 +47,7 @@ def train(settings: Mapping[str, object] | None = None, *, run_dir: str | Path |
     values: dict[str, object] = {}
     set_keys(values, dict(sorted(given.items(), key=lambda item: "." in item[0])))  # groups before values in them
     parse(values)  # before a folder is created
-    spec = parse(values | {"run_dir": str(run_dir or fresh_folder())})
+    spec = parse(values | {"run_dir": str(run_dir or values.get("run_dir") or fresh_folder())})
     status = run(spec)
     if status > 128:
         raise KeyboardInterrupt from Interrupted(status - 128)
