@@ -189,6 +189,8 @@ def _recalibrated(
         counted(images, "training image"),
         ", ".join(map(str, scales)),
     )
+    if spec.model.freeze == "backbone":
+        log.warning("metrics.recalibrate: the head was trained on the frozen trunk's statistics; it may lose by others")
     look = measuring(spec, data.train, trainer.strategy.root_device)
     renewed = calibrated(network, scales, look, images, spec.data.mix, spec.data.batches)
     content: Content = {KEY: describe(renewed, spec), "epoch": trainer.current_epoch - 1}
