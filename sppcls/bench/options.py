@@ -29,11 +29,19 @@ def option_rows(backbone: str, scales: Sequence[int], repeats: int = 15) -> list
             for more, align in (({}, "none"), option)
         )
         for scale in scales:
-            images = torch.randn(IMAGES, 3, scale, scale, device=device).to(memory_format=torch.channels_last)
-            ours, bare = (partial(_step, _ready(network, device), images) for network in (other, plain))
+            # What is padded is half a stride short of the scale, so that the convolutions have the same work.
+            short = scale - (plain.trunk.stride // 2 if option[1] == "pad" else 0)
+            ours, bare = (
+                partial(_step, _ready(network, device), _images(side, device))
+                for network, side in ((other, short), (plain, scale))
+            )
             seconds, plain_seconds, ratio = paired(ours, bare, repeats)
             rows.append((f"{backbone} {name}", scale, IMAGES / seconds, IMAGES / plain_seconds, ratio))
     return rows
+
+
+def _images(side: int, device: str) -> torch.Tensor:
+    return torch.randn(IMAGES, 3, side, side, device=device).to(memory_format=torch.channels_last)
 
 
 def _ready(network: SppClassifier, device: str) -> SppClassifier:
