@@ -57,6 +57,17 @@ def test_an_image_depends_on_seed_split_and_index_alone(split: str, seed: int, i
     assert torch.equal(few.read(index), many.read(index))
 
 
+def test_an_image_that_was_kept_is_the_one_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "KEPT", 3)
+    source, drawn = ShapesSource("val", 12), []
+    monkeypatch.setattr(source, "_drawn", lambda index: drawn.append(index) or ShapesSource._drawn(source, index))
+    for index in (0, 1, 2, 0, 3, 0, 1):
+        got = source.read(index)
+        assert torch.equal(got, ShapesSource("val", 12).read(index))
+        got.zero_()  # is the caller's own
+    assert drawn == [0, 1, 2, 3, 1]  # 1 was the oldest when 3 came
+
+
 def test_splits_and_seeds_share_no_image() -> None:
     sources = [ShapesSource(split, 24, seed) for split in SPLITS for seed in (0, 1)]
     images = {source.read(index).numpy().tobytes() for source in sources for index in range(24)}

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from sppcls.data.geometry import Pixels
 from sppcls.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ Floats = npt.NDArray[np.float64]
 
 SPLITS = ("train", "val", "test")
 SHORTEST, LONGEST = 48, 200
+# Images kept, 40 MB: those of a validation part and of the gap, which are measured at one scale after another.
+KEPT = 1200
 OBJECT_SCALE = (0.35, 0.9)
 # With these, a small network reaches 97 to 99 % on a few thousand images: hard enough to tell recipes apart.
 TURN = 12.0
@@ -139,6 +142,7 @@ class ShapesSource:
             raise ConfigError(f"shapes: got {size} {split} images, allowed: at least {len(self.classes)}, 1 per class")
         if seed < 0:
             raise ConfigError(f"shapes: got seed {seed}, allowed: 0 or more")
+        self._kept: dict[int, Pixels] = {}
         self._key = (seed, SPLITS.index(split))
         self.targets = np.arange(size, dtype=np.int64) % len(self.classes)
         self.names: Sequence[str] = tuple(f"shapes/{split}/{i}" for i in range(size))
@@ -159,6 +163,13 @@ class ShapesSource:
         """Return image ``index`` as [3, H, W] uint8 RGB, always at its native size."""
         import torch
 
+        kept = self._kept.pop(index, None)
+        self._kept[index] = pixels = self._drawn(index) if kept is None else kept  # now the last to go
+        if len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    def _drawn(self, index: int) -> Pixels:
         height, width = self.sizes[index].tolist()
         rng = np.random.default_rng((*self._key, index, 1))
         luma = rng.uniform(*LUMA)
@@ -169,5 +180,5 @@ class ShapesSource:
         left, top = rng.integers((width - diameter, height - diameter), endpoint=True).tolist()
         image.paste(_contrasting(rng, luma), (left, top), mask)
         noise = rng.standard_normal((height, width, 3), dtype=np.float32) * np.float32(rng.uniform(*NOISE))
-        pixels = (np.asarray(image) + noise).clip(0, 255).astype(np.uint8)
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        pixels: Pixels = (np.asarray(image) + noise).clip(0, 255).astype(np.uint8)
+        return pixels
