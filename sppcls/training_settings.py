@@ -57,7 +57,7 @@ class OptimSpec(Values):
 class TrainerSpec(Values):
     """Settings of Lightning's trainer."""
 
-    max_epochs: Count = 10
+    max_epochs: Count = 14
     """Epochs."""
     accelerator: str = "auto"
     """Device type: cpu, gpu, or auto (Lightning's choice)."""
