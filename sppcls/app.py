@@ -213,6 +213,9 @@ def _parsed(values: Values) -> Spec:
     if values["run_dir"] is None:
         values = {key: value for key, value in values.items() if key != "run_dir"}
     spec = parse(values)
+    if spec.sweep.redraw:
+        values = values | {"data": values["data"] | {"split_seed": spec.seed}}
+        spec = parse(values)
     name, variants = spec.sweep.variant, spec.sweep.variants
     if name is None:
         return spec

@@ -45,6 +45,7 @@ class GapRow(TypedDict):
 class Summary(TypedDict, total=False):
     """What summary.json holds of a finished run; accuracies are fractions, scales are in pixels."""
 
+    part: str
     acc1: float | None
     generalization_gap: float | None
     train_acc1: float

@@ -93,6 +93,8 @@ class DataSpec(Values):
     """Training images per class; null uses all, or 80 % of a data set that has to be split."""
     val_per_class: Count | None = None
     """Validation images per class, at most."""
+    test_per_class: Count | None = None
+    """Test images per class of a data set that has to be split; the same for every data.split_seed."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Fraction of each class used for validation if the data set has to be split; null uses 0.2."""
     train_size: Drawn = 4000
@@ -191,6 +193,8 @@ class MetricsSpec(Values):
     """Scale of validation, top-1 and gap; null is the largest training scale, of schedule=drawn the middle one."""
     test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
     """Test scales at the end; null is 0.5 to 2 times the scale that val_scale stands for, plus the training scales."""
+    part: Literal["val", "test"] = "val"
+    """The part of the data that is measured at the end: test only when nothing is chosen any more."""
     recalibrate: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Training images for batch-norm statistics of each test scale, at the end, into calibrated.ckpt; 0: none."""
     gap_images: Annotated[int, Field(ge=0, lt=2**31)] = 600

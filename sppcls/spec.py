@@ -53,6 +53,14 @@ class SweepSpec(Values):
     """Named sets of values."""
     baseline: str | None = None
     """The variant that others are compared with."""
+    tune: dict[str, tuple[object, ...]] = {}  # noqa: RUF012 - pydantic copies it
+    """Values to try for each variant before its seeds are run, by key, such as {optim.lr: [0.002, 0.004]}."""
+    tune_seed: Seed = 1000
+    """Seed of the runs that choose among sweep.tune, by top-1 on validation images; no other run should have it."""
+    redraw: bool = False
+    """Draw the training and validation images anew for each seed, as data.split_seed does; the test part stays."""
+    factors: tuple[str, ...] = ()
+    """Settings whose every combination is a variant, such as [model.mode,model.levels]: their effects, each apart."""
     dry_run: bool = False
     """List the jobs and exit."""
 
@@ -134,6 +142,7 @@ class Spec(Values):
         how = {"data": {"num_workers", "cache"}, "trainer": {"checkpoint_every_steps", "checkpoint_every_minutes"}}
         left_out = dict.fromkeys(beside, True) | how
         values = self.model_dump(mode="json", exclude=left_out)
+        values |= {"tune": self.sweep.tune} if self.sweep.tune else {}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -24,7 +24,7 @@ from sppcls.errors import ConfigError, SppclsError
 from sppcls.measure.answers import Answers
 from sppcls.measure.scales import ScaleResult, ScaleRow
 from sppcls.measure.statistics import Estimate, crossed, estimate
-from sppcls.report import plots, sweep_page
+from sppcls.report import plots, sweep_figures, sweep_page
 from sppcls.report.page import MOST, confusion, interval, percent, points
 from sppcls.report.runs import Run, chosen_baseline, flat, read_run, read_runs, variants
 from sppcls.report.study import TESTED, study, values_of
@@ -92,7 +92,7 @@ def write_run(
         **config: Groups of the spec, as ``model={"pool": "gap"}``.
     """
     folder.mkdir(parents=True)
-    sweep = {"variant": variant, "baseline": baseline}
+    sweep = config.pop("sweep", {"variant": variant, "baseline": baseline})
     config = {"schedule": {"kind": "alternate", "scales": [64, 48]}} | config
     spec = parse({"seed": seed, "run_dir": str(folder), "sweep": sweep, **config})
     (folder / "config.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
@@ -181,7 +181,7 @@ def pair(whole_pair, tmp_path):
 def no_plots(monkeypatch):
     """Draw nothing: a plot takes a fifth of a second."""
     monkeypatch.setattr(plots, "line_plot", lambda *_, **__: "<svg></svg>")
-    monkeypatch.setattr(sweep_page, "dot_plot", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr(sweep_figures, "dot_plot", lambda *_, **__: "<svg></svg>")
 
 
 # Numbers
@@ -921,7 +921,7 @@ def test_a_page_is_whole_and_asks_nobody(pages, name):
 def test_behind_every_plot_is_a_table(pages, name):
     tags = [tag for tag in Page(pages[name]).tags if tag in ("svg", "table")]
     plots = [after for tag, after in itertools.pairwise([*tags, None]) if tag == "svg"]
-    assert plots == ["table"] * {"sweep": 4, "run": 4, "failed": 3}[name]
+    assert plots == ["table"] * {"sweep": 5, "run": 4, "failed": 3}[name]
 
 
 def test_names_and_errors_are_text(pages):

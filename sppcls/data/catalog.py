@@ -52,6 +52,7 @@ class DataSet:
         seed: Seed of the split, of the per-class selection, and of ``shapes``.
         train_per_class: Training images per class; by default all, or 80 % of a set that has to be split.
         val_per_class: Validation images per class, or as many as are left.
+        test_per_class: Test images per class of a set that has to be split; the same ones whatever the seed is.
         val_fraction: Share of each class for validation of a set that has to be split; 0.2.
         train_dir, val_dir: Parts of a ``folder`` with other names, relative to ``root`` or absolute; without a
             ``val_dir``, ``train_dir`` is split.
@@ -65,6 +66,7 @@ class DataSet:
     seed: int = 0
     train_per_class: int | None = None
     val_per_class: int | None = None
+    test_per_class: int | None = None
     val_fraction: float | None = None
     train_dir: str | Path | None = None
     val_dir: str | Path | None = None
@@ -96,8 +98,17 @@ class DataSet:
     def _split(self, sources: list[Source], skipped: Skipped) -> Splits:
         train_count, val_count = self.train_per_class, self.val_per_class
         if len(sources) == 1:
-            pair = split_by_class(sources[0], self.seed, train_count, val_count, self.val_fraction)
-            return Splits(*pair, skipped=skipped)
+            rest, held = sources[0], None
+            if self.test_per_class:
+                n, name = _smallest_class(rest)
+                if n < self.test_per_class + 2:
+                    left = f"data.test_per_class={self.test_per_class} can be at most {n - 2}, so that 2 are left"
+                    raise DataError(f"class {name!r} has {counted(n, 'image')}: {left}")
+                rest, held = split_by_class(rest, _TEST_SEED, None, self.test_per_class)
+            return Splits(*split_by_class(rest, self.seed, train_count, val_count, self.val_fraction), held, skipped)
+        if self.test_per_class is not None:
+            has = f"data={self.name} has parts already"
+            raise ConfigError(f"data.test_per_class={self.test_per_class}: {has}; leave it out")
         if self.val_fraction is not None:
             has = f"data={self.name} has validation images already"
             raise ConfigError(f"data.val_fraction={self.val_fraction}: {has}; leave it out")
@@ -112,7 +123,7 @@ class DataSet:
     def _check(self) -> None:
         if self.name not in DATA_SETS:
             raise ConfigError(f"data: no data set {self.name!r}{did_you_mean(self.name, DATA_SETS)}")
-        for key in ("train_per_class", "val_per_class"):
+        for key in ("train_per_class", "val_per_class", "test_per_class"):
             if (count := getattr(self, key)) is not None and count < 1:
                 raise ConfigError(f"data.{key}: got {count}, allowed: 1 or more")
         for key in ("train_dir", "val_dir"):
@@ -150,7 +161,9 @@ class DataSet:
         name = self.name
         if name == "shapes":
             sizes = {"train": self.train_size, "val": self.val_size, "test": self.test_size}
-            return [ShapesSource(part, size, self.seed) for part, size in sizes.items() if size or part != "test"]
+            seeds = {"test": 0}  # the same whatever the seed is
+            wanted = {part: size for part, size in sizes.items() if size or part != "test"}
+            return [ShapesSource(part, size, seeds.get(part, self.seed)) for part, size in wanted.items()]
         if name == "table":
             return [*table_parts(root).values()]
         if name in LIBRARY:
@@ -192,6 +205,7 @@ def _check_classes(parts: Sequence[Part], root: Path) -> None:
 
 
 VAL_FRACTION = 0.2
+_TEST_SEED = -1  # so that studies over splits have one test part
 
 
 def split_by_class(

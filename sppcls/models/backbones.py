@@ -15,7 +15,7 @@ from sppcls.errors import ConfigError, did_you_mean, missing_extra
 from sppcls.models.blur import blur_strides
 from sppcls.models.lite import efficientnet_lite0
 from sppcls.models.norm import Seen, norm_per_scale
-from sppcls.models.trunks import TABLE, paper_trunk, tiny
+from sppcls.models.trunks import TABLE, paper_trunk, small, tiny
 from sppcls.models.weights import load_weights, reason
 from sppcls.plugins import plugin, plugins
 
@@ -25,7 +25,7 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 # A builder's parameters are the settings that its network takes, out of width, norm and weights ("pretrained").
 Builder = Callable[..., nn.Module]
-_OWN: dict[str, Builder] = {"tiny": tiny, "efficientnet_lite0": efficientnet_lite0}
+_OWN: dict[str, Builder] = {"tiny": tiny, "small": small, "efficientnet_lite0": efficientnet_lite0}
 _OWN |= {name: partial(paper_trunk, name) for name in TABLE}
 _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 _TAIL = ("avgpool", "classifier", "fc")
@@ -88,12 +88,13 @@ def build_trunk(
     """Build a trunk by its name.
 
     Args:
-        name: ``tiny``; the paper's ``zf5``, ``convnet5``, ``overfeat5``, ``overfeat7``; ``efficientnet_lite0``; any
-            convolutional network of torchvision; ``timm:NAME`` with the extra ``timm``; or one that another package has
-            registered in the entry point group ``sppcls.backbones``: a ``callable(width: float) -> nn.Module`` that
-            maps [N, 3, H, W] to [N, C, h, w] and may have ``mean`` and ``std``. Names of this package take precedence.
-        width: factor on the number of channels; only for ``tiny``, the paper's and registered networks.
-        norm: ``lrn`` or ``batch`` for the paper's networks, ``batch`` or ``group`` for ``tiny``; the first by default.
+        name: ``tiny``, ``small``; the paper's ``zf5``, ``convnet5``, ``overfeat5``, ``overfeat7``;
+            ``efficientnet_lite0``; any convolutional network of torchvision; ``timm:NAME`` with the extra ``timm``; or
+            one that another package has registered in the entry point group ``sppcls.backbones``: a ``callable(width:
+            float) -> nn.Module`` that maps [N, 3, H, W] to [N, C, h, w] and may have ``mean`` and ``std``. Names of
+            this package take precedence.
+        width: factor on the number of channels; only for ``tiny``, ``small``, the paper's and registered networks.
+        norm: ``lrn`` or ``batch`` for the paper's networks, ``batch`` or ``group`` for ours; the first by default.
         blur_pool: blur its maps where they are strided (`sppcls.models.blur`); files of weights stay the same.
         norm_scales: scales with batch norm of their own (`sppcls.models.norm`); ``norm_affine`` is apart or shared.
         weights: ``pretrained`` (ImageNet, from the library that has the network) or a local file (`load_weights`).

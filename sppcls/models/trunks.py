@@ -1,6 +1,6 @@
 """Networks to train from scratch: this package's small one, and those of the paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -36,15 +36,34 @@ def tiny(width: float = 1.0, norm: str = "batch") -> nn.Module:
     >>> tiny()(torch.zeros(2, 3, 48, 67)).shape
     torch.Size([2, 128, 6, 9])
     """
+    return _halving("tiny", ((16, 0), (48, 0), (128, 1)), width, norm)
+
+
+def small(width: float = 1.0, norm: str = "batch") -> nn.Module:
+    """Build a residual trunk, [N, 3, H, W] -> [N, C, ceil(H / 16), ceil(W / 16)], C = 256 * width.
+
+    Four halving convolutions and five residual ones: at width 1, 1.9 million weights and 15 thousand multiply-adds an
+    input pixel. Otherwise as `tiny`.
+
+    >>> import torch
+    >>> small(width=0.25)(torch.zeros(2, 3, 48, 67)).shape
+    torch.Size([2, 64, 3, 5])
+    """
+    return _halving("small", ((32, 0), (64, 1), (128, 2), (256, 2)), width, norm)
+
+
+def _halving(name: str, stages: Sequence[tuple[int, int]], width: float, norm: str) -> nn.Module:
+    """Build stages of (channels, residual convolutions), each of which begins with a convolution of stride 2."""
     if norm not in _NORMS:
-        raise ConfigError(f"tiny: unknown norm {norm!r}{did_you_mean(norm, _NORMS)}")
+        raise ConfigError(f"{name}: unknown norm {norm!r}{did_you_mean(norm, _NORMS)}")
     if width <= 0:
-        raise ConfigError(f"tiny: got width {width}, allowed: above 0 (1 gives 128 channels)")
-    # Multiples of 8 suit both vector units and GroupNorm.
-    first, second, last = (8 * max(1, round(channels * width / 8)) for channels in (16, 48, 128))
-    return nn.Sequential(
-        _conv(3, first, 2, norm), _conv(first, second, 2, norm), _conv(second, last, 2, norm), _Residual(last, norm)
-    )
+        raise ConfigError(f"{name}: got width {width}, allowed: above 0 (1 gives {stages[-1][0]} channels)")
+    layers, before = list[nn.Module](), 3
+    for wide, residuals in stages:
+        channels = 8 * max(1, round(wide * width / 8))  # multiples of 8 suit both vector units and GroupNorm
+        layers += [_conv(before, channels, 2, norm), *(_Residual(channels, norm) for _ in range(residuals))]
+        before = channels
+    return nn.Sequential(*layers)
 
 
 _NORM = "norm"

@@ -66,6 +66,11 @@ def percent_interval(mean: float, low: float | None = None, high: float | None =
     return percent(mean) + ("" if low is None or high is None else f" ({low * 100:.1f} to {high * 100:.1f})")
 
 
+def points_interval(difference: float, low: float | None = None, high: float | None = None) -> str:
+    """Return a difference in points, with its interval where there is one."""
+    return points(difference) + ("" if low is None else f" ({points(low)} to {points(high)})")
+
+
 def p_value(p: float | None) -> str:
     """Return a p with four digits, or a dash."""
     return "-" if p is None else f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
@@ -94,6 +99,15 @@ def middle(name: str, most: int = 32) -> str:
     'photos/…000.jpg'
     """
     return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
+
+
+def part_of(summary: Mapping[str, Any]) -> str:
+    """Return the name of the part of the data that a run's figures are of.
+
+    >>> part_of({"part": "test"}), part_of({})
+    ('test part', 'validation')
+    """
+    return "test part" if summary.get("part") == "test" else "validation"
 
 
 def scale_columns(found: Mapping[str, Any]) -> list[str]:

@@ -56,15 +56,17 @@ def _cell(curve: Curve, at: float, share: bool) -> str:
 def line_plot(
     curves: Mapping[str, Curve], *, x: str, y: str, marks: Sequence[float] = (), log: bool = False, share: bool = True
 ) -> str:
-    """Return an ``<svg>`` of curves; ``marks`` are dotted vertical lines, ``log`` is a log2 x axis.
+    """Return an ``<svg>`` of curves; ``marks`` are dotted vertical lines, with the range of them shaded.
 
-    ``share`` means that y is 0 to 1 and drawn in percent.
+    ``log`` is a log2 x axis; ``share`` means that y is 0 to 1 and drawn in percent.
     """
     names = _without_key(curves)
     beside = _fit_beside(names, curves.values())
     with _axes(x, f"{y} (%)" if share else y, 3.0 + (0 if beside else _legend_height(names))) as (axes, text):
         for mark in marks:
             axes.axvline(mark, color=INK, linestyle=":", linewidth=1)
+        if len(marks) > 1:
+            axes.axvspan(min(marks), max(marks), color=INK, alpha=0.1, linewidth=0)
         lines = [_draw(axes, curve, number, share) for number, curve in enumerate(curves.values())]
         ticks = sorted({p[0] for curve in curves.values() for p in curve.points})
         if log:
@@ -108,13 +110,18 @@ def estimate_curve(by_x: Mapping[int, Estimate], kind: int | None = None) -> Cur
     return Curve([tuple(value for value in point if value is not None) for point in values], kind=kind)
 
 
-def dot_plot(dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str) -> str:
-    """Return an ``<svg>`` of one difference of shares per name, in points, with its interval, stacked vertically."""
+def dot_plot(
+    dots: Mapping[str, tuple[float, float | None, float | None]], *, x: str, kinds: Sequence[int] | None = None
+) -> str:
+    """Return an ``<svg>`` of one difference of shares per name, in points, with its interval, stacked vertically.
+
+    ``kinds`` are those of the curves that the names have in other plots.
+    """
     names = [textwrap.fill(name, 22) for name in dots]
     rows = sum(1.2 + name.count("\n") * 0.6 for name in names)
     with _axes(f"{x} (points)", "", 0.8 + 0.27 * rows) as (axes, text):
         for row, (value, low, high) in enumerate(dots.values()):
-            colour = COLOURS[row % len(COLOURS)]
+            colour = COLOURS[(kinds[row] if kinds else row) % len(COLOURS)]
             axes.plot([value * 100], [row], "o", color=colour)
             if low is not None and high is not None:
                 axes.plot([low * 100, high * 100], [row, row], "-", color=colour, linewidth=2, alpha=0.6)

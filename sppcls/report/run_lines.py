@@ -8,7 +8,7 @@ from sppcls.data.planner import Planner
 from sppcls.errors import counted
 from sppcls.measure.dataset import mean_distortion
 from sppcls.measure.mixing import Mixing
-from sppcls.report.page import points, scale_cells
+from sppcls.report.page import part_of, points, scale_cells
 from sppcls.run_folder import Summary
 from sppcls.spec import Spec
 from sppcls.terminal import ece_column, table
@@ -87,7 +87,7 @@ def result_table(summary: Summary) -> "Table":
         top1, _interval, *cells = scale_cells(row)
         rows.append([f"{row['scale']}{' *' if row['trained'] else ''}", top1, *cells])
     columns = ["test scale", "top-1", "top-5", "loss", ece_column(summary)]
-    return table("Validation, by test scale (* trained)", columns, rows)
+    return table(f"{part_of(summary).capitalize()}, by test scale (* trained)", columns, rows)
 
 
 def closing_lines(summary: Summary, folder: str) -> list[str]:

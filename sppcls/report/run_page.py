@@ -71,8 +71,9 @@ def write_run_tables(folder: Path) -> None:
 
 def _tiles(summary: Summary) -> list[tuple[str, str]]:
     """Return the headline figures, each with its name."""
+    part = ", test part" if summary.get("part") == "test" else ""
     said = {
-        f"top-1 at scale {summary.get('val_scale')}": page.percent(summary.get("acc1")),
+        f"top-1 at scale {summary.get('val_scale')}{part}": page.percent(summary.get("acc1")),
         "generalization gap (points)": page.points(summary.get("generalization_gap")),
         "scale spread (points)": page.points(summary.get("scale_spread")).lstrip("+"),
         "scale consistency": page.percent(summary.get("scale_consistency")),
@@ -139,7 +140,7 @@ def _scales(summary: Summary) -> Figure | None:
     rows = summary.get("scales")
     if not rows:
         return None
-    plot = scale_plot({"validation": accuracy_curve(rows)}, [row["scale"] for row in rows if row["trained"]])
+    plot = scale_plot({page.part_of(summary): accuracy_curve(rows)}, [row["scale"] for row in rows if row["trained"]])
     return Figure(plot, *_scale_table(summary))
 
 

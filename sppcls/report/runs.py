@@ -18,6 +18,7 @@ MANIFEST = "sweep.json"  # of a sweep
 # Settings that only say where and how a run ran, or which of several equal runs it is.
 _BESIDE = ("seed", "run_dir", "sweep_dir", "resume", "plan_only", "sweep.", "logger.")
 _HOW = ("data.num_workers", "data.cache", "metrics.")
+RESULTS_DO_NOT_DEPEND_ON = (*_BESIDE, *_HOW)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(runs: Sequence[Run]) -> list[str]:
     """Return the keys whose values differ between runs and may change their results, except seeds."""
     configs = [flat(run.config) for run in runs]
-    every = sorted({key for config in configs for key in config if not key.startswith((*_BESIDE, *_HOW))})
+    redrawn = any(config.get("sweep.redraw") for config in configs)
+    beside = (*RESULTS_DO_NOT_DEPEND_ON, *(["data.split_seed"] if redrawn else []))
+    every = sorted({key for config in configs for key in config if not key.startswith(beside)})
     return [key for key in every if len({str(config.get(key)) for config in configs}) > 1]
 
 

@@ -52,9 +52,9 @@ def study(by_variant: Mapping[str, Sequence[Run]], baseline: str) -> Study:
     costs = [run.summary.get("train_megapixels") for runs in finished.values() for run in runs]
     budget = min((cost for cost in costs if cost is not None), default=None)
     variants = {name: _variant(runs, scale, budget) for name, runs in finished.items() if runs}
-    base = variants[baseline]
-    compared = {name: _compared(one, base, scale) for name, one in variants.items() if one is not base}
-    return Study(scale, baseline, budget, variants, _adjusted(compared))
+    against = [name for name in variants if name != baseline]
+    compared = {name: contrast({name: 1.0, baseline: -1.0}, variants, scale) for name in against}
+    return Study(scale, baseline, budget, variants, adjusted(compared))
 
 
 def _refuse_twins(by_variant: Mapping[str, Sequence[Run]]) -> None:
@@ -118,39 +118,56 @@ def _variant(runs: tuple[Run, ...], scale: int, budget: float | None) -> Variant
     return Variant(runs, by_seed, estimates, by_scale)
 
 
-def _compared(variant: Variant, base: Variant, scale: int) -> dict[str, Comparison]:
-    images, found = _by_image(variant.runs, base.runs, scale), {}
+def contrast(parts: Mapping[str, float], variants: Mapping[str, Variant], scale: int) -> dict[str, Comparison]:
+    """Return by measure the sum over variants of their value times their weight in ``parts``, over common seeds.
+
+    With weights 1 and -1 it is the difference of two variants.
+    """
+    images = _by_image([(variants[name].runs, weight) for name, weight in parts.items()], scale)
+    found = {}
     for measure in TESTED:
-        ours, theirs = ({s: v[measure] for s, v in one.values.items() if measure in v} for one in (variant, base))
-        if common := ours.keys() & theirs.keys():
+        by_seed = [
+            {s: w * of[measure] for s, of in variants[n].values.items() if measure in of} for n, w in parts.items()
+        ]
+        if common := set.intersection(*map(set, by_seed)):
+            signs = [weight > 0 for weight in parts.values()]
+            ours, theirs = (
+                {s: sum(abs(of[s]) for of, sign in zip(by_seed, signs, strict=True) if sign is side) for s in common}
+                for side in (True, False)
+            )
             by_image = images.get(measure)
             whole = by_image is not None and len(by_image) == len(common) and by_image.shape[1] > 1
             found[measure] = compare(ours, theirs, by_image if whole else None)
     return found
 
 
-def _adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[str, Comparison]]:
-    """Return the comparisons with Holm's p; the family is every ``p``, of all variants and measures."""
-    adjusted = iter(holm([one.p for measures in comparisons.values() for one in measures.values()]))
+def adjusted(comparisons: dict[str, dict[str, Comparison]]) -> dict[str, dict[str, Comparison]]:
+    """Return the comparisons with Holm's p; the family is every ``p``, of all of them and all measures."""
+    ps = iter(holm([one.p for measures in comparisons.values() for one in measures.values()]))
     return {
-        name: {measure: replace(one, p_holm=next(adjusted)) for measure, one in measures.items()}
+        name: {measure: replace(one, p_holm=next(ps)) for measure, one in measures.items()}
         for name, measures in comparisons.items()
     }
 
 
-def _by_image(runs: Sequence[Run], base: Sequence[Run], scale: int) -> dict[str, FloatArray]:
-    """Return by measure what each image adds to the differences of the common seeds, [seeds, images].
+def _by_image(parts: Sequence[tuple[Sequence[Run], float]], scale: int) -> dict[str, FloatArray]:
+    """Return by measure what each image adds to a contrast in the common seeds, [seeds, images].
 
     Empty if one of these runs has no answers, or answers to other images.
     """
-    theirs = {run.seed: run.answers for run in base}
-    both = [(run.answers, theirs[run.seed]) for run in sorted(runs, key=lambda run: run.seed) if run.seed in theirs]
-    pairs = [(one, other) for one, other in both if one and other]
-    if len(pairs) < len(both) or len({(one.images, one.targets.shape) for pair in pairs for one in pair}) != 1:
+    by_seed = [{run.seed: run.answers for run in runs} for runs, _ in parts]
+    seeds = sorted(set.intersection(*map(set, by_seed)))
+    answers = [[one for of in by_seed if (one := of[seed])] for seed in seeds]
+    lacking = any(len(some) < len(parts) for some in answers)
+    if lacking or len({(one.images, one.targets.shape) for some in answers for one in some}) != 1:
         return {}
-    sides = [[contributions(one, scale) for one in pair] for pair in pairs]
-    measures = set.intersection(*(set(side) for pair in sides for side in pair))
-    return {measure: np.stack([one[measure] - other[measure] for one, other in sides]) for measure in measures}
+    sides = [[contributions(one, scale) for one in some] for some in answers]
+    measures = set.intersection(*(set(side) for some in sides for side in some))
+    weights = [weight for _, weight in parts]
+    return {
+        measure: np.stack([sum(w * one[measure] for w, one in zip(weights, some, strict=True)) for some in sides])
+        for measure in measures
+    }
 
 
 def contributions(answers: Answers, scale: int) -> dict[str, FloatArray]:
@@ -185,12 +202,14 @@ def steps_of(found: Study) -> list[str]:
 def as_values(found: Study) -> dict[str, Any]:
     """Return a study as plain values, for summary.json."""
 
-    def plain(values: Mapping[Any, Estimate | Comparison]) -> dict[Any, dict[str, Any]]:
-        return {name: asdict(one) for name, one in values.items()}
-
     variants = {
         name: {"seeds": list(one.values), "measures": plain(one.estimates), "scales": plain(one.by_scale)}
         for name, one in found.variants.items()
     }
     head = {"scale": found.scale, "baseline": found.baseline, "equal_compute_megapixels": found.budget}
     return head | {"variants": variants, "comparisons": {name: plain(one) for name, one in found.comparisons.items()}}
+
+
+def plain(values: Mapping[Any, Estimate | Comparison]) -> dict[Any, dict[str, Any]]:
+    """Return estimates or comparisons as plain values."""
+    return {name: asdict(one) for name, one in values.items()}

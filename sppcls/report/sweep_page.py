@@ -1,7 +1,7 @@
 """The report of a sweep: what its variants did at every test scale, what they cost, and where they went wrong."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,11 +10,14 @@ from rich.table import Table as RichTable
 
 from sppcls.files import write_csv, write_json, write_text
 from sppcls.measure.answers import FILE as ANSWERS
-from sppcls.measure.statistics import Estimate, estimate
+from sppcls.measure.statistics import Comparison
 from sppcls.report import page
-from sppcls.report.plots import SCALES, Curve, Figure, dot_plot, estimate_curve, line_figure
+from sppcls.report.factors import effects
+from sppcls.report.recipes import recipes
 from sppcls.report.runs import Run, chosen_baseline, differences, flat, is_run, read_manifest, read_runs, variants
-from sppcls.report.study import Study, Variant, as_values, steps_of, study
+from sppcls.report.study import Study, Variant, as_values, plain, steps_of, study
+from sppcls.report.sweep_figures import sweep_figures
+from sppcls.report.verdicts import verdicts
 from sppcls.terminal import markdown, markdown_text, table, width
 
 _WIDE = ("consistency", "at equal compute", "equal compute at", "seconds", "seeds")  # not on a narrow terminal
@@ -47,9 +50,11 @@ def write_sweep_report(folder: Path, baselines: Sequence[str] = ()) -> list[Rich
         return [*troubles, f"{instead}, nor of any other variant; no report written"]
     found = study(by_variant, baseline if baseline in ready else ready[0])
     states = dict(sorted(Counter(run.state for run in runs).items()))
-    write_json(folder / "summary.json", {"states": states, "missing": missing} | as_values(found))
-    tables, said = [_variants(found), _comparisons(found)], notes(found)
-    write_text(folder / "summary.md", _markdown(folder, tables, [*said, *troubles]))
+    apart = effects(found)
+    values = as_values(found) | {"effects": {name: plain(one) for name, one in apart.items()}}
+    write_json(folder / "summary.json", {"states": states, "missing": missing} | values)
+    tables, said = [_variants(found), _comparisons(found), _effects(found, apart), recipes(found, folder)], notes(found)
+    write_text(folder / "summary.md", _markdown(folder, tables, [*verdicts(found), *said, *troubles]))
     said += [f"{instead}: compared with {ready[0]!r} for now"] if found.baseline != baseline else []
     given = {"missing": missing, "notes": said, "tables": tables, "command": manifest.get("command")}
     written = _write_page(folder, found, runs, **given)
@@ -73,8 +78,10 @@ def problems(runs: Iterable[Run], missing: Sequence[str]) -> list[str]:
 def notes(found: Study) -> list[str]:
     """Return notes on how to read the tables."""
     lines = [
-        "Differences: the interval (95 %) and p treat seeds and validation images as random samples; the training "
-        "images are fixed. Holm's p corrects for all p of the table; a difference is significant if that is <= 0.05.",
+        *_parts(found),
+        *_protocol(found),
+        "Differences: the interval (95 %) and p treat seeds and images as random samples. Holm's p corrects for all p "
+        "of the table; a difference is significant if that is <= 0.05.",
         "The gap has no interval and no p: answers to single training images are not kept.",
     ]
     if found.budget is not None:
@@ -92,6 +99,29 @@ def notes(found: Study) -> list[str]:
     if any(one.n < 3 for variant in found.variants.values() for one in variant.estimates.values()):
         lines.append("With fewer than 3 seeds there is no interval.")
     return lines + [f"p: {note}" for note in sorted(few)]
+
+
+def _parts(found: Study) -> list[str]:
+    """Return which part of the data the figures are of."""
+    runs = {name: {page.part_of(run.summary) for run in one.runs} for name, one in found.variants.items()}
+    every = sorted(set.union(*runs.values()))
+    if len(every) > 1:
+        of = "; ".join(f"{name}: {', '.join(sorted(parts))}" for name, parts in runs.items())
+        return [f"warning: figures of different parts of the data cannot be compared ({of}); measure all on one"]
+    return [f"Accuracies and gaps are of {'the test part' if every == ['test part'] else 'validation images'}."]
+
+
+def _protocol(found: Study) -> list[str]:
+    """Return what the runs' protocol leaves open: fixed training images, and a recipe that variants share."""
+    configs = [flat(one.runs[0].config) for one in found.variants.values()]
+    redrawn = all(config.get("sweep.redraw") for config in configs)
+    lines = [f"The training images are {'drawn anew for each seed' if redrawn else 'the same for all seeds'}."]
+    tuned = all(any(key.startswith("sweep.tune.") for key in config) for config in configs)
+    if not tuned and len(configs) > 1:
+        lines.append(
+            "No variant has a recipe of its own: the one that they share may suit one of them best (sweep.tune)."
+        )
+    return lines
 
 
 def _variants(found: Study) -> page.Table:
@@ -114,15 +144,28 @@ def _read_at(one: Variant) -> str:
 
 def _comparisons(found: Study) -> page.Table:
     """Return the table of the comparisons with the baseline."""
+    title = f"Compared with {found.baseline}, paired by seed, in percentage points"
+    return page.Table(title, ["variant", *_DIFFERENCE], _rows(found, found.comparisons))
+
+
+def _effects(found: Study, apart: Mapping[str, Mapping[str, Comparison]]) -> page.Table:
+    """Return the table of main effects and interactions."""
+    title = "Effects of each factor, mean over the others, and interactions, in percentage points"
+    return page.Table(title, ["effect", *_DIFFERENCE], _rows(found, apart))
+
+
+_DIFFERENCE = ("measure", "seeds", "difference", "interval", "p", "p (Holm)", "stands")
+
+
+def _rows(found: Study, compared: Mapping[str, Mapping[str, Comparison]]) -> list[list[str]]:
     rows = []
-    for name, measures in found.comparisons.items():
+    for name, measures in compared.items():
         for measure, one in measures.items():
             between = "-" if one.low is None else f"{page.points(one.low)} to {page.points(one.high)}"
             stands = "-" if one.p_holm is None else "yes" if one.p_holm <= 0.05 else "no"
             cells = [str(one.n), page.points(one.difference), between, *map(page.p_value, (one.p, one.p_holm)), stands]
             rows.append([name, MEASURES[measure].format(scale=found.scale), *cells])
-    columns = ["variant", "measure", "seeds", "difference", "interval", "p", "p (Holm)", "stands"]
-    return page.Table(f"Compared with {found.baseline}, paired by seed, in percentage points", columns, rows)
+    return rows
 
 
 def _rich(one: page.Table) -> RichTable:
@@ -160,7 +203,8 @@ def _write_page(folder: Path, found: Study, runs: Sequence[Run], **values: objec
         folder.resolve().name,
         runs=runs,
         tiles=_tiles(found),
-        figures=_figures(found),
+        figures=sweep_figures(found),
+        verdicts=verdicts(found),
         data=page.data_rows({name: one.runs[0].summary for name, one in found.variants.items()}),
         confusion=page.confusion(answers, classes, found.scale),
         baseline=found.baseline,
@@ -188,50 +232,3 @@ def _tiles(found: Study, most: int = 6) -> list[tuple[str, str]]:
     order = sorted(means, key=lambda name: (name != found.baseline, -means[name]))[:most]
     marks = {found.baseline: " (baseline)"} if len(means) > 1 else {}
     return [(f"top-1 at scale {found.scale}, {name}{marks.get(name, '')}", page.percent(means[name])) for name in order]
-
-
-def _figures(found: Study) -> dict[str, Figure | None]:
-    top1, every = f"top-1 at scale {found.scale}", found.variants
-    trained = {scale for one in every.values() for scale in flat(one.runs[0].config).get("schedule.scales") or ()}
-    means = {name: estimate_curve(one.by_scale) for name, one in every.items()}
-    costs = {name: Curve(dots, "") for name, one in every.items() if (dots := _costs(one))}
-    return {
-        "scales": line_figure(means, x=SCALES, y="top-1", marks=sorted(trained), log=True),
-        "gap": _gaps(found),
-        "epochs": line_figure(_curves(found), x="epoch", y=top1),
-        "costs": line_figure(costs, x="megapixels seen in training", y=top1),
-    }
-
-
-def _gaps(found: Study) -> Figure | None:
-    gaps = {name: gap for name, one in found.variants.items() if (gap := one.estimates.get("generalization_gap"))}
-    if not gaps:
-        return None
-    rows = [[name, page.percent_interval(one.mean, one.low, one.high)] for name, one in gaps.items()]
-    plot = dot_plot({name: (e.mean, e.low, e.high) for name, e in gaps.items()}, x=f"gap at scale {found.scale}")
-    return Figure(plot, ["variant", "gap"], rows)
-
-
-def _curves(found: Study) -> dict[str, Curve]:
-    """Return training (dashed) and validation accuracy over the epochs, the mean over seeds."""
-    curves: dict[str, Curve] = {}
-    for number, (name, one) in enumerate(found.variants.items()):
-        val, train = (_over_epochs(one, found.scale, f"{side}_acc1") for side in ("val", "train"))
-        if val:
-            curves[name] = estimate_curve(val, number)
-            curves[f"{name}, training"] = Curve([(epoch, one.mean) for epoch, one in train.items()], "--", number)
-    return curves
-
-
-def _over_epochs(variant: Variant, scale: int, column: str) -> dict[int, Estimate]:
-    values: dict[int, list[float]] = {}
-    for run in variant.runs:
-        for row in run.gaps:
-            if row["scale"] == str(scale):
-                values.setdefault(int(row["epoch"]) + 1, []).append(float(row[column]))
-    return {epoch: estimate(seen) for epoch, seen in sorted(values.items())}
-
-
-def _costs(variant: Variant) -> list[tuple[float, float]]:
-    runs = [values for values in variant.values.values() if {"acc1", "train_megapixels"} <= values.keys()]
-    return [(values["train_megapixels"], values["acc1"]) for values in runs]

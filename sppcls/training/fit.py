@@ -79,7 +79,7 @@ def fit(spec: Spec, folder: Path, signals: Signals, splits: Splits, resumed: Res
         log.warning("skipped as unreadable, listed in skipped.txt: %s", counted(len(skipped), "file"))
     if spec.metrics.recalibrate and data.val is not None:
         network = _recalibrated(spec, network, data, folder, trainer)
-    measured = _measured(spec, network, data, folder, trainer.strategy.root_device)
+    measured = _measured(spec, network, splits, folder, trainer.strategy.root_device)
     write_json(folder / SUMMARY, measured | _facts(spec, network, data, trainer) | {"mixing": asdict(mixed)})
 
 
@@ -142,36 +142,35 @@ def _run(trainer: pl.Trainer, module: LitSppClassifier, data: MultiScaleDataModu
         raise SppclsError(f"{resumed} cannot be resumed: {type(error).__name__}: {str(error)[:200]}") from None
 
 
-def _measured(
-    spec: Spec, network: SppClassifier, data: MultiScaleDataModule, folder: Path, device: torch.device
-) -> Summary:
+def _measured(spec: Spec, network: SppClassifier, splits: Splits, folder: Path, device: torch.device) -> Summary:
     """Measure the trained network at every test scale; the answers and mistakes go into ``folder``."""
-    if data.val is None:
+    part, own = splits.test if spec.metrics.part == "test" else splits.val, spec.val_scale
+    if part is None:
         return {"acc1": None, "generalization_gap": None, "scales": []}
-    own = data.val_scale
 
     def measured(source: Source, scales: Collection[int]) -> ScaleResult:
         return evaluate_scales(network, measuring(spec, source, device, bar=True), sorted(scales))
 
     wanted = _measured_at(spec, network)
-    result = measured(data.val, {own, *wanted})
+    result = measured(part, {own, *wanted})
     result.answers.save(folder)
-    chosen = (data.val, result.answers, network.classes, own)
+    chosen = (part, result.answers, network.classes, own)
     examples = {"worst": surest(*chosen, right=False), "right": surest(*chosen, right=True)}
     write_json(folder / MISTAKES, {"scale": own, "classes": network.classes} | examples)
-    val = {row.scale: row.acc1 for row in result.rows}
+    acc1s = {row.scale: row.acc1 for row in result.rows}
     # Over the requested scales: variants of a sweep may be validated at different ones.
-    summary = cast(Summary, result.over(wanted or val.keys()).summary())
+    summary = cast(Summary, result.over(wanted or acc1s.keys()).summary())
     summary["agreement"] = result.agreement()  # of all rows, as the table is
-    summary |= {"acc1": val[own], "generalization_gap": None, "scales": [asdict(row) for row in result.rows]}
+    summary |= {"part": spec.metrics.part, "acc1": acc1s[own], "generalization_gap": None}
+    summary["scales"] = [asdict(row) for row in result.rows]
     if spec.metrics.gap_images:
-        part = gap_subset(data.train, spec.metrics.gap_images)
-        train = {row.scale: row.acc1 for row in measured(part, {*spec.gap_scales, own} & val.keys()).rows}
+        some = gap_subset(splits.train, spec.metrics.gap_images)
+        train = {row.scale: row.acc1 for row in measured(some, {*spec.gap_scales, own} & acc1s.keys()).rows}
         gaps: list[GapRow] = [
-            {"scale": scale, "train_acc1": acc1, "generalization_gap": acc1 - val[scale]}
+            {"scale": scale, "train_acc1": acc1, "generalization_gap": acc1 - acc1s[scale]}
             for scale, acc1 in train.items()
         ]
-        summary |= {"train_acc1": train[own], "generalization_gap": train[own] - val[own], "gaps": gaps}
+        summary |= {"train_acc1": train[own], "generalization_gap": train[own] - acc1s[own], "gaps": gaps}
     return summary
 
 

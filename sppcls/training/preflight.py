@@ -86,6 +86,8 @@ def precheck(spec: Spec) -> Splits:
     if weights not in (None, "pretrained") and not Path(weights).is_file() and not spec.resume:
         raise ConfigError(f"model.weights={weights}: no such file; name a .safetensors or .pth file, or pretrained")
     splits = build_splits(spec.data)
+    if spec.metrics.part == "test" and splits.test is None:
+        raise ConfigError(f"metrics.part=test: data={spec.data.name} has no test part; add data.test_per_class=N")
     if spec.trainer.accelerator in ("gpu", "cuda"):
         import torch
 

@@ -19,6 +19,7 @@ from sppcls.report.runs import MANIFEST, Run, chosen_baseline, is_run, read_mani
 from sppcls.run_folder import INSIDE, LOCK, read_summary, state_of
 from sppcls.spec import Spec
 from sppcls.terminal import only_logged, show, table
+from sppcls.training.tuning import trials, tuned
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Sweep:
             raise ConfigError("run_dir= is for a single run; use sweep_dir= for the folder of a sweep")
         if len({(job.spec.sweep_dir, job.spec.sweep.dry_run) for job in jobs}) > 1:
             raise ConfigError("sweep_dir= and sweep.dry_run= take a single value, got several")
+        for job in jobs:  # before anything is trained
+            trials(job.spec)
         by_digest = {job.spec.digest: job for job in jobs}
         whole = hashlib.sha256("".join(sorted(by_digest)).encode()).hexdigest()[:8]
         folder = Path(jobs[0].spec.sweep_dir or f"sweeps/{title}-{whole}")
@@ -113,11 +116,16 @@ def run_job(spec: Spec) -> int:
     path = folder / names.get(spec.digest, spec.digest)
     if state_of(path) in ("finished", "running"):
         return 0
+    try:
+        spec = tuned(spec, run_job) if spec.sweep.tune else spec
+    except SppclsError as error:
+        show(f"{path.name}: {error}")
+        return error.exit_status
     resumable = _resumable(path)
     own = spec.model_copy(update={"run_dir": str(path), "resume": str(path) if resumable else None})
     with only_logged():
         status = run(own, anew=not resumable)
-    show(_job_line(path, _time_left(folder, list(names.values()))))
+    show(_job_line(path, _time_left(folder, list(names.values())) if names else f"trial of {spec.sweep.variant}"))
     if status > 128:
         raise Interrupted(status - 128)
     return status

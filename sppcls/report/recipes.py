@@ -1,0 +1,43 @@
+"""The recipes of a sweep: what was tried for each variant before its seeds were run, what was chosen, what it cost."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from sppcls.report import page
+from sppcls.report.runs import RESULTS_DO_NOT_DEPEND_ON, Run, flat, is_run, read_run
+from sppcls.report.study import Study
+
+TRIALS = "tune"  # the folder of a sweep's trials
+
+
+def recipes(found: Study, folder: Path) -> page.Table:
+    """Return a row for each variant that was tuned: the values chosen, and the trials that they were chosen from."""
+    places = sorted((folder / TRIALS).iterdir()) if (folder / TRIALS).is_dir() else []
+    trials = [read_run(place) for place in places if is_run(place)]
+    rows = []
+    for name, one in found.variants.items():
+        config = one.runs[0].config
+        if keys := list((config.get("sweep") or {}).get("tune") or ()):
+            own = [trial for trial in trials if _alike(trial.config, config, keys)]
+            chosen = ", ".join(f"{key}={flat(config).get(key)}" for key in keys)
+            rows.append([name, chosen, *_tried(own)])
+    title = "Recipes: chosen for each variant by one run at each point of a grid, on validation images"
+    return page.Table(title, ["variant", "chosen", "trials", "top-1 of the trials", "megapixels of the trials"], rows)
+
+
+def _tried(trials: list[Run]) -> list[str]:
+    scores = [acc1 for trial in trials if trial.finished and (acc1 := trial.summary.get("acc1")) is not None]
+    megapixels = sum(trial.summary.get("train_megapixels", 0.0) for trial in trials)
+    between = f"{page.percent(min(scores))} to {page.percent(max(scores))}" if scores else "-"
+    return [str(len(trials)), between, page.amount(megapixels)]
+
+
+def _alike(trial: Mapping[str, Any], config: Mapping[str, Any], keys: Collection[str]) -> bool:
+    """Return whether two configs differ in the tuned values only, and in what makes a trial."""
+    beside = (*RESULTS_DO_NOT_DEPEND_ON, "data.split_seed")
+    one, other = (
+        {key: value for key, value in flat(of).items() if key not in keys and not key.startswith(beside)}
+        for of in (trial, config)
+    )
+    return one == other

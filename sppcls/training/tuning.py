@@ -1,0 +1,75 @@
+"""The recipe of a variant, chosen before its seeds are run: a small grid, measured on validation images."""
+
+import time
+from collections.abc import Callable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sppcls.errors import ConfigError, SppclsError
+from sppcls.report.recipes import TRIALS
+from sppcls.run_folder import read_summary, state_of
+from sppcls.spec import Spec, parse, unknown_key
+
+
+def grid(spec: Spec) -> list[dict[str, object]]:
+    """Return every combination of the values of ``sweep.tune``, by dotted key.
+
+    >>> grid(parse({"sweep": {"tune": {"optim.lr": [0.1, 0.2], "trainer.max_epochs": [3]}}}))
+    [{'optim.lr': 0.1, 'trainer.max_epochs': 3}, {'optim.lr': 0.2, 'trainer.max_epochs': 3}]
+    """
+    return [dict(zip(spec.sweep.tune, values, strict=True)) for values in product(*spec.sweep.tune.values())]
+
+
+def with_values(spec: Spec, values: Mapping[str, object]) -> Spec:
+    """Return a spec with other values by dotted key; raises ``ConfigError`` naming a wrong one."""
+    changed: dict[str, Any] = spec.model_dump(mode="json")
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        group: Any = changed
+        for part in groups:
+            group = group.get(part)
+            if not isinstance(group, dict):
+                raise ConfigError(unknown_key(key))
+        group[name] = value
+    return parse(changed)
+
+
+def trials(spec: Spec) -> list[tuple[dict[str, object], Spec]]:
+    """Return each point of the grid and the run that tries it, which is the same for every seed of a variant.
+
+    It has the tuning's own seed, and the split of that seed where each seed has its own.
+    """
+    seed = spec.sweep.tune_seed
+    split = seed if spec.sweep.redraw else spec.data.split_seed
+    folder = str(Path(str(spec.sweep_dir)) / TRIALS)
+    own = {"seed": seed, "data.split_seed": split, "sweep.tune": {}, "sweep_dir": folder, "metrics.part": "val"}
+    own |= {"metrics.gap_images": 0, "metrics.test_scales": None if spec.model.pool == "fixed" else [spec.val_scale]}
+    return [(point, with_values(spec, point | own)) for point in grid(spec)]
+
+
+def tuned(spec: Spec, run_job: Callable[[Spec], int]) -> Spec:
+    """Return the spec with the values of the best trial, running those that have not been run; the first of equals.
+
+    Raises:
+        SppclsError: All of them have failed.
+    """
+    tried = trials(spec)
+    folders = [Path(str(trial.sweep_dir)) / trial.digest for _, trial in tried]
+    every = {state_of(folder) for folder in folders}
+    for folder, (_, trial) in zip(folders, tried, strict=True):
+        if state_of(folder) != "failed" or every == {"failed"}:  # a rate that diverged would do so for every seed
+            run_job(trial)
+    while any(state_of(folder) == "running" for folder in folders):  # of another process
+        time.sleep(1)
+    scores = [_score(folder) for folder in folders]
+    if max(scores) < 0:
+        which = f"{len(tried)} trials of {spec.sweep.variant}"
+        raise SppclsError(f"sweep.tune: none of {which} has finished; see {folders[0]}")
+    return with_values(spec, tried[scores.index(max(scores))][0])
+
+
+def _score(folder: Path) -> float:
+    """Return the top-1 of a trial, below 0 if it has none."""
+    acc1 = read_summary(folder).get("acc1") if state_of(folder) == "finished" else None
+    return -1.0 if acc1 is None else acc1
