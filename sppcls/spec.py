@@ -54,9 +54,7 @@ class SweepSpec(Values):
     baseline: str | None = None
     """The variant that others are compared with."""
     tune: dict[str, tuple[object, ...]] = {}  # noqa: RUF012 - pydantic copies it
-    """Values to try for each variant before its seeds are run, by key, such as {optim.lr: [0.002, 0.004]}."""
-    tune_seed: Seed = 1000
-    """Seed of the runs that choose among sweep.tune, by top-1 on validation images; no other run should have it."""
+    """Values to try for each variant and seed, by key, such as {optim.lr: [0.002, 0.004]}; validation chooses."""
     redraw: bool = False
     """Draw the training and validation images anew for each seed, as data.split_seed does; the test part stays."""
     factors: tuple[str, ...] = ()

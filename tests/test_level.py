@@ -63,6 +63,43 @@ def test_what_stands_holds_its_level_where_the_t_test_does_not():
         assert (given > 0.1) == (by_variant > 0)  # and with it the simulation is the one that was meant
 
 
+def chosen(rng, studies, seeds, by_variant, losses, *, each_seed, val=400):
+    """Return the share of studies in which a variant stands that has the same recipes as the baseline, of which one is
+    chosen by a run each on ``val`` images: for each seed, or once for all. ``losses`` are of the recipes' accuracies.
+    """
+    losses, deviation = np.array(losses), (DIFFICULTY**2 + by_variant**2 + BY_SEED**2) ** 0.5
+    means, true = np.array([offset(0.9 - loss, deviation) for loss in losses]), 0.9 - losses
+    noise = np.sqrt(0.0105**2 + true * (1 - true) / val)
+    tried = true + noise * rng.standard_normal((2, studies, seeds if each_seed else 1, len(losses)))
+    logits = means[tried.argmax(-1)][..., None] + DIFFICULTY * rng.standard_normal((1, studies, 1, IMAGES))
+    logits = logits + by_variant * rng.standard_normal((2, studies, 1, IMAGES))
+    logits = logits + BY_SEED * rng.standard_normal((2, studies, seeds, 1))
+    right = (rng.random(logits.shape, dtype=np.float32) < expit(logits)).astype(np.float64)
+    return np.mean([decided(one) <= 0.05 for one in right[1] - right[0]])
+
+
+GRIDS = ((0, 0.005, 0.01, 0.02), (0, 0.01, 0.02, 0.04), (0, 0.02, 0.04, 0.08))
+
+
+def test_a_recipe_for_each_seed_holds_the_level_where_one_for_all_seeds_does_not():
+    rng = np.random.default_rng(3)
+    assert chosen(rng, 400, 6, 0.0, GRIDS[1], each_seed=True) <= 0.05 + 0.025
+    assert chosen(rng, 400, 6, 0.0, GRIDS[1], each_seed=False) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", GRIDS)
+@pytest.mark.parametrize(("seeds", "by_variant"), [(3, 0.0), (6, 0.0), (6, BY_VARIANT)])
+def test_level_of_studies_that_tune(seeds, by_variant, losses):
+    rng = np.random.default_rng(seeds)
+    each, once = (
+        np.mean([chosen(rng, 250, seeds, by_variant, losses, each_seed=own) for _ in range(16)])
+        for own in (True, False)
+    )
+    print(f"\n{seeds} seeds, image by variant {by_variant}, recipes less {losses}: {each:.1%}, one for all {once:.1%}")
+    assert each <= 0.06
+
+
 def test_a_large_difference_stands():
     assert rejected(np.random.default_rng(2), 100, 5, BY_VARIANT, (decided,), gain=0.06, step=100) > 0.9
 

@@ -48,22 +48,15 @@ def scored(monkeypatch, scores):
     return ran
 
 
-def test_trials_are_the_same_for_every_seed_and_never_see_the_test_part(tmp_path):
-    one, other = trials(spec(tmp_path, seed=0)), trials(spec(tmp_path, seed=5))
-    assert [point for point, _ in one] == grid(spec(tmp_path)) == [
+def test_trials_are_of_the_seed_and_split_of_the_job_and_never_see_the_test_part(tmp_path):
+    tried = trials(spec(tmp_path, seed=5, data=spec(tmp_path).data.model_dump() | {"split_seed": 5}))
+    assert [point for point, _ in tried] == grid(spec(tmp_path)) == [
         {"optim.lr": lr, "trainer.max_epochs": epochs} for lr in (0.001, 0.01) for epochs in (1, 2)
     ]  # fmt: skip
-    assert [trial.digest for _, trial in one] == [trial.digest for _, trial in other]
-    for point, trial in one:
+    for point, trial in tried:
         assert {trial.optim.lr, trial.trainer.max_epochs} == set(point.values())
-        assert (trial.seed, trial.metrics.part, trial.sweep.tune) == (1000, "val", {})
+        assert (trial.seed, trial.data.split_seed, trial.metrics.part, trial.sweep.tune) == (5, 5, "val", {})
     assert spec(tmp_path).digest != spec(tmp_path, tune={}).digest
-
-
-def test_a_split_for_each_seed_is_one_for_the_trials(tmp_path):
-    sweep = {"tune": GRID, "redraw": True}
-    redrawn, fixed = (trials(spec(tmp_path, seed=7, sweep=of))[0][1] for of in (sweep, {"tune": GRID}))
-    assert (redrawn.data.split_seed, fixed.data.split_seed) == (1000, 0)
 
 
 def test_seeds_of_a_sweep_that_redraws_have_splits_of_their_own(tmp_path, train, monkeypatch):
@@ -81,15 +74,21 @@ def test_the_best_of_the_trials_is_run_and_the_first_of_equals(tmp_path, monkeyp
     found = tuned(spec(tmp_path), run_job)
     assert (found.optim.lr, found.trainer.max_epochs, found.metrics.part, found.seed) == (0.001, 2, "test", 0)
     assert len(ran) == 4
+    tuned(spec(tmp_path), run_job)
+    assert len(ran) == 4  # they are not run again
     tuned(spec(tmp_path, seed=1), run_job)
-    assert len(ran) == 4  # its trials have been run
+    assert len(ran) == 8
 
 
-def test_a_trial_that_failed_is_no_choice_and_is_not_tried_for_every_seed(tmp_path, monkeypatch):
-    ran = scored(monkeypatch, lambda trial: None if trial.optim.lr == 0.001 else 0.1)
-    for seed in (0, 1):
-        assert tuned(spec(tmp_path, seed=seed), run_job).optim.lr == 0.01
-    assert len(ran) == 4
+def test_a_trial_that_failed_is_no_choice(tmp_path, monkeypatch):
+    scored(monkeypatch, lambda trial: None if trial.optim.lr == 0.001 else 0.1)
+    assert tuned(spec(tmp_path), run_job).optim.lr == 0.01
+
+
+def test_seeds_that_chose_differently_are_one_variant(tmp_path):
+    chosen = [with_values(spec(tmp_path, seed=seed), {"optim.lr": lr}) for seed, lr in ((0, 0.001), (1, 0.01))]
+    runs = [Run(Path(), one.model_dump(mode="json")) for one in chosen]
+    assert list(variants(runs)) == ["plain"]
 
 
 def test_where_all_trials_fail_the_job_says_so(tmp_path, monkeypatch, capsys):
@@ -121,7 +120,7 @@ def test_a_sweep_tunes_trains_and_measures_the_test_part(tmp_path):
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     assert [summary["part"] for summary in summaries] == ["test", "test"]
     assert np.load(folders[0] / "answers.npz")["targets"].shape == (13,)
-    assert len(list((tmp_path / "sweep" / "tune").glob("*/summary.json"))) == 2
+    assert len(list((tmp_path / "sweep" / "tune").glob("*/summary.json"))) == 4
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert "of the test part" in page
     assert "optim.lr" in page

@@ -1,11 +1,13 @@
-"""The recipes of a sweep: what was tried for each variant before its seeds were run, what was chosen, what it cost."""
+"""The recipes of a sweep: what was tried for each variant, what was chosen, what it cost."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from sppcls.errors import counted
 from sppcls.report import page
-from sppcls.report.runs import RESULTS_DO_NOT_DEPEND_ON, Run, flat, is_run, read_run
+from sppcls.report.runs import RESULTS_DO_NOT_DEPEND_ON, Run, flat, is_run, read_run, tuned_keys
 from sppcls.report.study import Study
 
 TRIALS = "tune"  # the folder of a sweep's trials
@@ -18,11 +20,12 @@ def recipes(found: Study, folder: Path) -> page.Table:
     rows = []
     for name, one in found.variants.items():
         config = one.runs[0].config
-        if keys := list((config.get("sweep") or {}).get("tune") or ()):
+        if keys := tuned_keys(config):
             own = [trial for trial in trials if _alike(trial.config, config, keys)]
-            chosen = ", ".join(f"{key}={flat(config).get(key)}" for key in keys)
-            rows.append([name, chosen, *_tried(own)])
-    title = "Recipes: chosen for each variant by one run at each point of a grid, on validation images"
+            chosen = Counter(", ".join(f"{key}={flat(run.config).get(key)}" for key in keys) for run in one.runs)
+            said = "; ".join(f"{values} ({counted(seeds, 'seed')})" for values, seeds in chosen.most_common())
+            rows.append([name, said, *_tried(own)])
+    title = "Recipes: chosen for each seed of a variant by a run at each point of a grid, on validation images"
     return page.Table(title, ["variant", "chosen", "trials", "top-1 of the trials", "megapixels of the trials"], rows)
 
 

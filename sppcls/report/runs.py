@@ -158,12 +158,18 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def tuned_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys whose values were chosen among several for a run."""
+    return list((config.get("sweep") or {}).get("tune") or ())
+
+
 def differences(runs: Sequence[Run]) -> list[str]:
     """Return the keys whose values differ between runs and may change their results, except seeds."""
     configs = [flat(run.config) for run in runs]
     redrawn = any(config.get("sweep.redraw") for config in configs)
+    chosen = {key for run in runs for key in tuned_keys(run.config)}  # for each seed
     beside = (*RESULTS_DO_NOT_DEPEND_ON, *(["data.split_seed"] if redrawn else []))
-    every = sorted({key for config in configs for key in config if not key.startswith(beside)})
+    every = sorted({key for config in configs for key in config if not key.startswith(beside) and key not in chosen})
     return [key for key in every if len({str(config.get(key)) for config in configs}) > 1]
 
 

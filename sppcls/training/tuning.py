@@ -1,4 +1,4 @@
-"""The recipe of a variant, chosen before its seeds are run: a small grid, measured on validation images."""
+"""The recipe of a variant, chosen for each seed from a small grid, on validation images."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -36,15 +36,14 @@ def with_values(spec: Spec, values: Mapping[str, object]) -> Spec:
 
 
 def trials(spec: Spec) -> list[tuple[dict[str, object], Spec]]:
-    """Return each point of the grid and the run that tries it, which is the same for every seed of a variant.
+    """Return each point of the grid and the run that tries it, on the job's own seed and split.
 
-    It has the tuning's own seed, and the split of that seed where each seed has its own.
+    So what is chosen varies from seed to seed, and the differences between seeds have the luck of the choice in them:
+    one choice for all seeds would make variants differ that do not (docs/results.md).
     """
-    seed = spec.sweep.tune_seed
-    split = seed if spec.sweep.redraw else spec.data.split_seed
     folder = str(Path(str(spec.sweep_dir)) / TRIALS)
-    own = {"seed": seed, "data.split_seed": split, "sweep.tune": {}, "sweep_dir": folder, "metrics.part": "val"}
-    own |= {"metrics.gap_images": 0, "metrics.test_scales": None if spec.model.pool == "fixed" else [spec.val_scale]}
+    own = {"sweep.tune": {}, "sweep_dir": folder, "metrics.part": "val", "metrics.gap_images": 0}
+    own |= {"metrics.test_scales": None if spec.model.pool == "fixed" else [spec.val_scale]}
     return [(point, with_values(spec, point | own)) for point in grid(spec)]
 
 
@@ -56,10 +55,8 @@ def tuned(spec: Spec, run_job: Callable[[Spec], int]) -> Spec:
     """
     tried = trials(spec)
     folders = [Path(str(trial.sweep_dir)) / trial.digest for _, trial in tried]
-    every = {state_of(folder) for folder in folders}
-    for folder, (_, trial) in zip(folders, tried, strict=True):
-        if state_of(folder) != "failed" or every == {"failed"}:  # a rate that diverged would do so for every seed
-            run_job(trial)
+    for _, trial in tried:
+        run_job(trial)
     while any(state_of(folder) == "running" for folder in folders):  # of another process
         time.sleep(1)
     scores = [_score(folder) for folder in folders]
