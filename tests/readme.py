@@ -40,8 +40,8 @@ ADDED = {
     "metrics.test_scales=[96] metrics.gap_scales=[96]",
     "uv run train.py data=folder data.root=photos data.train_per_class=": f"{NARROW} {FEW}",
     "uv run train.py experiment=ablate_sizes": f"{NARROW} {FEW} data.classes=null seed=0",
-    "uv run train.py experiment=factorial": f"{NARROW} {FEW} data.test_per_class=4 data.classes=null seed=0 "
-    "~sweep.tune",
+    "uv run train.py experiment=factorial": f"{NARROW} data.train_per_class=5 data.val_per_class=3 "
+    "data.test_per_class=4 data.classes=null seed=0 ~sweep.tune",
     "uv run train.py experiment=ablate_batches": f"{NARROW} {FEW} data.classes=null seed=0",
     "uv run train.py experiment=ablate_": f"{NARROW} seed=0",
     "uv run train.py": NARROW,

@@ -8,6 +8,8 @@ from test_report import IMAGES, adds_by_image, studied, write_run
 
 from sppcls.measure.statistics import crossed, estimate
 from sppcls.report.factors import cells, contrasts, effects
+from sppcls.report.plots import Curve
+from sppcls.report.sweep_figures import _front
 from sppcls.report.sweep_page import write_sweep_report
 from sppcls.report.verdicts import verdicts
 
@@ -103,3 +105,11 @@ def test_the_report_says_each_difference_in_words(factorial):
     assert any(line.startswith("avg-1 is 15.0 points below max-3 at scale 64 (") for line in said)
     assert len(said) == 2 * 5
     assert said[0] in (factorial / "summary.md").read_text().replace("\\", "")
+
+
+def test_the_front_is_of_the_means_that_nothing_cheaper_reaches():
+    def curve(*points):
+        return Curve(list(points), "")
+
+    every = {"a": curve((1, 0.5), (3, 0.7)), "b": curve((2, 0.4)), "c": curve((4, 0.9)), "d": curve((5, 0.8))}
+    assert _front(every).points == [(2, pytest.approx(0.6)), (4, 0.9)]

@@ -41,9 +41,9 @@ def _differences(found: Study) -> Figure | None:
 
 def _front(costs: Mapping[str, Curve]) -> Curve:
     """Return the variants' means that no other reaches with fewer pixels."""
-    means = sorted((fmean(x for x, _ in one.points), fmean(y for _, y in one.points)) for one in costs.values())
-    best = list(accumulate((y for _, y in means), max))
-    return Curve([(x, y) for (x, y), most in zip(means, best, strict=True) if y == most], "--", len(costs))
+    means = sorted((fmean(x for x, _ in one.points), -fmean(y for _, y in one.points)) for one in costs.values())
+    before = [float("inf"), *accumulate((down for _, down in means), min)]
+    return Curve([(x, -down) for (x, down), best in zip(means, before, strict=False) if down < best], "--", len(costs))
 
 
 def _gaps(found: Study) -> Figure | None:
