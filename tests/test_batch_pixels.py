@@ -204,3 +204,12 @@ def test_all_is_the_mean_loss_over_its_scales_and_moves_with_consistency():
     torch.testing.assert_close(both[1], (plain[1] + own) / 2)
     apart = disagreement([plain[0], network(small)])
     torch.testing.assert_close(loss(Schedule("all", (32, 64)), consistency=3.0)[1], both[1] + 3 * apart)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 8])
+def test_small_batches_have_two_images_at_the_largest_scale_by_default(batch_size):
+    sizes = np.random.default_rng(0).integers(40, 300, (60, 2))
+    schedule = Schedule("drawn", (32, 48, 64, 96, 128))
+    planner = Planner(sizes, schedule, batch_size, mix=0.45, multiple=8, batch_pixels="auto")
+    assert planner.images_at(128) == 2
+    assert planner.plan(0).images == 60

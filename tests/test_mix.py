@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_plan import batch_sizes, image_sizes, photographs, worlds
 from torch import nn
@@ -49,6 +49,7 @@ def images(step):
 dials = st.sampled_from([0.1, 0.4, 0.45, 0.7, 1.0])
 
 
+@example(np.array([(1, 1)] * 7 + [(1, 2), (2, 1)]), 3, 1, 0.1, 0, Schedule("alternate", (32, 48)))
 @given(image_sizes, batch_sizes, worlds, dials, st.integers(0, 3), st.sampled_from(SCHEDULES))
 @settings(max_examples=100, deadline=None)
 def test_every_image_once_and_ranks_agree(sizes, batch_size, world, mix, epoch, schedule):

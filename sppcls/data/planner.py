@@ -30,7 +30,8 @@ class Planner:
             steps. A step that is drawn from several scales (``every="batch"``) is mixed among those of its scale.
         batch_pixels: Pixels of a rank's step, of images of the mean aspect: every step has about as many images of its
             scale as they hold. None: ``batch_size`` images, whatever the scale. ``auto``: for scales that are drawn,
-            unless a step is one tensor of one aspect, those of ``batch_size`` images at the middle one; else None.
+            unless a step is one tensor of one aspect, those of ``batch_size`` images at the middle one, and of two at
+            the largest at least; else None.
 
     Raises:
         ValueError: ``mix`` is not 0 to 1, or there are no such ``batches``.
@@ -59,11 +60,16 @@ class Planner:
         self.step_pixels = self.batch_pixels if self.batch_pixels != "auto" else None
         one_aspect = by_aspect and not self.mix  # whose steps are one tensor each
         if self.batch_pixels == "auto" and self.schedule.kind == "drawn" and not one_aspect:
-            self.step_pixels = round(self.batch_size * self._mean_pixels(self.schedule.middle))
+            least = math.ceil(2 * self._mean_pixels(choices[-1]))
+            self.step_pixels = max(round(self.batch_size * self._mean_pixels(self.schedule.middle)), least)
         images = self.images_at(choices[-1])
         self.parts = parts_of(self.mix, images) if by_aspect else 1
-        self._each = images // min(self.parts, 2)  # images of the cut's batches: a step is one, two or more of them
-        self.together = {scale: max(self.images_at(scale) // self._each, min(self.parts, 2)) for scale in choices}
+        fewest = min(self.parts, 2)
+        self._each = images // fewest  # images of the cut's batches: a step is one, two or more of them
+        self.together = {
+            scale: max(count // self._each, fewest) if (count := self.images_at(scale)) > images else fewest
+            for scale in choices
+        }
 
     def images_at(self, scale: int) -> int:
         """Return the images of a step of a rank at a scale.
