@@ -210,12 +210,10 @@ def _parsed(values: Values) -> Spec:
     """Return the spec of a job, with the values of its variant applied."""
     from omegaconf import OmegaConf
 
-    if values["run_dir"] is None:
-        values = {key: value for key, value in values.items() if key != "run_dir"}
+    values = {key: value for key, value in values.items() if key != "run_dir" or value is not None}
     spec = parse(values)
     if spec.sweep.redraw:
-        values = values | {"data": values["data"] | {"split_seed": spec.seed}}
-        spec = parse(values)
+        spec = parse(values := values | {"data": values["data"] | {"split_seed": spec.seed}})
     name, variants = spec.sweep.variant, spec.sweep.variants
     if name is None:
         return spec

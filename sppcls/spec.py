@@ -204,6 +204,22 @@ def unknown_key(key: str) -> str:
     return f"unknown key {key}{f'; did you mean {meant!r}?' if meant else did_you_mean(key, keys())}"
 
 
+def set_keys(values: dict[str, Any], given: Mapping[str, object]) -> None:
+    """Set values by dotted key in nested ones; a group that is given as a whole takes the place of the old one.
+
+    Raises:
+        ConfigError: A key below a value that is no group.
+    """
+    for key, value in given.items():
+        *groups, name = key.split(".")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise ConfigError(unknown_key(key))
+        place[name] = value
+
+
 def parse_model(values: object) -> ModelSpec:
     """Return validated model settings; raises ``ConfigError`` naming the first wrong key."""
     try:

@@ -85,6 +85,11 @@ def imports(file: Path):
             yield node.module or ""
 
 
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_a_file_has_at_most_250_lines(file):
+    assert len(file.read_text().splitlines()) <= 250
+
+
 def room(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 

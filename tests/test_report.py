@@ -291,6 +291,14 @@ def test_differences_and_p_are_paired_by_seed_and_adjusted_over_the_whole_family
         assert found.comparisons[name][measure].p_holm == pytest.approx(p), (name, measure)
 
 
+def test_gaps_below_zero_are_subtracted_as_they_are(tmp_path):
+    for name, gap in (("base", 0.1), ("other", -0.05), ("third", -0.3)):
+        write_run(tmp_path / name, variant=name, baseline="base", gap=gap)
+    found = studied(tmp_path).comparisons
+    gaps = {name: one["generalization_gap"].difference for name, one in found.items()}
+    assert gaps == {"other": pytest.approx(-0.15), "third": pytest.approx(-0.4)}
+
+
 def adds_by_image(folder, measure):
     """Return what each image adds to a run's measure, from its archive and by the measure's definition."""
     right = {scale: right_at(folder, scale) * 1.0 for scale in (48, 64, 96)}

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sppcls.data import files
-from sppcls.data.catalog import load_splits, split_by_class
+from sppcls.data.catalog import load_splits
 from sppcls.data.decode import read_size_unguarded
 from sppcls.data.files import FileSource, read_groups, scan, size_cache
 from sppcls.data.folders import class_folders, image_files
 from sppcls.data.source import ArraySource, Names, Source, Subset
+from sppcls.data.split import split_by_class
 from sppcls.errors import ConfigError, DataError
 
 

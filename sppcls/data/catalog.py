@@ -1,6 +1,5 @@
 """Data sets by name: a root folder, split into training, validation and test sources."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from sppcls.data.files import Skipped, read_groups
 from sppcls.data.folders import Groups, class_folders, named_folders, part_folders, table_parts
 from sppcls.data.shapes import ShapesSource
 from sppcls.data.source import Source, Subset
+from sppcls.data.split import hold_out, pick_per_class, smallest_class, split_by_class
 from sppcls.errors import ConfigError, DataError, counted, did_you_mean
 
 
@@ -98,13 +98,7 @@ class DataSet:
     def _split(self, sources: list[Source], skipped: Skipped) -> Splits:
         train_count, val_count = self.train_per_class, self.val_per_class
         if len(sources) == 1:
-            rest, held = sources[0], None
-            if self.test_per_class:
-                n, name = _smallest_class(rest)
-                if n < self.test_per_class + 2:
-                    left = f"data.test_per_class={self.test_per_class} can be at most {n - 2}, so that 2 are left"
-                    raise DataError(f"class {name!r} has {counted(n, 'image')}: {left}")
-                rest, held = split_by_class(rest, _TEST_SEED, None, self.test_per_class)
+            rest, held = hold_out(sources[0], self.test_per_class)
             return Splits(*split_by_class(rest, self.seed, train_count, val_count, self.val_fraction), held, skipped)
         if self.test_per_class is not None:
             has = f"data={self.name} has parts already"
@@ -113,11 +107,11 @@ class DataSet:
             has = f"data={self.name} has validation images already"
             raise ConfigError(f"data.val_fraction={self.val_fraction}: {has}; leave it out")
         train, val, *test = sources
-        n, name = _smallest_class(train)
+        n, name = smallest_class(train)
         if n < (train_count or 0):
             most = f"data.train_per_class={train_count} can be at most {n}"
             raise DataError(f"class {name!r} has {counted(n, 'training image')}: {most}")
-        picked = _pick_per_class(train, self.seed, train_count), _pick_per_class(val, self.seed, val_count)
+        picked = pick_per_class(train, self.seed, train_count), pick_per_class(val, self.seed, val_count)
         return Splits(*picked, test[0] if test else None, skipped)
 
     def _check(self) -> None:
@@ -202,61 +196,3 @@ def _check_classes(parts: Sequence[Part], root: Path) -> None:
         bare = [name for name in train if isinstance(part, dict) and not part[name]]
         if bare:
             raise DataError(f"{shown(root)}: {where} class {bare[0]!r} has no images; add some or remove it")
-
-
-VAL_FRACTION = 0.2
-_TEST_SEED = -1  # so that studies over splits have one test part
-
-
-def split_by_class(
-    source: Source, seed: int, n_train: int | None, n_val: int | None, val_fraction: float | None = None
-) -> tuple[Source, Source]:
-    """Split each class in two, by counts or by the share for validation (0.2).
-
-    Raises ``DataError`` naming the smallest class if one of the two parts would get none of it.
-    """
-    n, name = _smallest_class(source)
-    if min(_shares(n, n_train, n_val, val_fraction)) < 1:
-        key, other = ("val_per_class", "training") if n_train is None else ("train_per_class", "validation")
-        why = f"data.{key}={n_train or n_val} leaves none for {other}; allowed: at most {n - 1}"
-        why = why if n > 1 else "at least 2 are needed to split"
-        raise DataError(f"class {name!r} has {counted(n, 'image')}: {why}")
-    train, val = [], []
-    for order in _orders(source, seed):
-        first, last = _shares(len(order), n_train, n_val, val_fraction)
-        train += order[:first]
-        val += order[len(order) - last :]  # from the end: changing train_per_class keeps the validation set
-    return Subset(source, sorted(train)), Subset(source, sorted(val))
-
-
-def _shares(n: int, train: int | None, val: int | None, fraction: float | None) -> tuple[int, int]:
-    if val is None and (train is None or fraction is not None):
-        val = max(1, min(n - 1, round(n * (fraction or VAL_FRACTION))))
-    if train is None:
-        val = val or 0
-        return n - val, val
-    return train, n - train if val is None else min(val, n - train)
-
-
-def _pick_per_class(source: Source, seed: int, count: int | None) -> Source:
-    """Return ``count`` images of each class, as many as there are, or all."""
-    return source if count is None else Subset(source, sorted(i for o in _orders(source, seed) for i in o[:count]))
-
-
-def _smallest_class(source: Source) -> tuple[int, str]:
-    counts = np.bincount(source.targets, minlength=len(source.classes)).tolist()
-    return min(zip(counts, source.classes, strict=True))
-
-
-def _orders(source: Source, seed: int) -> list[list[int]]:
-    """Return each class's indices, ordered by a hash of the seed and the end of an image's name.
-
-    So the folder's location, other classes, and added or removed files do not change the order of the rest.
-    """
-
-    def rank(index: int) -> bytes:
-        name = "/".join(Path(source.names[index]).parts[-2:])
-        return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
-
-    targets = range(len(source.classes))
-    return [sorted(np.flatnonzero(source.targets == target).tolist(), key=rank) for target in targets]

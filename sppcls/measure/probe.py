@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 
 from sppcls.data.batch import IGNORED
-from sppcls.data.catalog import split_by_class
 from sppcls.data.files import read_groups
 from sppcls.data.folders import class_folders, part_folders
 from sppcls.data.geometry import Fit
 from sppcls.data.source import Source, Subset
+from sppcls.data.split import split_by_class
 from sppcls.errors import DataError, counted, missing_extra
 from sppcls.measure.scales import Evaluation, evaluating
 from sppcls.measure.statistics import estimate

@@ -90,9 +90,8 @@ def build_trunk(
     Args:
         name: ``tiny``, ``small``; the paper's ``zf5``, ``convnet5``, ``overfeat5``, ``overfeat7``;
             ``efficientnet_lite0``; any convolutional network of torchvision; ``timm:NAME`` with the extra ``timm``; or
-            one that another package has registered in the entry point group ``sppcls.backbones``: a ``callable(width:
-            float) -> nn.Module`` that maps [N, 3, H, W] to [N, C, h, w] and may have ``mean`` and ``std``. Names of
-            this package take precedence.
+            one of the entry point group ``sppcls.backbones``: a ``callable(width: float) -> nn.Module`` that maps
+            [N, 3, H, W] to [N, C, h, w] and may have ``mean`` and ``std``. Names of this package take precedence.
         width: factor on the number of channels; only for ``tiny``, ``small``, the paper's and registered networks.
         norm: ``lrn`` or ``batch`` for the paper's networks, ``batch`` or ``group`` for ours; the first by default.
         blur_pool: blur its maps where they are strided (`sppcls.models.blur`); files of weights stay the same.

@@ -7,7 +7,7 @@ from typing import Any
 
 from sppcls.errors import counted
 from sppcls.report import page
-from sppcls.report.runs import RESULTS_DO_NOT_DEPEND_ON, Run, flat, is_run, read_run, tuned_keys
+from sppcls.report.runs import NO_VARIANT, Run, flat, is_run, read_run, tuned_keys
 from sppcls.report.study import Study
 
 TRIALS = "tune"  # the folder of a sweep's trials
@@ -38,7 +38,7 @@ def _tried(trials: list[Run]) -> list[str]:
 
 def _alike(trial: Mapping[str, Any], config: Mapping[str, Any], keys: Collection[str]) -> bool:
     """Return whether two configs differ in the tuned values only, and in what makes a trial."""
-    beside = (*RESULTS_DO_NOT_DEPEND_ON, "data.split_seed")
+    beside = (*NO_VARIANT, "data.split_seed")
     one, other = (
         {key: value for key, value in flat(of).items() if key not in keys and not key.startswith(beside)}
         for of in (trial, config)

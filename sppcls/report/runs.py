@@ -18,7 +18,7 @@ MANIFEST = "sweep.json"  # of a sweep
 # Settings that only say where and how a run ran, or which of several equal runs it is.
 _BESIDE = ("seed", "run_dir", "sweep_dir", "resume", "plan_only", "sweep.", "logger.")
 _HOW = ("data.num_workers", "data.cache", "metrics.")
-RESULTS_DO_NOT_DEPEND_ON = (*_BESIDE, *_HOW)
+NO_VARIANT = (*_BESIDE, *_HOW)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
     configs = [flat(run.config) for run in runs]
     redrawn = any(config.get("sweep.redraw") for config in configs)
     chosen = {key for run in runs for key in tuned_keys(run.config)}  # for each seed
-    beside = (*RESULTS_DO_NOT_DEPEND_ON, *(["data.split_seed"] if redrawn else []))
+    beside = (*NO_VARIANT, *(["data.split_seed"] if redrawn else []))
     every = sorted({key for config in configs for key in config if not key.startswith(beside) and key not in chosen})
     return [key for key in every if len({str(config.get(key)) for config in configs}) > 1]
 

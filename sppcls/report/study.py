@@ -126,15 +126,10 @@ def contrast(parts: Mapping[str, float], variants: Mapping[str, Variant], scale:
     images = _by_image([(variants[name].runs, weight) for name, weight in parts.items()], scale)
     found = {}
     for measure in TESTED:
-        by_seed = [
-            {s: w * of[measure] for s, of in variants[n].values.items() if measure in of} for n, w in parts.items()
-        ]
+        by_seed = [{s: of[measure] for s, of in variants[name].values.items() if measure in of} for name in parts]
         if common := set.intersection(*map(set, by_seed)):
-            signs = [weight > 0 for weight in parts.values()]
-            ours, theirs = (
-                {s: sum(abs(of[s]) for of, sign in zip(by_seed, signs, strict=True) if sign is side) for s in common}
-                for side in (True, False)
-            )
+            weighed = list(zip(parts.values(), by_seed, strict=True))
+            ours, theirs = ({s: sum(max(side * w, 0) * of[s] for w, of in weighed) for s in common} for side in (1, -1))
             by_image = images.get(measure)
             whole = by_image is not None and len(by_image) == len(common) and by_image.shape[1] > 1
             found[measure] = compare(ours, theirs, by_image if whole else None)

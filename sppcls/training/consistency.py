@@ -37,6 +37,14 @@ def disagreement(logits: Sequence[Tensor]) -> Tensor:
     >>> disagreement([torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])]).tolist()
     [0.0]
     """
-    together = torch.stack(list(logits)).float()
-    teacher = together.detach().mean(0).log_softmax(-1).expand_as(together)
-    return F.kl_div(together.log_softmax(-1), teacher, reduction="none", log_target=True).sum(-1).mean(0)
+    together = torch.stack(list(logits))
+    return divergence(together, together.float().mean(0)).mean(0)
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Return [..., N], how far the answers ``logits`` [..., N, K] are from those of ``teacher`` [N, K].
+
+    No gradient goes through the teacher.
+    """
+    said, wanted = logits.float().log_softmax(-1), teacher.detach().float().log_softmax(-1)
+    return F.kl_div(said, wanted.expand_as(said), reduction="none", log_target=True).sum(-1)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from sppcls.build import build_splits
 from sppcls.checkpoints import LAST, PREVIOUS, Content, has_checkpoint
@@ -16,7 +15,7 @@ from sppcls.errors import ConfigError, DataError, SppclsError, missing_extra
 from sppcls.plugins import plugin
 from sppcls.report.runs import flat
 from sppcls.run_folder import STATUS, read_config
-from sppcls.spec import Spec, parse, parse_stored
+from sppcls.spec import Spec, parse, parse_stored, set_keys
 from sppcls.training_settings import OPTIMIZERS
 
 # None of these changes what a step computes, only for how long, on what and by how many processes.
@@ -87,7 +86,8 @@ def precheck(spec: Spec) -> Splits:
         raise ConfigError(f"model.weights={weights}: no such file; name a .safetensors or .pth file, or pretrained")
     splits = build_splits(spec.data)
     if spec.metrics.part == "test" and splits.test is None:
-        raise ConfigError(f"metrics.part=test: data={spec.data.name} has no test part; add data.test_per_class=N")
+        add = "add a folder test, or, where the set is split, data.test_per_class=N"
+        raise ConfigError(f"metrics.part=test: data={spec.data.name} has no test part; {add}")
     if spec.trainer.accelerator in ("gpu", "cuda"):
         import torch
 
@@ -106,16 +106,6 @@ def resumed_spec(run: str, given: Mapping[str, object]) -> Spec:
         raise ConfigError(f"run_dir={asked} cannot change on resume: the run is in {run}")
     set_keys(values, given)
     return parse(values | {"resume": run, "run_dir": run})
-
-
-def set_keys(values: dict[str, Any], given: Mapping[str, object]) -> None:
-    """Set values by dotted key in nested ones; a group that is given as a whole takes the place of the old one."""
-    for key, value in given.items():
-        *groups, name = key.split(".")
-        place = values
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[name] = value
 
 
 @dataclass(frozen=True)

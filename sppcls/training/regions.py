@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sppcls.models.classifier import SppClassifier
+from sppcls.training.consistency import divergence
 
 
 def region_losses(
@@ -33,9 +33,9 @@ def region_losses(
     canvases, places, boxes = zip(*(canvas(images, network.trunk.stride) for images in batches), strict=True)
     starts = torch.tensor([0, *(len(images) for images in batches)]).cumsum(0)
     chosen = torch.cat([start + place for start, place in zip(starts, places, strict=False)]).to(logits.device)
-    said, teacher = network.classify_regions(canvases, boxes), logits.detach()[chosen].float().log_softmax(-1)
-    apart = F.kl_div(said.float().log_softmax(-1), teacher, reduction="none", log_target=True).sum(-1)
-    return apart.new_zeros(len(logits)).index_copy(0, chosen, losses(said, targets[chosen]) + apart)
+    said = network.classify_regions(canvases, boxes)
+    each = losses(said, targets[chosen]) + divergence(said, logits[chosen])
+    return each.new_zeros(len(logits)).index_copy(0, chosen, each)
 
 
 def canvas(images: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:

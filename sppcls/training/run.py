@@ -16,9 +16,9 @@ from sppcls.process import Interrupted, Signals
 from sppcls.report.run_lines import closing_lines, data_lines, plan_lines, result_table
 from sppcls.report.run_page import write_run_page, write_run_tables
 from sppcls.run_folder import LOG, STATUS, RunFolder, fresh_folder, logging_to, read_summary
-from sppcls.spec import Spec, parse
+from sppcls.spec import Spec, parse, set_keys
 from sppcls.terminal import OutputClosedError, log, printable, say, show
-from sppcls.training.preflight import Resumed, joined_rank, local_ranks, precheck, resume_point, set_keys
+from sppcls.training.preflight import Resumed, joined_rank, local_ranks, precheck, resume_point
 
 _CHOICE = {"data": "name", "model": "backbone", "optim": "name", "schedule": "kind", "logger": "name"}
 

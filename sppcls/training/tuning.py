@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from sppcls.errors import ConfigError, SppclsError
+from sppcls.errors import SppclsError
 from sppcls.report.recipes import TRIALS
 from sppcls.run_folder import read_summary, state_of
-from sppcls.spec import Spec, parse, unknown_key
+from sppcls.spec import Spec, parse, set_keys
 
 
 def grid(spec: Spec) -> list[dict[str, object]]:
@@ -23,15 +22,8 @@ def grid(spec: Spec) -> list[dict[str, object]]:
 
 def with_values(spec: Spec, values: Mapping[str, object]) -> Spec:
     """Return a spec with other values by dotted key; raises ``ConfigError`` naming a wrong one."""
-    changed: dict[str, Any] = spec.model_dump(mode="json")
-    for key, value in values.items():
-        *groups, name = key.split(".")
-        group: Any = changed
-        for part in groups:
-            group = group.get(part)
-            if not isinstance(group, dict):
-                raise ConfigError(unknown_key(key))
-        group[name] = value
+    changed = spec.model_dump(mode="json")
+    set_keys(changed, values)
     return parse(changed)
 
 
