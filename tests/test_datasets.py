@@ -17,13 +17,14 @@ from torchvision.datasets import ImageFolder
 from sppcls import MultiScaleDataModule
 from sppcls.build import build_planner, build_splits
 from sppcls.data.cache import PixelCache
-from sppcls.data.catalog import _shares, load_splits
+from sppcls.data.catalog import load_splits
 from sppcls.data.cut import own_tensors
 from sppcls.data.datasets import DatasetSource, from_datasets
 from sppcls.data.files import FileSource
 from sppcls.data.images import decode
 from sppcls.data.source import Identity
 from sppcls.data.source import Subset as OurSubset
+from sppcls.data.split import _shares
 from sppcls.errors import ConfigError, DataError
 from sppcls.report.run_lines import plan_table
 from sppcls.spec import parse
